@@ -1,0 +1,139 @@
+"""An app as a runtime sees it: services to run with volumes bound in. Made from a manifest by `fractal.manifest`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """A folder of the app's volume root, bound into a service."""
+
+    volume: str
+    """Name of a directory directly below the volume root."""
+    target: str
+    """Absolute path inside the service (for the process runtime: only a name, see `ProcessSpec`)."""
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Port:
+    """A port that a service listens on, inside its own network where the runtime gives it one."""
+
+    name: str
+    """`web`, or any name unique in the service."""
+    container: int
+    """Number inside; 0 lets the process runtime choose."""
+    protocol: str = "tcp"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HealthSpec:
+    """How to see that a service is healthy."""
+
+    test: tuple[str, ...] = ()
+    """argv to run in the service; exit 0 is healthy. Empty: `http` or `tcp` decides."""
+    http: str = ""
+    """Path to GET on the service's `port`; any status below 500 is healthy."""
+    port: str = ""
+    """Name of the port for `http` (or, without `http`, for a TCP connect)."""
+    interval: float = 2.0
+    timeout: float = 5.0
+    retries: int = 3
+    start_period: float = 60.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Resource limits; 0 means none."""
+
+    memory: int = 0
+    """Bytes."""
+    cpus: float = 0.0
+    processes: int = 0
+    files: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessSpec:
+    """`x-homeserver.process`: how the `process` runtime starts a service, without any image.
+
+    In `argv`, `env` and `files` the placeholders `{port.NAME}`, `{data.VOLUME}`, `{secret.NAME}`, `{python}`, `{run}`
+    (a private scratch folder) and `{file.NAME}` are replaced.
+    """
+
+    argv: tuple[str, ...]
+    requirements: tuple[str, ...] = ()
+    """Python requirements, pinned by `name==version`; installed into an environment of the app's own."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Configuration files written before start: name -> content."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceSpec:
+    """One service of an app."""
+
+    name: str
+    image: str = ""
+    argv: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    secrets: tuple[str, ...] = ()
+    """Names of the app's secrets that this service may see."""
+    mounts: tuple[Mount, ...] = ()
+    ports: tuple[Port, ...] = ()
+    depends_on: Mapping[str, str] = field(default_factory=dict)
+    """Service -> `started` | `healthy` | `completed`."""
+    health: HealthSpec | None = None
+    limits: Limits = field(default_factory=Limits)
+    stop_signal: str = "SIGTERM"
+    stop_grace: float = 10.0
+    """Seconds between the stop signal and SIGKILL."""
+    restart: str = "always"
+    """`always` | `on-failure` | `no`; done by the agent, never by an engine."""
+    working_dir: str = ""
+    user: str = ""
+    process: ProcessSpec | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Further Compose keys that a runtime honours, by key, as canonical JSON."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppSpec:
+    """An app's services in dependency order, its volumes and its offered web service."""
+
+    name: str
+    services: tuple[ServiceSpec, ...]
+    volumes: tuple[str, ...] = ()
+    """Directories below the volume root."""
+    web_service: str = ""
+    web_port: str = ""
+    """Service and port name that a route leads to unless it says otherwise."""
+    architectures: tuple[str, ...] = ()
+    """Machine names as `platform.machine()` gives them; empty: any."""
+    generated_secrets: tuple[str, ...] = ()
+    """Secrets to make at install, 32 random bytes each in URL-safe base64."""
+    consistency: str = "crash"
+    """`crash` | `pause` | `hook`: how a snapshot is made consistent."""
+    before_snapshot: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """(service, argv) to run before a snapshot when consistency is `hook`."""
+    after_snapshot: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppRun:
+    """One run of an app on this device: what to start, at which epoch, on which data."""
+
+    group: str
+    app: str
+    epoch: int
+    spec: AppSpec
+    volume_root: Path
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def key(self) -> str:
+        """Name of the run: group, app and epoch, fit for labels, paths and cgroups."""
+        return f"{self.group}.{self.app}.{self.epoch}"

@@ -1,0 +1,40 @@
+"""The record by which a plugin offers a backend, common to all kinds."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from fractal.api.context import Context
+
+B_co = TypeVar("B_co", covariant=True)
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What `probe` found without changing anything."""
+
+    ready: bool
+    detail: str
+    """One line: a version and where, or what is missing and which package brings it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend(Generic[B_co, C]):
+    """One way to do one kind of thing. Frozen; building it does no I/O and imports nothing heavy.
+
+    `config` is a plain frozen dataclass whose fields carry `metadata={"help": "... ."}`; `open` acquires what the backend
+    needs and gives it back on exit, also when cancelled. `capabilities` names the optional `Supports*` protocols that the
+    opened object satisfies, each by the protocol's class name, and must agree with them.
+    """
+
+    name: str
+    summary: str
+    config: type[C]
+    open: Callable[[Context, C], AbstractAsyncContextManager[B_co]]
+    probe: Callable[[C], Awaitable[Probe]] | None = None
+    capabilities: frozenset[str] = field(default_factory=frozenset)
+    api: int = 1

@@ -1,0 +1,34 @@
+"""Catalog kind: lists and fetches manifests from somewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fractal.api.backend import Backend
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogItem:
+    """An app that can be installed."""
+
+    name: str
+    title: str
+    summary: str = ""
+    version: str = ""
+
+
+class Catalog(Protocol):
+    """A source of manifests. What it returns is untrusted text."""
+
+    async def items(self) -> Sequence[CatalogItem]:
+        """Everything on offer, sorted by name; entries that cannot be read are left out and logged."""
+
+    async def manifest(self, name: str) -> str:
+        """The manifest's text. Raises NotFound."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogBackend(Backend[Catalog, Any]):
+    """Offers a `Catalog`."""

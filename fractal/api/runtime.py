@@ -1,0 +1,151 @@
+"""Runtime kind: runs an app's services. See docs/reference/plugin-api.md for the contract in words."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from fractal.api.app import AppRun, AppSpec
+from fractal.api.backend import Backend
+
+
+class Health(Enum):
+    """A service's health, or an app's: the worst of its services."""
+
+    STARTING = "starting"
+    HEALTHY = "healthy"
+    UNHEALTHY = "unhealthy"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceStatus:
+    """What the runtime sees of one service of one run."""
+
+    name: str
+    running: bool
+    health: Health
+    restarts: int = 0
+    exit_code: int | None = None
+    detail: str = ""
+    """Last line worth showing: why it does not start."""
+    endpoints: tuple[tuple[str, str, int], ...] = ()
+    """(port name, host, port) at which this device reaches it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatus:
+    """One run that exists on this device, whether started by this agent, an earlier one, or left over."""
+
+    group: str
+    app: str
+    epoch: int
+    services: tuple[ServiceStatus, ...]
+    frozen: bool = False
+
+    @property
+    def health(self) -> Health:
+        """The worst of the services' health; STOPPED if none runs."""
+        order = (Health.STOPPED, Health.UNHEALTHY, Health.STARTING, Health.HEALTHY)
+        return min((s.health for s in self.services), key=order.index, default=Health.STOPPED)
+
+
+@dataclass(frozen=True, slots=True)
+class ExecResult:
+    """What a command inside a service gave."""
+
+    exit_code: int
+    output: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Freezable:
+    """How the guard freezes a run without the engine: a cgroup of its own, or processes that the guard parents."""
+
+    run: str
+    """`AppRun.key`."""
+    cgroup: Path | None = None
+    """Folder of the run's cgroup (v2), or of its freezer cgroup (v1). None: the guard started its processes itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Something in a manifest that this runtime cannot honour."""
+
+    service: str
+    key: str
+    reason: str
+
+
+class Runtime(Protocol):
+    """Runs apps. Every call is idempotent, may be cancelled at any await, and is safe to repeat after a crash.
+
+    A runtime never restarts anything by itself across an agent restart, never thaws what the guard froze, and marks each
+    thing that it starts with group, app and epoch so that `observe` finds it again, also after the agent was killed.
+    """
+
+    def check(self, spec: AppSpec) -> Sequence[Refusal]:
+        """What of `spec` cannot run here, by service and key. Empty: all of it can. No I/O."""
+
+    async def prepare(self, run: AppRun) -> None:
+        """Bring what the run needs (images, environments) without starting anything. May take minutes."""
+
+    async def start(self, run: AppRun) -> None:
+        """Start every service in dependency order, waiting for conditions. Returns when all were started.
+
+        The guard has been told of the run before. Raises BackendError naming the service that does not start.
+        """
+
+    async def stop(self, key: str) -> None:
+        """Stop gracefully: stop signal, grace, SIGKILL, in reverse order. Nothing to do if it does not exist."""
+
+    async def kill(self, key: str) -> None:
+        """SIGKILL everything of the run, frozen or not, without thawing it first. Nothing of it runs afterwards."""
+
+    async def remove(self, key: str) -> None:
+        """Remove what a stopped run left (containers, scratch files). Never the volume root."""
+
+    async def pause(self, key: str) -> None:
+        """Suspend every process of the run, for a consistent snapshot."""
+
+    async def unpause(self, key: str) -> None:
+        """Undo `pause` (never a freeze by the guard)."""
+
+    async def observe(self) -> Sequence[RunStatus]:
+        """Every run on this device that this runtime started and that still has a process or container."""
+
+    def logs(self, key: str, service: str, *, tail: int = 100, follow: bool = False) -> AsyncIterator[bytes]:
+        """The last `tail` lines (0: all kept), then live ones if `follow`. Raises NotFound."""
+
+    async def exec(
+        self, key: str, service: str, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60.0
+    ) -> ExecResult:
+        """Run `argv` inside the service. Output is stdout and stderr together, 1 MiB at most. Raises NotFound."""
+
+    async def freezable(self, run: AppRun) -> Freezable:
+        """How the guard can freeze this run; called before `start`."""
+
+
+@runtime_checkable
+class SupportsImages(Protocol):
+    """Saves and loads container images, so that a takeover needs no registry."""
+
+    async def image_digest(self, image: str) -> str:
+        """Content digest of a local image."""
+
+    def save_image(self, image: str) -> AsyncIterator[bytes]:
+        """The image as an OCI or docker archive."""
+
+    async def load_image(self, image: str, chunks: AsyncIterator[bytes]) -> str:
+        """Load an archive, tag it `image`, return its digest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeBackend(Backend[Runtime, Any]):
+    """Offers a `Runtime`."""
+
+    isolates: bool = True
+    """False: apps run beside everything else on the device; said plainly by `plugin show` and at install."""

@@ -1,0 +1,56 @@
+"""Store kind: keeps immutable objects for others, without being able to read them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fractal.api.backend import Backend
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ObjectInfo:
+    """An object as listed."""
+
+    key: str
+    size: int
+    """Bytes."""
+
+
+class Store(Protocol):
+    """Create-only objects. Keys are 1-400 characters of [a-z0-9._/-]; no part is empty, `.` or `..`.
+
+    One key may be a prefix of another at a slash (`a/1` and `a/1/base` both exist). Nothing is ever overwritten.
+    """
+
+    @property
+    def staleness(self) -> float:
+        """Seconds by which a listing or a read may lag behind an acknowledged create (S of docs/explanation/leases.md)."""
+
+    @property
+    def fencing(self) -> bool:
+        """Whether `put_new` is atomic: for each key exactly one creator ever succeeds, and readers see whole objects."""
+
+    async def put_new(self, key: str, data: bytes | AsyncIterator[bytes]) -> None:
+        """Create the object, whole and durable when this returns; half-written ones are never seen by anybody.
+
+        Raises Conflict if the key exists, Ambiguous if it may have been created, BackendError (retryable or not).
+        """
+
+    def get(self, key: str, *, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+        """The object's bytes from `offset`, in chunks of at most 1 MiB. Raises NotFound before the first chunk."""
+
+    async def head(self, key: str) -> ObjectInfo:
+        """Raises NotFound."""
+
+    def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        """Every object whose key begins with `prefix`, sorted by key."""
+
+    async def delete(self, key: str) -> None:
+        """Delete; nothing if absent. Raises NotSupported on an append-only store."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreBackend(Backend[Store, Any]):
+    """Offers a `Store`."""

@@ -1,0 +1,319 @@
+"""The group's state as the log's fold gives it: frozen values, nothing but data.
+
+Ids: a group's is the hash of its first entry, a device's and a member's are hashes of their signing keys (`crypto.keys`),
+an app's, a store's and an invitation's are random; all are lower-case hex. Instants called `*_ms` are wall-clock labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Role(Enum):
+    """What a member may do. An owner may do everything; an admin all but touch owners; a member run its own things."""
+
+    OWNER = "owner"
+    ADMIN = "admin"
+    MEMBER = "member"
+
+
+class DeviceRole(Enum):
+    """What a device does for the group."""
+
+    HOST = "host"
+    STORE = "store"
+    GATEWAY = "gateway"
+
+
+class Desired(Enum):
+    """What people want of an app."""
+
+    RUNNING = "running"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timers:
+    """The group's failover timers, in milliseconds (docs/explanation/failover.md). Milliseconds, as the log has no floats."""
+
+    profile: str = "standard"
+    beat: int = 3_000
+    patience: int = 10_000
+    answer_window: int = 8_000
+    rank_step: int = 3_000
+    proof: int = 12_000
+    """F: how old a proof may be."""
+    margin: int = 2_000
+    poll: int = 2_000
+    """Longest long poll of the log."""
+    read_timeout: int = 6_000
+    """After this a log read or store listing is given up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """A person."""
+
+    id: str
+    name: str
+    role: Role
+    key: bytes
+    """Ed25519 public key."""
+    removed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A machine running the agent."""
+
+    id: str
+    name: str
+    member: str
+    sign_key: bytes
+    """Ed25519 public key."""
+    box_key: bytes
+    """X25519 public key."""
+    roles: frozenset[DeviceRole] = frozenset()
+    arch: str = ""
+    """As `platform.machine()` gives it."""
+    version: str = ""
+    """Version of its agent."""
+    runtime: str = ""
+    snapshot_format: str = ""
+    receives: frozenset[str] = frozenset()
+    capacity: int = 0
+    """Free memory in MiB when last published, for placement."""
+    contact: Mapping[str, str] = field(default_factory=dict)
+    """What the transport published."""
+    address: str = ""
+    """For a gateway: its public host name or address."""
+    draining: bool = False
+    away_until: int = 0
+    """Log position of nothing; wall_ms label of a bounded absence (at most 5 min after the entry)."""
+    removed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Invitation:
+    """Somebody may join who proves knowledge of the code (docs/explanation/joining.md)."""
+
+    id: str
+    verify_key: bytes
+    """Ed25519 public key derived from the code."""
+    member: str
+    """Member that the new device belongs to; "" for a new member."""
+    role: Role
+    by: str
+    """Device that invited."""
+    expires_ms: int
+    used: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinRequest:
+    """A device that asks to be let in; pending until approved or its invitation ends."""
+
+    invitation: str
+    name: str
+    sign_key: bytes
+    box_key: bytes
+    member_name: str = ""
+    member_key: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreEntry:
+    """A store of the group. Credentials are sealed with the group key like the rest of the log."""
+
+    id: str
+    name: str
+    backend: str
+    config: Mapping[str, str] = field(default_factory=dict)
+    removed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """How an app is treated."""
+
+    failover: str = "automatic"
+    """`automatic` | `manual`."""
+    on_isolation: str = "freeze"
+    """`freeze` | `keep`; `keep` only with manual failover."""
+    interval: int = 60_000
+    """Milliseconds between snapshots."""
+    standby: int = 1
+    """How many devices keep a warm copy."""
+    devices: tuple[str, ...] = ()
+    """Preferred devices, best first; the first ones are the standbys. Empty: all eligible."""
+    trust: str = "group"
+    """`group` | `member` | `list`: which devices get the app's key. `list` means `devices` and nobody else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppKey:
+    """One generation of an app's key pair: backups are sealed to `public`; `sealed` gives its secret to trusted devices."""
+
+    generation: int
+    public: bytes
+    sealed: Mapping[str, bytes] = field(default_factory=dict)
+    """Device id -> sealed X25519 secret key."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Point:
+    """A committed snapshot: the record `number` of `epoch` in an app's archive. Number 0: the empty beginning."""
+
+    epoch: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """The owner of `epoch` gave the app up."""
+
+    epoch: int
+    clean: bool
+    """Its wait was over and its containers are stopped: the next one need not wait."""
+    base: Point | None = None
+    unhealthy: bool = False
+    """Released because the app does not get healthy there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What a fork or restore starts from."""
+
+    app: str
+    point: Point
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreWish:
+    """Somebody asked that the app go back to a moment."""
+
+    id: str
+    point: Point
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class App:
+    """An installed application."""
+
+    id: str
+    name: str
+    manifest: str
+    """The manifest's text."""
+    spec: Mapping[str, object]
+    """`AppSpec` as plain values (`manifest.plain`)."""
+    store: str
+    """Id of the store that holds its archive and epochs."""
+    owner_member: str
+    policy: Policy = field(default_factory=Policy)
+    desired: Desired = Desired.RUNNING
+    placed: str = ""
+    """Device that takes epoch 1."""
+    epoch: int = 0
+    """Highest announced epoch."""
+    owner: str = ""
+    """Device of that epoch; "" before the first."""
+    serving: int = 0
+    """Highest epoch announced as healthy: routes lead to its owner."""
+    failed: tuple[str, ...] = ()
+    """Devices on which it did not get healthy since it last did somewhere."""
+    release: Release | None = None
+    """Of the current epoch."""
+    move_to: str = ""
+    restore: RestoreWish | None = None
+    restored: str = ""
+    """Id of the last restore wish that was carried out."""
+    source: Source | None = None
+    keys: tuple[AppKey, ...] = ()
+    """Generations, oldest first."""
+    secrets: Mapping[str, bytes] = field(default_factory=dict)
+    """Name -> value sealed to the newest app key."""
+    pins: frozenset[Point] = frozenset()
+    removed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """A public name that leads to an app's service."""
+
+    name: str
+    app: str
+    kind: str = "https"
+    service: str = ""
+    port: str = ""
+    """Service and port name; empty: the manifest's web service."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Challenge:
+    """A device was asked to show that it lives, and has not answered yet."""
+
+    device: str
+    by: str
+    position: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Author:
+    """The end of one author's own chain."""
+
+    number: int
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A signed statement of the folded state at a position."""
+
+    position: int
+    state_hash: bytes
+    key: str
+    """Where the sealed state is in the group's store."""
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupState:
+    """Everything that a group's log says, as far as it was folded."""
+
+    id: str = ""
+    name: str = ""
+    timers: Timers = field(default_factory=Timers)
+    members: Mapping[str, Member] = field(default_factory=dict)
+    devices: Mapping[str, Device] = field(default_factory=dict)
+    invitations: Mapping[str, Invitation] = field(default_factory=dict)
+    requests: Mapping[str, JoinRequest] = field(default_factory=dict)
+    """By device id of the requester."""
+    stores: Mapping[str, StoreEntry] = field(default_factory=dict)
+    apps: Mapping[str, App] = field(default_factory=dict)
+    routes: Mapping[str, Route] = field(default_factory=dict)
+    challenges: Mapping[str, Challenge] = field(default_factory=dict)
+    """Open ones by challenged device."""
+    answers: Mapping[str, int] = field(default_factory=dict)
+    """Device -> position of its last answer entry."""
+    generation: int = 0
+    group_keys: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
+    """Generation (as text) -> device id -> group key sealed to it."""
+    checkpoint: Checkpoint | None = None
+    authors: Mapping[str, Author] = field(default_factory=dict)
+    position: int = 0
+    """Entries folded, valid or not."""
+    head: bytes = b""
+    """Running hash over all of them."""
+    recent: tuple[bytes, ...] = ()
+    """Running hashes of the last positions, newest last, to check what other authors had folded."""
+    skipped: int = 0
+    skips: tuple[tuple[int, str], ...] = ()
+    """Last few skipped entries: position and reason."""
+    forked: str = ""
+    """Proof that the log server showed different histories; "" while there is none."""
+    sealed_out: int = 0
+    """Position of the first entry that this reader could not unseal; 0 while there is none. Local, not hashed."""
+    left: bool = False
+    """This reader's own device was removed. Local, not hashed."""

@@ -1,0 +1,77 @@
+"""The pluggy hooks. All are called once, at load, on the main thread; none does I/O and none is called per operation.
+
+A plugin is a module named by an entry point of group `fractal.plugins`:
+
+    # my_plugin.py
+    from fractal.hookspecs import hookimpl
+
+    @hookimpl
+    def fractal_stores():
+        yield StoreBackend(name="tape", summary="Objects on tape.", config=TapeConfig, open=open_tape)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pluggy
+
+from fractal.api.catalog import CatalogBackend
+from fractal.api.coordination import CoordinationBackend
+from fractal.api.events import Event
+from fractal.api.health import HealthCheck
+from fractal.api.runtime import RuntimeBackend
+from fractal.api.snapshot import SnapshotBackend
+from fractal.api.store import StoreBackend
+from fractal.api.transport import TransportBackend
+
+PROJECT = "fractal"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def fractal_runtimes() -> Iterable[RuntimeBackend]:
+    """Offer runtimes: `yield RuntimeBackend(name="lxc", summary="...", config=Config, open=open_lxc)`."""
+    return ()
+
+
+@hookspec
+def fractal_snapshotters() -> Iterable[SnapshotBackend]:
+    """Offer snapshotters: `yield SnapshotBackend(name="xfs", summary="...", config=Config, open=open_xfs)`."""
+    return ()
+
+
+@hookspec
+def fractal_stores() -> Iterable[StoreBackend]:
+    """Offer stores: `yield StoreBackend(name="tape", summary="...", config=Config, open=open_tape)`."""
+    return ()
+
+
+@hookspec
+def fractal_transports() -> Iterable[TransportBackend]:
+    """Offer transports: `yield TransportBackend(name="tor", summary="...", config=Config, open=open_tor)`."""
+    return ()
+
+
+@hookspec
+def fractal_coordinators() -> Iterable[CoordinationBackend]:
+    """Offer coordinators: `yield CoordinationBackend(name="nats", summary="...", config=Config, open=open_nats)`."""
+    return ()
+
+
+@hookspec
+def fractal_catalogs() -> Iterable[CatalogBackend]:
+    """Offer catalogs: `yield CatalogBackend(name="git", summary="...", config=Config, open=open_git)`."""
+    return ()
+
+
+@hookspec
+def fractal_health_checks() -> Iterable[HealthCheck]:
+    """Offer checks for `homeserver doctor`: `yield HealthCheck(name="raid", summary="...", check=check_raid)`."""
+    return ()
+
+
+@hookspec
+def fractal_event(event: Event) -> None:
+    """Be told of an event. Return quickly; an exception is logged and goes no further."""
