@@ -72,7 +72,13 @@ class Snapshotter(Protocol):
         """The snapshot as a stream of chunks of at most 1 MiB; with `parent`, only what changed since. Raises NotFound."""
 
     async def receive(
-        self, volume: str, name: str, chunks: AsyncIterator[bytes], *, stream_format: str, parent: str | None = None
+        self,
+        volume: str,
+        name: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        stream_format: str,
+        parent: str | None = None,
     ) -> Snapshot:
         """Make read-only snapshot `name` out of a stream, all or nothing.
 

@@ -1,0 +1,117 @@
+"""Frozen dataclasses to plain values that `canonical.encode` takes, and back, strictly.
+
+Bytes become base64 text, enums their value, sets sorted lists, keys of mappings strings. A field equal to its default is
+left out, so that a value written before a field existed reads the same as one written after (and hashes the same).
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, fields, is_dataclass
+from enum import Enum
+from functools import cache
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from fractal.api.canonical import pack, unpack
+from fractal.api.errors import InvalidInput
+
+T = TypeVar("T")
+
+
+def to_plain(value: object) -> Any:
+    """The plain form of a value made of dataclasses, mappings, sequences, enums, bytes, str, int, bool and None."""
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, bytes):
+        return pack(value)
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {
+            f.name: to_plain(item) for f in fields(value) if (item := getattr(value, f.name)) != _default(f)
+        }
+    if isinstance(value, Mapping):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, frozenset | set):
+        return sorted((to_plain(v) for v in value), key=repr)
+    if isinstance(value, tuple | list):
+        return [to_plain(v) for v in value]
+    raise InvalidInput(f"{type(value).__name__} has no plain form")
+
+
+def from_plain(kind: type[T], value: object) -> T:
+    """A value of dataclass `kind`. Raises InvalidInput for unknown fields, missing ones and wrong types."""
+    result: T = _convert(kind, value, kind.__name__)
+    return result
+
+
+def _default(field: Field[Any]) -> object:
+    if field.default is not MISSING:
+        return field.default
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return MISSING
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _convert(kind: Any, value: object, where: str) -> Any:
+    origin = get_origin(kind)
+    if origin is not None:
+        return _generic(kind, origin, value, where)
+    if kind is Any or kind is object:
+        return value
+    if isinstance(kind, type):
+        if is_dataclass(kind):
+            return _dataclass(kind, value, where)
+        if issubclass(kind, Enum):
+            try:
+                return kind(value)
+            except ValueError as error:
+                raise InvalidInput(f"{where}: {value!r} is not one of {[e.value for e in kind]}") from error
+        if kind is bytes:
+            return unpack(value)
+        if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+            return value
+    raise InvalidInput(f"{where}: expected {getattr(kind, '__name__', kind)}, got {type(value).__name__}")
+
+
+def _generic(kind: Any, origin: Any, value: object, where: str) -> Any:
+    arguments = get_args(kind)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in arguments:
+            return None
+        (inner,) = (a for a in arguments if a is not type(None))
+        return _convert(inner, value, where)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        if not isinstance(value, Mapping):
+            raise InvalidInput(f"{where}: expected an object")
+        return {str(k): _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+    if not isinstance(value, list | tuple):
+        raise InvalidInput(f"{where}: expected a list")
+    if origin is frozenset:
+        return frozenset(_convert(arguments[0], v, where) for v in value)
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return tuple(_convert(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+    if len(arguments) != len(value):
+        raise InvalidInput(f"{where}: expected {len(arguments)} items")
+    return tuple(
+        _convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True))
+    )
+
+
+def _dataclass(kind: type, value: object, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise InvalidInput(f"{where}: expected an object")
+    hints = _hints(kind)
+    known = {f.name: f for f in fields(kind)}
+    if unknown := sorted(set(value) - set(known)):
+        raise InvalidInput(f"{where}: unknown field {unknown[0]!r}")
+    missing = [n for n, f in known.items() if n not in value and _default(f) is MISSING]
+    if missing:
+        raise InvalidInput(f"{where}: missing field {missing[0]!r}")
+    return kind(**{n: _convert(hints[n], v, f"{where}.{n}") for n, v in value.items()})
