@@ -1,0 +1,103 @@
+"""Which devices may host an app, and in which order they stand in for it. Every device computes the same from the log."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+
+from fractal.core.model import App, Device, DeviceRole, GroupState
+
+
+def trusted(app: App, device: str) -> bool:
+    """Whether the newest generation of the app's key is sealed to the device."""
+    return bool(app.keys) and device in app.keys[-1].sealed
+
+
+def refusal(state: GroupState, app: App, device: Device) -> str:
+    """Why the device may not host the app, in words; "" if it may."""
+    architectures = app.spec.get("architectures")
+    if device.removed:
+        return "it was removed from the group"
+    if DeviceRole.HOST not in device.roles:
+        return "it does not have the role host"
+    if not trusted(app, device.id):
+        return "it does not hold the app's key"
+    if isinstance(architectures, list | tuple) and architectures and device.arch not in architectures:
+        return (
+            f"its architecture {device.arch or 'unknown'} is not one of {', '.join(map(str, architectures))}"
+        )
+    if app.source is not None and app.source.app not in state.apps:
+        return "the app that it is a fork of is unknown"
+    return ""
+
+
+def eligible(state: GroupState, app: App) -> tuple[Device, ...]:
+    """Devices that may host the app, draining ones excepted, in id order."""
+    return tuple(d for _, d in sorted(state.devices.items()) if not d.draining and not refusal(state, app, d))
+
+
+def ranking(state: GroupState, app: App) -> tuple[str, ...]:
+    """Eligible devices, best first: the policy's order, then free capacity by powers of two, then a hash.
+
+    Capacity counts by powers of two so that small changes of free memory do not reorder anybody.
+    """
+    preferred = {device: place for place, device in enumerate(app.policy.devices)}
+
+    def key(device: Device) -> tuple[int, int, bytes]:
+        tie = hashlib.blake2b(f"{app.id}/{device.id}".encode(), digest_size=8).digest()
+        return (preferred.get(device.id, len(preferred)), -device.capacity.bit_length(), tie)
+
+    return tuple(d.id for d in sorted(eligible(state, app), key=key))
+
+
+def successors(state: GroupState, app: App, *, without: Iterable[str] = ()) -> tuple[str, ...]:
+    """The ranking without some devices; devices where the app did not get healthy come last, best of all first."""
+    out = frozenset(without)
+    ranked = [d for d in ranking(state, app) if d not in out]
+    return tuple([d for d in ranked if d not in app.failed] + [d for d in ranked if d in app.failed])
+
+
+def standbys(state: GroupState, app: App) -> tuple[str, ...]:
+    """Devices that keep a warm copy: the best of the ranking besides the owner, and the target of a move."""
+    warm = [d for d in ranking(state, app) if d != app.owner][: app.policy.standby]
+    if app.move_to and app.move_to != app.owner and app.move_to not in warm:
+        warm.append(app.move_to)
+    return tuple(warm)
+
+
+def may_trust(state: GroupState, trust: str, listed: Sequence[str], member: str) -> tuple[str, ...]:
+    """Devices that an app of that trust policy gives its key to."""
+    devices = [d for d in state.devices.values() if not d.removed and DeviceRole.HOST in d.roles]
+    if trust == "member":
+        devices = [d for d in devices if d.member == member]
+    elif trust == "list":
+        devices = [d for d in devices if d.id in listed]
+    return tuple(sorted(d.id for d in devices))
+
+
+def choose(
+    state: GroupState,
+    *,
+    architectures: Sequence[str],
+    trusted_devices: Sequence[str],
+    online: Mapping[str, bool],
+) -> str:
+    """Where a new app goes when nobody says: an online host with the most free capacity per app that it owns; "" if none."""
+    owned: dict[str, int] = {}
+    for app in state.apps.values():
+        if not app.removed:
+            owned[app.owner or app.placed] = owned.get(app.owner or app.placed, 0) + 1
+    candidates = [
+        d
+        for d in state.devices.values()
+        if d.id in trusted_devices
+        and not d.removed
+        and not d.draining
+        and DeviceRole.HOST in d.roles
+        and (not architectures or d.arch in architectures)
+    ]
+    best = sorted(
+        candidates,
+        key=lambda d: (not online.get(d.id, False), -(d.capacity / (1 + owned.get(d.id, 0))), d.id),
+    )
+    return best[0].id if best else ""
