@@ -1,0 +1,151 @@
+"""What a device should do next about one app: a pure comparison of what should be with what is.
+
+The agent asks for the next step, carries it out, and asks again. No step depends on an earlier one having been seen: after
+a crash at any point the comparison gives what is left to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from fractal.api.runtime import Health
+from fractal.core.lease import Right, Standing
+from fractal.core.model import App, Desired, Point
+
+BASE_LEAD = 3.0
+"""Seconds before the end of the wait at which the base is chosen: late, so that what the previous owner stored counts."""
+SMALL_ROUND = 8 << 20
+"""A planned move stops the app once a round was at most this many bytes."""
+MAX_ROUNDS = 6
+
+
+class Step(Enum):
+    """What to do next. The words are shown by `--dry-run` and in the agent's log."""
+
+    IDLE = "nothing to do"
+    KILL = "end a run that this device has no right to"
+    SET_ASIDE = "keep the data of a replaced epoch as a branch"
+    FETCH = "fetch snapshots"
+    PREPARE = "make the volume root out of the base"
+    FINISH_WAIT = "note that the wait is over"
+    RESTORE = "put an earlier moment in place"
+    STOP = "stop"
+    START = "start"
+    ANNOUNCE = "announce that it is healthy"
+    GIVE_UP = "release it: it does not get healthy here"
+    HAND_OVER = "stop, take the last snapshot and release"
+    TICK = "take a snapshot"
+    CLEAN_UP = "remove what is left of an app that was removed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """One app as this device sees it at `now`."""
+
+    me: str
+    now: float
+    app: App
+    standing: Standing
+    right: Right
+    runs: Mapping[int, Health] = field(default_factory=dict)
+    """Runs that exist here: epoch -> health."""
+    wait_over: float | None = None
+    """When the wait of the present epoch ends; None: no wait has begun."""
+    fetched: Point | None = None
+    """Newest snapshot of the app that is here."""
+    newest: Point | None = None
+    """Newest snapshot of the main line that is known of."""
+    started: float | None = None
+    """When the present run was started."""
+    start_limit: float = 120.0
+    """Seconds within which it must get healthy."""
+    tick_due: float = 0.0
+    """When the next snapshot is due."""
+    changed_since_tick: bool = True
+    hand_over_to: str = ""
+    """Device that is to have it ("*": anybody): a move, a drain or the agent's end."""
+    rounds: int = 0
+    """Rounds of the move that were copied so far."""
+    last_round: int | None = None
+    """Bytes of the last round; None before the first."""
+    target_ready: bool = False
+    """The target has everything up to the last round."""
+    others_left: bool = True
+    """Some eligible device has not yet tried the app."""
+
+
+def next_step(view: View) -> Step:
+    """The next thing to do; IDLE if all is as it should be."""
+    app = view.app
+    ours = app.owner == view.me and app.epoch > 0 and not app.removed
+    given_up = app.release is not None or view.standing.released >= app.epoch
+    if any(epoch != app.epoch or not ours or given_up for epoch in view.runs):
+        return Step.KILL
+    if view.standing.root and (view.standing.root != app.epoch or not ours):
+        return Step.SET_ASIDE
+    if app.removed:
+        return Step.CLEAN_UP
+    if not ours or given_up:
+        return Step.IDLE
+    if view.standing.waited != app.epoch:
+        return _waiting(view)
+    if view.standing.root != app.epoch:
+        return Step.PREPARE
+    return _owning(view)
+
+
+def _waiting(view: View) -> Step:
+    if view.wait_over is None:
+        return Step.IDLE
+    if view.standing.root != view.app.epoch:
+        if view.now >= view.wait_over - BASE_LEAD:
+            return Step.PREPARE
+        if view.newest is not None and view.fetched != view.newest:
+            return Step.FETCH
+        return Step.IDLE
+    return Step.FINISH_WAIT if view.now >= view.wait_over else Step.IDLE
+
+
+def _owning(view: View) -> Step:
+    app = view.app
+    health = view.runs.get(app.epoch)
+    running = health is not None and health is not Health.STOPPED
+    if view.right.deadline is None or view.right.deadline <= view.now:
+        return Step.IDLE
+    if app.restore is not None and app.restore.id != app.restored:
+        return Step.RESTORE
+    if app.desired is Desired.STOPPED:
+        if health is not None:
+            return Step.STOP
+        return Step.TICK if view.changed_since_tick and view.now >= view.tick_due else Step.IDLE
+    if view.hand_over_to and _hand_over_now(view, running=running):
+        return Step.HAND_OVER
+    if not running:
+        return Step.IDLE if _all_failed(view) else Step.START
+    if health is Health.HEALTHY and app.serving != app.epoch:
+        return Step.ANNOUNCE
+    if _hopeless(view, health):
+        return Step.GIVE_UP
+    if view.now >= view.tick_due or (view.hand_over_to and not view.target_ready and view.last_round is None):
+        return Step.TICK
+    return Step.IDLE
+
+
+def _hand_over_now(view: View, *, running: bool) -> bool:
+    if view.hand_over_to == "*" or not running:
+        return True
+    small = view.last_round is not None and view.last_round <= SMALL_ROUND
+    return view.target_ready and (small or view.rounds >= MAX_ROUNDS)
+
+
+def _hopeless(view: View, health: Health | None) -> bool:
+    if health is Health.HEALTHY or view.app.serving == view.app.epoch or view.app.policy.failover == "manual":
+        return False
+    return view.others_left and view.started is not None and view.now - view.started > view.start_limit
+
+
+def _all_failed(view: View) -> bool:
+    """Every eligible device tried and none got it healthy: stay stopped here, people are told."""
+    return view.me in view.app.failed and not view.others_left
