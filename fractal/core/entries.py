@@ -67,6 +67,8 @@ class Invited:
     role: Role
     expires_ms: int
     member: str = ""
+    lobby_key: bytes = field(default=b"", repr=False)
+    """Symmetric key derived from the code: join requests and welcomes are sealed to it (`crypto.join`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

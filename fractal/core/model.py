@@ -109,6 +109,8 @@ class Invitation:
     """Device that invited."""
     expires_ms: int
     used: bool = False
+    lobby_key: bytes = field(default=b"", repr=False)
+    """What requests and welcomes of this invitation are sealed to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +123,8 @@ class JoinRequest:
     box_key: bytes
     member_name: str = ""
     member_key: bytes = b""
+    certificate: bytes = b""
+    """For a new member: its signature over the device's statement, as `NewDevice.certificate`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
