@@ -1,0 +1,30 @@
+"""The machine's clocks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from fractal.api.context import Clock
+
+_LONGEST_NAP = 5.0
+"""Seconds. The event loop's timers stop while the machine sleeps; this bounds how late a wait ends after it wakes."""
+
+
+class SystemClock(Clock):
+    """CLOCK_BOOTTIME for deadlines, the wall clock for labels."""
+
+    def boottime(self) -> float:
+        """Seconds on CLOCK_BOOTTIME, suspended time included."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+    def wall_ms(self) -> int:
+        """Milliseconds since 1970; a label only."""
+        return time.time_ns() // 1_000_000
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait until `seconds` of CLOCK_BOOTTIME have passed; at least one turn of the event loop."""
+        end = self.boottime() + seconds
+        await asyncio.sleep(0)
+        while (left := end - self.boottime()) > 0:  # noqa: ASYNC110 - waits for time itself, no event tells of it
+            await asyncio.sleep(min(left, _LONGEST_NAP))

@@ -1,0 +1,44 @@
+"""Threads for work that blocks or computes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import TracebackType
+from typing import Self, TypeVar
+
+from fractal.api.context import Workers
+
+T = TypeVar("T")
+
+
+class ThreadWorkers(Workers):
+    """A pool of `threads` threads, open between `async with` and its end.
+
+    A cancelled `run` returns at once, but a function that has begun goes on to its end in its thread: functions that
+    take long look at an event of their own. Leaving the pool drops what has not begun and waits for what has.
+    """
+
+    def __init__(self, threads: int = 2) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="worker")
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
+
+    async def run(self, function: Callable[..., T], /, *arguments: object) -> T:
+        """Run `function(*arguments)` in a thread and return its result or raise its exception."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, _call, function, arguments)
+
+
+def _call(function: Callable[..., T], arguments: tuple[object, ...]) -> T:
+    try:
+        return function(*arguments)
+    except StopIteration as error:
+        # A future cannot carry StopIteration: on Python 3.11 whoever awaits it would wait for ever.
+        raise RuntimeError("a worker function let StopIteration escape") from error
