@@ -40,9 +40,12 @@ def to_plain(value: object) -> Any:
     raise InvalidInput(f"{type(value).__name__} has no plain form")
 
 
-def from_plain(kind: type[T], value: object) -> T:
-    """A value of dataclass `kind`. Raises InvalidInput for unknown fields, missing ones and wrong types."""
-    result: T = _convert(kind, value, kind.__name__)
+def from_plain(kind: type[T], value: object, *, drop_unknown: bool = False) -> T:
+    """A value of dataclass `kind`. Raises InvalidInput for unknown fields, missing ones and wrong types.
+
+    With `drop_unknown`, fields that this version does not know are left out, at any depth: what a newer agent wrote.
+    """
+    result: T = _convert(kind, value, kind.__name__, drop_unknown)
     return result
 
 
@@ -59,15 +62,15 @@ def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
-def _convert(kind: Any, value: object, where: str) -> Any:
+def _convert(kind: Any, value: object, where: str, drop: bool) -> Any:
     origin = get_origin(kind)
     if origin is not None:
-        return _generic(kind, origin, value, where)
+        return _generic(kind, origin, value, where, drop)
     if kind is Any or kind is object:
         return value
     if isinstance(kind, type):
         if is_dataclass(kind):
-            return _dataclass(kind, value, where)
+            return _dataclass(kind, value, where, drop)
         if issubclass(kind, Enum):
             try:
                 return kind(value)
@@ -80,38 +83,39 @@ def _convert(kind: Any, value: object, where: str) -> Any:
     raise InvalidInput(f"{where}: expected {getattr(kind, '__name__', kind)}, got {type(value).__name__}")
 
 
-def _generic(kind: Any, origin: Any, value: object, where: str) -> Any:
+def _generic(kind: Any, origin: Any, value: object, where: str, drop: bool) -> Any:
     arguments = get_args(kind)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in arguments:
             return None
         (inner,) = (a for a in arguments if a is not type(None))
-        return _convert(inner, value, where)
+        return _convert(inner, value, where, drop)
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             raise InvalidInput(f"{where}: expected an object")
-        return {str(k): _convert(arguments[1], v, f"{where}.{k}") for k, v in value.items()}
+        return {str(k): _convert(arguments[1], v, f"{where}.{k}", drop) for k, v in value.items()}
     if not isinstance(value, list | tuple):
         raise InvalidInput(f"{where}: expected a list")
     if origin is frozenset:
-        return frozenset(_convert(arguments[0], v, where) for v in value)
+        return frozenset(_convert(arguments[0], v, where, drop) for v in value)
     if len(arguments) == 2 and arguments[1] is Ellipsis:
-        return tuple(_convert(arguments[0], v, f"{where}[{i}]") for i, v in enumerate(value))
+        return tuple(_convert(arguments[0], v, f"{where}[{i}]", drop) for i, v in enumerate(value))
     if len(arguments) != len(value):
         raise InvalidInput(f"{where}: expected {len(arguments)} items")
     return tuple(
-        _convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(arguments, value, strict=True))
+        _convert(a, v, f"{where}[{i}]", drop) for i, (a, v) in enumerate(zip(arguments, value, strict=True))
     )
 
 
-def _dataclass(kind: type, value: object, where: str) -> Any:
+def _dataclass(kind: type, value: object, where: str, drop: bool) -> Any:
     if not isinstance(value, Mapping):
         raise InvalidInput(f"{where}: expected an object")
     hints = _hints(kind)
     known = {f.name: f for f in fields(kind)}
-    if unknown := sorted(set(value) - set(known)):
+    unknown = sorted(set(value) - set(known))
+    if unknown and not drop:
         raise InvalidInput(f"{where}: unknown field {unknown[0]!r}")
     missing = [n for n, f in known.items() if n not in value and _default(f) is MISSING]
     if missing:
         raise InvalidInput(f"{where}: missing field {missing[0]!r}")
-    return kind(**{n: _convert(hints[n], v, f"{where}.{n}") for n, v in value.items()})
+    return kind(**{n: _convert(hints[n], v, f"{where}.{n}", drop) for n, v in value.items() if n in known})

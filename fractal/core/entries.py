@@ -48,6 +48,8 @@ class GroupCreated:
     timers: Timers = field(default_factory=Timers)
     sealed_keys: Mapping[str, bytes] = field(default_factory=dict)
     """Device id -> group key of generation 1 sealed to it."""
+    key_check: bytes = b""
+    """`seal.key_check` of the new group key: whoever was given another key notices it instead of reading another log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +120,8 @@ class DeviceRemoved:
     sealed_keys: Mapping[str, bytes]
     """Remaining device id -> new group key sealed to it."""
     app_keys: Mapping[str, AppKey] = field(default_factory=dict)
+    key_check: bytes = b""
+    """`seal.key_check` of the new group key: whoever was given another key notices it instead of reading another log."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +132,7 @@ class MemberRemoved:
     generation: int
     sealed_keys: Mapping[str, bytes]
     app_keys: Mapping[str, AppKey] = field(default_factory=dict)
+    key_check: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -304,6 +304,8 @@ class GroupState:
     generation: int = 0
     group_keys: Mapping[str, Mapping[str, bytes]] = field(default_factory=dict)
     """Generation (as text) -> device id -> group key sealed to it."""
+    key_checks: Mapping[str, bytes] = field(default_factory=dict)
+    """Generation (as text) -> `seal.key_check` of its group key, by which a device knows a wrong one."""
     checkpoint: Checkpoint | None = None
     authors: Mapping[str, Author] = field(default_factory=dict)
     position: int = 0
