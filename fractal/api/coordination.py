@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from fractal.api.backend import Backend
+from fractal.api.backend import Backend, C
+
+MAX_ENTRY = 48 * 1024
+"""Bytes of an entry at most."""
+MAX_SIGNAL = 32 * 1024
+"""Bytes of a signal at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,5 +78,5 @@ class Coordinator(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CoordinationBackend(Backend[Coordinator, Any]):
+class CoordinationBackend(Backend[Coordinator, C]):
     """Offers a `Coordinator`."""
