@@ -36,6 +36,7 @@ class Step(Enum):
     ANNOUNCE = "announce that it is healthy"
     GIVE_UP = "release it: it does not get healthy here"
     HAND_OVER = "stop, take the last snapshot and release"
+    RELEASE = "announce a release that was noted but not sent"
     TICK = "take a snapshot"
     CLEAN_UP = "remove what is left of an app that was removed"
 
@@ -57,6 +58,8 @@ class View:
     """Newest snapshot of the app that is here."""
     newest: Point | None = None
     """Newest snapshot of the main line that is known of."""
+    standby: bool = False
+    """This device keeps a warm copy."""
     started: float | None = None
     """When the present run was started."""
     start_limit: float = 120.0
@@ -70,6 +73,8 @@ class View:
     """Rounds of the move that were copied so far."""
     last_round: int | None = None
     """Bytes of the last round; None before the first."""
+    saving: bool = False
+    """Snapshots wait to be stored."""
     target_ready: bool = False
     """The target has everything up to the last round."""
     others_left: bool = True
@@ -87,8 +92,10 @@ def next_step(view: View) -> Step:
         return Step.SET_ASIDE
     if app.removed:
         return Step.CLEAN_UP
+    if ours and given_up and app.release is None:
+        return Step.RELEASE
     if not ours or given_up:
-        return Step.IDLE
+        return Step.FETCH if view.standby and _fetchable(view) else Step.IDLE
     if view.standing.waited != app.epoch:
         return _waiting(view)
     if view.standing.root != app.epoch:
@@ -102,10 +109,12 @@ def _waiting(view: View) -> Step:
     if view.standing.root != view.app.epoch:
         if view.now >= view.wait_over - BASE_LEAD:
             return Step.PREPARE
-        if view.newest is not None and view.fetched != view.newest:
-            return Step.FETCH
-        return Step.IDLE
+        return Step.FETCH if view.newest is None or _fetchable(view) else Step.IDLE
     return Step.FINISH_WAIT if view.now >= view.wait_over else Step.IDLE
+
+
+def _fetchable(view: View) -> bool:
+    return view.newest is not None and (view.fetched is None or view.fetched < view.newest)
 
 
 def _owning(view: View) -> Step:
@@ -128,9 +137,14 @@ def _owning(view: View) -> Step:
         return Step.ANNOUNCE
     if _hopeless(view, health):
         return Step.GIVE_UP
-    if view.now >= view.tick_due or (view.hand_over_to and not view.target_ready and view.last_round is None):
-        return Step.TICK
-    return Step.IDLE
+    return Step.TICK if view.now >= view.tick_due or _round_wanted(view) else Step.IDLE
+
+
+def _round_wanted(view: View) -> bool:
+    """Whether a planned move needs one more copying round while the app runs."""
+    if not view.hand_over_to or view.saving:
+        return False
+    return view.last_round is None or (view.target_ready and view.last_round > SMALL_ROUND)
 
 
 def _hand_over_now(view: View, *, running: bool) -> bool:

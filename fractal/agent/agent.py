@@ -1,0 +1,289 @@
+"""The agent: this device's backends and groups, held together. All that touches the outside was passed in."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fractal import __version__
+from fractal.agent.group import GroupAgent
+from fractal.agent.journal import Journal
+from fractal.agent.membership import group_addresses
+from fractal.agent.notes import Notes
+from fractal.agent.routing import route
+from fractal.agent.supervise import supervise
+from fractal.api.context import Clock, Context, Entropy, Run, Workers
+from fractal.api.coordination import Coordinator
+from fractal.api.errors import NotFound, Unreachable
+from fractal.api.events import Event
+from fractal.api.runtime import Runtime, RunStatus
+from fractal.api.snapshot import Snapshotter
+from fractal.api.store import Store
+from fractal.api.transport import Transport
+from fractal.core.model import StoreEntry
+from fractal.crypto.keys import DeviceKeys
+from fractal.guard.client import GuardClient
+
+if TYPE_CHECKING:
+    from fractal.config.model import DeviceConfig
+    from fractal.plugins import Plugins
+
+OBSERVE = 1.0
+"""Seconds between two looks at the runtime."""
+GUARD_EVERY = 0.5
+CLOSING = 60.0
+"""Seconds that apps are given to be handed over when the agent ends."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shell:
+    """What reaches outside the process: real in the agent, simulated in the simulator."""
+
+    clock: Clock
+    entropy: Entropy
+    workers: Workers
+    run: Run
+    notes: Notes
+    ensure_guard: Callable[[], Awaitable[GuardClient]]
+    """Finds this device's guard, or starts a new one."""
+    free_memory: int
+    """MiB that apps may use, as measured at start."""
+
+
+@dataclass(slots=True)
+class Agent:
+    """Built by `open_agent`; `run` goes on until cancelled."""
+
+    config: DeviceConfig
+    plugins: Plugins
+    keys: DeviceKeys
+    shell: Shell
+    logger: logging.Logger
+    guard: GuardClient
+    pid: int
+    started: float
+    """Boottime."""
+    groups: dict[str, GroupAgent] = field(default_factory=dict)
+    runs: Sequence[RunStatus] = ()
+    stopping: bool = False
+    runtime: Runtime = field(init=False)
+    snapshotter: Snapshotter = field(init=False)
+    transport: Transport = field(init=False)
+    coordinator: Coordinator = field(init=False)
+    instant_snapshots: bool = field(init=False, default=False)
+    grants: GuardClient = field(init=False)
+    """A second connection, so that no slow command delays a grant."""
+    link_problem: str = ""
+    guard_problem: str = ""
+    _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    # --- passed in -----------------------------------------------------------------------------------------------
+
+    @property
+    def clock(self) -> Clock:
+        """Time."""
+        return self.shell.clock
+
+    @property
+    def entropy(self) -> Entropy:
+        """Randomness."""
+        return self.shell.entropy
+
+    @property
+    def workers(self) -> Workers:
+        """Threads."""
+        return self.shell.workers
+
+    @property
+    def notes(self) -> Notes:
+        """Durable facts of this device."""
+        return self.shell.notes
+
+    def capacity(self) -> int:
+        """Memory for apps in MiB."""
+        return self.shell.free_memory
+
+    def folder(self, name: str) -> Path:
+        """A folder below the state folder, made if need be."""
+        path = self.config.device.state_dir / name
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path
+
+    def context(self, kind: str, name: str) -> Context:
+        """What a backend is given."""
+        state = self.config.device.state_dir / kind / name
+        runtime = self.config.device.runtime_dir / kind / name
+        for path in (state, runtime):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Context(
+            device=self.keys.id,
+            state_dir=state,
+            runtime_dir=runtime,
+            logger=self.logger.getChild(name),
+            clock=self.clock,
+            entropy=self.entropy,
+            workers=self.workers,
+            run=self.shell.run,
+            guard_socket=self.guard.path,
+        )
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Agent:
+        """Open the configured backends and every group that this device is in."""
+        self.grants = GuardClient(self.guard.path)
+        self._stack.push_async_callback(self.grants.close)
+        config, plugins, enter = self.config, self.plugins, self._stack.enter_async_context
+        coordination = plugins.coordinator(config.coordination.backend)
+        snapshot = plugins.snapshotter(config.snapshot.backend)
+        runtime = plugins.runtime(config.runtime.backend)
+        transport = plugins.transport(config.transport.backend)
+        self.coordinator = await enter(
+            coordination.open(self.context("coordination", coordination.name), config.coordination.settings)
+        )
+        self.snapshotter = await enter(
+            snapshot.open(self.context("snapshot", snapshot.name), config.snapshot.settings)
+        )
+        self.instant_snapshots = snapshot.instant
+        self.runtime = await enter(runtime.open(self.context("runtime", runtime.name), config.runtime.settings))
+        self.transport = await enter(
+            transport.open(self.context("transport", transport.name), config.transport.settings)
+        )
+        await self.observe()
+        for group in group_addresses(self.notes):
+            await self.open_group(group)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        """Close everything, last opened first."""
+        for group in list(self.groups):
+            await self.close_group(group)
+        await self._stack.aclose()
+
+    async def run(self) -> None:
+        """Observe, route, keep the guard's hand; until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(supervise("runtime", self._observing, self.clock, self.logger))
+            tasks.create_task(supervise("routes", lambda: route(self), self.clock, self.logger))
+            tasks.create_task(supervise("guard", self._guarding, self.clock, self.logger))
+
+    async def hand_over(self) -> None:
+        """Give apps to other devices, or stop them where there is none: the orderly end of an agent."""
+        self.stopping = True
+        for group in self.groups.values():
+            group.pulse.beat()
+        end = self.clock.boottime() + CLOSING
+        while self.clock.boottime() < end and any(j.handing_over for g in self.groups.values() for j in g.jobs.values()):
+            await self.clock.sleep(0.1)
+        for group in self.groups.values():
+            for job in list(group.jobs.values()):
+                await job.rest()
+
+    async def open_group(self, group: str) -> GroupAgent:
+        """Start taking part in a group that this device is a member of. Raises NotFound."""
+        if group in self.groups:
+            return self.groups[group]
+        address = group_addresses(self.notes).get(group)
+        if address is None:
+            raise NotFound(f"this device is not in group {group}")
+        journal = Journal(
+            group=group,
+            address=address,
+            coordinator=self.coordinator,
+            keys=self.keys,
+            notes=self.notes,
+            clock=self.clock,
+            entropy=self.entropy,
+        )
+        opened = self.groups[group] = GroupAgent(self, group, journal)
+        opened.start()
+        return opened
+
+    async def close_group(self, group: str) -> None:
+        """Stop taking part; what is durable stays."""
+        opened = self.groups.pop(group, None)
+        if opened is not None:
+            await opened.close()
+
+    @asynccontextmanager
+    async def open_store(self, entry: StoreEntry) -> AsyncIterator[Store]:
+        """Open a store of a group with its configuration out of the log, and what this device's config adds.
+
+        Raises BackendError, InvalidInput.
+        """
+        from fractal.config.stores import store_settings
+
+        backend = self.plugins.store(entry.backend)
+        settings = store_settings(self.config, entry.name, backend.config, entry.config)
+        async with backend.open(self.context("store", entry.id), settings) as store:
+            yield store
+
+    # --- what jobs use -------------------------------------------------------------------------------------------
+
+    async def observe(self) -> None:
+        """Look at what runs on this device."""
+        before = self.runs
+        self.runs = tuple(await self.runtime.observe())
+        if self.runs != before:
+            for group in self.groups.values():
+                group.pulse.beat()
+
+    async def _observing(self) -> None:
+        while True:
+            async with asyncio.timeout(30.0):
+                await self.observe()
+            await self._sweep()
+            await self.clock.sleep(OBSERVE)
+
+    async def _guarding(self) -> None:
+        """A dead or hung guard is replaced at once; its successor comes up with everything frozen."""
+        while True:
+            try:
+                await self.grants.ping()
+                self.guard_problem = ""
+            except Unreachable as error:
+                self.guard_problem = str(error)
+                self.logger.warning("starting a new guard: %s", error)
+                await self.shell.ensure_guard()
+            await self.clock.sleep(GUARD_EVERY)
+
+    async def _sweep(self) -> None:
+        """Runs of groups or apps that this device no longer knows have no right to exist."""
+        for run in self.runs:
+            group = self.groups.get(run.group)
+            if group is None or (group.journal.proof_sent is not None and run.app not in group.state.apps):
+                key = f"{run.group}.{run.app}.{run.epoch}"
+                self.logger.warning("ending run %s: nobody here knows its app", key)
+                await self.runtime.kill(key)
+                await self.runtime.remove(key)
+
+    def self_description(self) -> dict[str, Any]:
+        """What the group must know of this device, by field of `core.model.Device`."""
+        return {
+            "arch": platform.machine(),
+            "version": __version__,
+            "runtime": self.config.runtime.backend,
+            "snapshot_format": self.snapshotter.format,
+            "receives": self.snapshotter.receives,
+            "contact": dict(self.transport.contact()),
+        }
+
+    def tell(self, kind: str, *, group: GroupAgent, app: str = "", text: str = "") -> None:
+        """Tell observers of an event."""
+        self.plugins.event(
+            Event(kind=kind, group=group.id, app=app, device=self.keys.id, wall_ms=self.clock.wall_ms(), text=text)
+        )
+
+    def status(self) -> Mapping[str, Any]:
+        """The answer of `agent.status`."""
+        from fractal.agent.status import agent_status
+
+        return agent_status(self)
+
+

@@ -1,0 +1,247 @@
+"""An app's data on this device: its volume root and local snapshots, and how they come from and go to the archive."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fractal.agent.local import Queued
+from fractal.api.errors import BackendError, NotFound
+from fractal.archive.archive import AppKeyring, Archive
+from fractal.core.chain import EMPTY, tip
+from fractal.core.model import App, Point
+
+if TYPE_CHECKING:
+    from fractal.agent.app_job import AppJob
+
+KEEP = 2
+"""Local snapshots of the main line that stay: the parent of the next tick, and one before it."""
+
+
+class AppData:
+    """Moves data. Every method can be repeated after a crash: the durable facts change only after what they tell is true."""
+
+    def __init__(self, job: AppJob) -> None:
+        self._job = job
+        self.newest: Point | None = None
+        self.fetched: Point | None = None
+        self._bases: dict[int, Point] = {}
+        self._archive: tuple[object, Archive] | None = None
+        self._secrets: tuple[object, dict[str, str]] | None = None
+
+    # --- names ---------------------------------------------------------------------------------------------------
+
+    @property
+    def volume(self) -> str:
+        """Name of the app's volume on this device."""
+        return f"{self._job.group.id[:16]}.{self._job.id}"
+
+    def _app(self) -> App:
+        return self._job.app
+
+    async def root(self) -> Path:
+        """The writable volume root. Raises BackendError if there is none."""
+        root = await self._job.group.agent.snapshotter.root(self.volume)
+        if root is None:
+            raise BackendError(f"volume {self.volume} has no root; it is made again from the archive")
+        return root
+
+    # --- keys ----------------------------------------------------------------------------------------------------
+
+    def keyring(self) -> AppKeyring:
+        """The app's keys as far as this device holds them."""
+        app, keys = self._app(), self._job.group.agent.keys
+        newest = app.keys[-1]
+        held = {k.generation: keys.unseal(k.sealed[keys.id]) for k in app.keys if keys.id in k.sealed}
+        return AppKeyring(generation=newest.generation, public=newest.public, secrets=held)
+
+    def secrets(self) -> dict[str, str]:
+        """The app's secrets in clear. Raises BackendError if this device cannot open them."""
+        from fractal.crypto.keys import unseal_with
+
+        app = self._app()
+        if self._secrets is None or self._secrets[0] is not app.secrets:
+            held = self.keyring().secrets.get(app.keys[-1].generation)
+            if held is None and app.secrets:
+                raise BackendError(f"this device does not hold the key of {app.name}'s secrets")
+            opened = {n: unseal_with(held, v).decode() for n, v in app.secrets.items()} if held else {}
+            self._secrets = (app.secrets, opened)
+        return self._secrets[1]
+
+    async def archive(self) -> Archive:
+        """The app's archive in its store."""
+        group, app = self._job.group, self._app()
+        if self._archive is None or self._archive[0] is not app.keys:
+            opened = await group.store(app.store)
+            spool = group.agent.folder("spool") / self.volume
+            archive = Archive(
+                group=group.id,
+                app=app.id,
+                store=opened.store,
+                keys=group.agent.keys,
+                app_keys=self.keyring(),
+                sign_key_of=group.sign_key_of,
+                clock=group.agent.clock,
+                entropy=group.agent.entropy,
+                workers=group.agent.workers,
+                spool=spool,
+                notes=group.agent.notes,
+            )
+            self._archive = (app.keys, archive)
+        return self._archive[1]
+
+    # --- reading the archive -------------------------------------------------------------------------------------
+
+    async def bases(self) -> dict[int, Point]:
+        """The base of every listed epoch that has one; they never change once they stand."""
+        opened = await self._job.group.store(self._app().store)
+        for epoch in opened.listed.get(self._job.id, {}):
+            if epoch not in self._bases:
+                base = await opened.epochs.base(self._job.id, epoch)
+                if base is not None:
+                    self._bases[epoch] = base
+        return self._bases
+
+    async def look(self) -> Point:
+        """The newest point of the main line, by a listing that starts now."""
+        timeline = await (await self.archive()).timeline()
+        self.newest = tip(timeline.points, await self.bases(), self._app().epoch)
+        return self.newest
+
+    async def fetch(self) -> None:
+        """Bring the newest snapshot of the main line here, beside whatever runs."""
+        point = await self.look()
+        if point != EMPTY:
+            await self._restore(point)
+        self.fetched = point
+
+    async def _restore(self, point: Point) -> str:
+        """Have a local snapshot that holds the point; return its name."""
+        facts, snapshotter = self._job.facts, self._job.group.agent.snapshotter
+        held = {s.name for s in await snapshotter.snapshots(self.volume)}
+        name = facts.now.name_of(point)
+        if name not in held:
+            archive = await self.archive()
+            snapshot = await archive.restore(
+                point, snapshotter=snapshotter, volume=self.volume, name_of=facts.now.name_of
+            )
+            name = snapshot.name
+        facts.put(facts.now.named(point, name))
+        await self.prune(keep={name})
+        return name
+
+    async def prune(self, *, keep: set[str]) -> None:
+        """Delete local snapshots that nothing needs any more."""
+        facts, snapshotter = self._job.facts.now, self._job.group.agent.snapshotter
+        keep = keep | {q.name for q in facts.queue} | {facts.name_of(q.parent) for q in facts.queue if q.parent}
+        if facts.committed is not None:
+            keep.add(facts.name_of(facts.committed))
+        newest = sorted(facts.names, key=lambda k: tuple(map(int, k.split("."))))[-KEEP:]
+        keep |= {facts.names[k] for k in newest}
+        for snapshot in await snapshotter.snapshots(self.volume):
+            if snapshot.name not in keep and not snapshot.name.startswith("stray-"):
+                await snapshotter.delete(self.volume, snapshot.name)
+        kept = {k: n for k, n in facts.names.items() if n in keep}
+        self._job.facts.change(names=kept)
+
+    # --- the volume root -----------------------------------------------------------------------------------------
+
+    async def prepare(self) -> None:
+        """Choose the epoch's base (late in the wait) and make the volume root out of it."""
+        group, app, facts = self._job.group, self._app(), self._job.facts
+        snapshotter = group.agent.snapshotter
+        await self._clear_unknown_root()
+        opened = await group.list_epochs(app.store)
+        base = (await self.bases()).get(app.epoch)
+        if base is None:
+            base = await opened.epochs.create_base(app.id, app.epoch, await self.look())
+            self._bases[app.epoch] = base
+        if base == EMPTY and app.source is not None:
+            await self._copy_source()
+        elif base == EMPTY:
+            await snapshotter.create_root(self.volume)
+        else:
+            name = await self._restore(base)
+            await snapshotter.checkout(self.volume, name)
+        await self._make_folders()
+        self.fetched = base
+        committed = base if base != EMPTY else None
+        facts.change(root=app.epoch, committed=committed)
+
+    async def _make_folders(self) -> None:
+        root = await self.root()
+
+        def make() -> None:
+            for volume in self._job.spec.volumes:
+                (root / volume).mkdir(mode=0o755, exist_ok=True)
+
+        await self._job.group.agent.workers.run(make)
+
+    async def _clear_unknown_root(self) -> None:
+        """A root that no epoch claims is left from a crash in the middle of `prepare`: keep it aside, begin again."""
+        facts, snapshotter = self._job.facts, self._job.group.agent.snapshotter
+        if await snapshotter.root(self.volume) is not None:
+            counter = facts.now.counter + 1
+            facts.change(counter=counter)
+            await snapshotter.set_aside(self.volume, f"stray-{counter}")
+
+    async def _copy_source(self) -> None:
+        """The first root of a fork: another app's moment, restored below this app's own volume."""
+        app = self._app()
+        source = app.source
+        if source is None:
+            return
+        origin = self._job.group.jobs.get(source.app)
+        if origin is None:
+            raise NotFound(f"the app that {app.name} is a fork of is not known here yet")
+        snapshotter = self._job.group.agent.snapshotter
+        archive = await origin.data.archive()
+        snapshot = await archive.restore(
+            source.point, snapshotter=snapshotter, volume=self.volume, name_of=lambda p: f"s-{p.epoch}-{p.number}"
+        )
+        await snapshotter.checkout(self.volume, snapshot.name)
+
+    async def put_back(self, point: Point) -> None:
+        """Make the root hold an earlier moment; the present one was stored before and is kept aside until then."""
+        facts, snapshotter = self._job.facts, self._job.group.agent.snapshotter
+        name = await self._restore(point)
+        counter = facts.now.counter + 1
+        facts.change(counter=counter)
+        await snapshotter.set_aside(self.volume, f"before-restore-{counter}")
+        await snapshotter.checkout(self.volume, name)
+        await self._make_folders()
+
+    async def set_aside(self) -> None:
+        """The root's epoch was replaced: keep what it holds beyond the last committed snapshot as a branch."""
+        facts, snapshotter = self._job.facts, self._job.group.agent.snapshotter
+        now = facts.now
+        if await snapshotter.root(self.volume) is None:
+            facts.change(root=0)
+            return
+        last = now.name_of(now.committed) if now.committed else ""
+        if now.released == now.root and now.committed and await snapshotter.unchanged(self.volume, last):
+            # Released cleanly after its last snapshot was stored: nothing is in it that the archive lacks.
+            await snapshotter.delete_root(self.volume)
+            facts.change(root=0)
+            return
+        name = f"b-{now.root}-{now.counter + 1}"
+        wall_ms = self._job.group.agent.clock.wall_ms()
+        queued = Queued(name=name, epoch=now.root, wall_ms=wall_ms, parent=now.committed, branch=True)
+        queue = tuple(q for q in now.queue if q.name != name)
+        facts.put(replace(now, counter=now.counter + 1, queue=(*queue, queued)))
+        await snapshotter.set_aside(self.volume, name)
+        facts.change(root=0)
+        self._job.logger.info("%s: what epoch %d had not stored is kept as a branch", self._app().name, now.root)
+
+    async def clean_up(self) -> None:
+        """The app was removed from the group: delete what is here of it. Its archive stays."""
+        agent = self._job.group.agent
+        for run in self._job.runs():
+            key = f"{run.group}.{run.app}.{run.epoch}"
+            await agent.runtime.kill(key)
+            await agent.runtime.remove(key)
+        await agent.snapshotter.delete_root(self.volume)
+        for snapshot in await agent.snapshotter.snapshots(self.volume):
+            await agent.snapshotter.delete(self.volume, snapshot.name)
+        self._job.facts.forget()

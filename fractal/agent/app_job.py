@@ -1,0 +1,382 @@
+"""One app on this device: gathers what `core.plan` needs to see, and carries out the step that it answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fractal.agent.app_data import AppData
+from fractal.agent.beats import AppBeat
+from fractal.agent.jobs.failover import wait_end
+from fractal.agent.local import LocalFacts
+from fractal.agent.saver import Saver
+from fractal.api.app import AppRun, AppSpec
+from fractal.api.errors import BackendError, FractalError
+from fractal.api.runtime import Health, RunStatus
+from fractal.core.entries import AppRestored, Released, Serving
+from fractal.core.lease import Right, right_to_run
+from fractal.core.model import App, Point
+from fractal.core.placement import standbys, successors
+from fractal.core.plan import Step, View, next_step
+from fractal.manifest.plain import from_plain_spec
+
+if TYPE_CHECKING:
+    from fractal.agent.group import GroupAgent
+
+START_LIMIT = 120.0
+REST_LIMIT = 20.0
+HAND_OVER_LIMIT = 120.0
+"""Seconds for the last snapshot of a handover to be stored; after that the app goes on where it is."""
+
+
+class AppJob:
+    """Steps are serialised: at most one is under way for an app, besides its saver storing snapshots."""
+
+    def __init__(self, group: GroupAgent, app: str) -> None:
+        self.group = group
+        self.id = app
+        self.facts = LocalFacts(group.agent.notes, group.id, app)
+        self.logger = group.logger.getChild(app[:8])
+        self.data = AppData(self)
+        self.saver = Saver(self)
+        self.trouble = ""
+        self._wait: tuple[int, float] | None = None
+        self._started: float | None = None
+        self._spec: tuple[str, AppSpec] | None = None
+        self._backoff = 0.0
+
+    @staticmethod
+    def left_here(group: GroupAgent, app: str) -> bool:
+        """Whether this device still holds anything of the app."""
+        facts = LocalFacts(group.agent.notes, group.id, app).now
+        return bool(facts.root or facts.queue or facts.names)
+
+    # --- what others read ---------------------------------------------------------------------------------------
+
+    @property
+    def app(self) -> App:
+        """The app as the log has it."""
+        return self.group.app(self.id)
+
+    @property
+    def spec(self) -> AppSpec:
+        """The app's services, as installed."""
+        key = json.dumps(self.app.spec, sort_keys=True)
+        if self._spec is None or self._spec[0] != key:
+            self._spec = (key, from_plain_spec(self.app.spec))
+        return self._spec[1]
+
+    @property
+    def owns(self) -> bool:
+        """Whether this device is the app's owner."""
+        return self.app.owner == self.group.me and not self.app.removed
+
+    @property
+    def fetched(self) -> Point | None:
+        """Newest point of the main line that a local snapshot holds."""
+        return self.data.fetched
+
+    def right(self) -> Right:
+        """Until when the app may run here."""
+        group, app = self.group, self.app
+        store = group.stores.get(app.store)
+        mine = group.stored(app).get(app.epoch)
+        timers = group.state.timers
+        if mine is not None and 0 < mine.proof_ms < timers.proof:
+            # Takers wait by what the epoch object says: an owner never counts on more.
+            timers = replace(timers, proof=mine.proof_ms)
+        return right_to_run(
+            app,
+            group.me,
+            timers=timers,
+            proofs=group.proofs(app),
+            standing=self.facts.now.standing,
+            stored=store.highest(app.id) if store else 0,
+            blind=group.blind,
+        )
+
+    def run_keys(self) -> dict[str, int]:
+        """Runs of the app that exist here or are about to: key -> epoch."""
+        keys = {f"{r.group}.{r.app}.{r.epoch}": r.epoch for r in self.runs()}
+        if self.owns and self.facts.now.root == self.app.epoch:
+            keys[f"{self.group.id}.{self.id}.{self.app.epoch}"] = self.app.epoch
+        return keys
+
+    def replaced(self, epoch: int) -> bool:
+        """Whether the log or the store says that this device's epoch is over."""
+        store = self.group.stores.get(self.app.store)
+        return max(self.app.epoch, store.highest(self.id) if store else 0) > epoch or self.app.removed
+
+    def runs(self) -> list[RunStatus]:
+        """Runs of the app on this device, as last observed."""
+        return [r for r in self.group.agent.runs if r.app == self.id and r.group == self.group.id]
+
+    def health(self) -> RunStatus | None:
+        """The present run, if there is one."""
+        return next((r for r in self.runs() if r.epoch == self.app.epoch), None)
+
+    def beat(self) -> AppBeat:
+        """What this device tells the others about the app."""
+        run = self.health()
+        return AppBeat(
+            epoch=self.app.epoch,
+            health=run.health.value if run else Health.STOPPED.value,
+            frozen=run.frozen if run else False,
+            committed=self.facts.now.committed,
+            would_lose=self.saver.would_lose(),
+            detail=self.problem()[:200],
+        )
+
+    def problem(self) -> str:
+        """What is wrong here in one line; "" if nothing is."""
+        if self.trouble:
+            return self.trouble
+        right = self.right()
+        if self.owns and right.deadline is None:
+            return f"not running: {right.reason}"
+        if self.owns and right.deadline is not None and right.deadline < self.group.agent.clock.boottime():
+            return "frozen: neither log nor store could be read lately"
+        return self.saver.problem
+
+    @property
+    def handing_over(self) -> bool:
+        """Whether the agent's end still waits for this app to be released to somebody."""
+        return self.owns and self.app.release is None and bool(self._hand_over_to())
+
+    async def rest(self) -> None:
+        """The agent ends: stop what still runs, store its last snapshot if that is quick; the lease stays."""
+        if not self.owns or not self.runs():
+            return
+        await self._stop()
+        try:
+            await self.saver.tick()
+            await self.saver.drain(REST_LIMIT)
+        except FractalError as error:
+            self.logger.warning("%s: stopped, but its last changes are only on this device: %s", self.app.name, error)
+
+    # --- stepping -----------------------------------------------------------------------------------------------
+
+    def begin_wait(self, epoch: int, until: float) -> None:
+        """The epoch was created here: its wait ends at `until`."""
+        self._wait = (epoch, until)
+
+    async def run(self) -> None:
+        """Step until the app is gone from the group and from this device."""
+        self._backoff = 0.0
+        pulse = self.group.pulse.count
+        while True:
+            view = self.view()
+            step = next_step(view)
+            if step is Step.IDLE:
+                pulse = await self.group.pulse.wait(pulse, self._idle(view))
+                continue
+            pulse = self.group.pulse.count
+            await self._attempt(step)
+            if step is Step.CLEAN_UP and not self.trouble:
+                return
+
+    async def _attempt(self, step: Step) -> None:
+        clock = self.group.agent.clock
+        actions: dict[Step, Callable[[], Awaitable[None]]] = {
+            Step.KILL: self._kill,
+            Step.SET_ASIDE: self.data.set_aside,
+            Step.FETCH: self.data.fetch,
+            Step.PREPARE: self._prepare,
+            Step.FINISH_WAIT: self._finish_wait,
+            Step.RESTORE: self._restore,
+            Step.STOP: self._stop,
+            Step.START: self._start,
+            Step.ANNOUNCE: self._announce,
+            Step.GIVE_UP: self._give_up,
+            Step.HAND_OVER: self._hand_over,
+            Step.RELEASE: self._release_again,
+            Step.TICK: self.saver.tick,
+            Step.CLEAN_UP: self.data.clean_up,
+        }
+        try:
+            await actions[step]()
+        except FractalError as error:
+            trouble = f"{step.value}: {error}"
+            if trouble != self.trouble:
+                self.logger.warning("%s: %s", self.app.name, trouble)
+            self.trouble = trouble
+            self._backoff = min(10.0, max(0.5, self._backoff * 2))
+            await clock.sleep(self._backoff)
+        else:
+            if step is not Step.TICK:
+                self.logger.info("%s: %s: done", self.app.name, step.value)
+            self.trouble, self._backoff = "", 0.0
+
+    def view(self) -> View:
+        """The app as it is now."""
+        group, app, facts = self.group, self.app, self.facts.now
+        if self._wait is None or self._wait[0] != app.epoch:
+            self._wait = None
+            if self.owns and facts.waited != app.epoch and app.epoch:
+                # Found or remembered by nobody here: adopt it with the full wait, counted from now.
+                now = group.agent.clock.boottime()
+                self._wait = (app.epoch, wait_end(group, self.id, app.epoch, now, now))
+        target = self._hand_over_to()
+        return View(
+            me=group.me,
+            now=group.agent.clock.boottime(),
+            app=app,
+            standing=facts.standing,
+            right=self.right(),
+            runs={r.epoch: r.health for r in self.runs()},
+            wait_over=self._wait[1] if self._wait else None,
+            fetched=self.data.fetched,
+            newest=self._newest(),
+            standby=group.me in standbys(group.state, app),
+            started=self._started,
+            start_limit=START_LIMIT,
+            tick_due=self.saver.due,
+            changed_since_tick=not self.saver.settled,
+            hand_over_to=target,
+            rounds=self.saver.rounds,
+            last_round=self.saver.last_round,
+            saving=bool(facts.queue),
+            target_ready=self._target_ready(target),
+            others_left=any(d not in app.failed for d in successors(group.state, app, without=[group.me])),
+        )
+
+    def _newest(self) -> Point | None:
+        """What the owner says that it committed last; else what the last look into the archive showed."""
+        beat = self.group.beats.get(self.app.owner)
+        said = beat.apps.get(self.id) if beat else None
+        if said is not None and said.epoch == self.app.epoch and said.committed is not None and not self.owns:
+            return said.committed
+        return self.data.newest
+
+    def _idle(self, view: View) -> float:
+        waits = [1.0]
+        if self.owns:
+            waits += [at - view.now for at in (view.tick_due, view.wait_over or 0.0) if at > view.now]
+        return max(0.02, min(waits))
+
+    def _hand_over_to(self) -> str:
+        app, state = self.app, self.group.state
+        if not self.owns:
+            return ""
+        if app.move_to and app.move_to != self.group.me:
+            return app.move_to if app.move_to in successors(state, app) else ""
+        others = [d for d in successors(state, app, without=[self.group.me]) if self.group.online(d)]
+        if self.group.agent.stopping and others and app.policy.failover == "automatic":
+            return "*"
+        return ""
+
+    def _target_ready(self, target: str) -> bool:
+        if target == "*":
+            return True
+        beat = self.group.beats.get(target)
+        committed = self.facts.now.committed
+        if beat is None or committed is None or self.facts.now.queue:
+            return False
+        return beat.warm.get(self.id) == committed
+
+    # --- steps --------------------------------------------------------------------------------------------------
+
+    async def _kill(self) -> None:
+        agent = self.group.agent
+        for run in self.runs():
+            if run.epoch != self.app.epoch or not self.owns or self.app.release or self.right().deadline is None:
+                key = f"{run.group}.{run.app}.{run.epoch}"
+                await agent.guard.freeze(key, final=True)
+                await agent.runtime.kill(key)
+                await agent.runtime.remove(key)
+        await agent.observe()
+
+    async def _prepare(self) -> None:
+        await self.data.prepare()
+        self.saver.reset()
+
+    async def _finish_wait(self) -> None:
+        self.facts.change(waited=self.app.epoch)
+
+    async def app_run(self) -> AppRun:
+        """What the runtime is given. Raises BackendError if there is no volume root."""
+        root = await self.data.root()
+        return AppRun(
+            group=self.group.id,
+            app=self.id,
+            epoch=self.app.epoch,
+            spec=self.spec,
+            volume_root=root,
+            secrets=self.data.secrets(),
+        )
+
+    async def _start(self) -> None:
+        agent = self.group.agent
+        run = await self.app_run()
+        await agent.runtime.prepare(run)
+        await agent.guard.register(await agent.runtime.freezable(run))
+        right = self.right()
+        if right.deadline is None or right.deadline <= agent.clock.boottime():
+            raise BackendError(f"not started: {right.reason}", retryable=True)
+        await agent.guard.grant({run.key: min(right.deadline, agent.clock.boottime() + 3600)})
+        if self._started is None or self.app.serving == self.app.epoch:
+            self._started = agent.clock.boottime()
+        await agent.runtime.start(run)
+        await agent.observe()
+
+    async def _stop(self) -> None:
+        agent = self.group.agent
+        for run in self.runs():
+            key = f"{run.group}.{run.app}.{run.epoch}"
+            await agent.runtime.stop(key)
+            await agent.runtime.remove(key)
+        self._started = None
+        await agent.observe()
+        self.saver.hurry()
+
+    async def _announce(self) -> None:
+        epoch = self.app.epoch
+        await self.group.journal.append(
+            Serving(app=self.id, epoch=epoch),
+            wanted=lambda state: state.apps[self.id].epoch == epoch and state.apps[self.id].serving != epoch,
+        )
+        self.group.pulse.beat()
+        self.group.agent.tell("app.serving", group=self.group, app=self.id, text=f"{self.app.name} is healthy here")
+
+    async def _give_up(self) -> None:
+        await self._stop()
+        await self._release(unhealthy=True)
+
+    async def _hand_over(self) -> None:
+        await self._stop()
+        await self.saver.tick()
+        await self.saver.drain(HAND_OVER_LIMIT)
+        await self._release(unhealthy=False)
+
+    async def _release_again(self) -> None:
+        await self._release(unhealthy=False)
+
+    async def _release(self, *, unhealthy: bool) -> None:
+        """Give the epoch up: noted durably before it is sent, re-sent until read back, final."""
+        epoch, facts = self.app.epoch, self.facts.now
+        clean = facts.waited == epoch and not self.runs()
+        self.facts.change(released=epoch)
+        entry = Released(app=self.id, epoch=epoch, clean=clean, base=facts.committed, unhealthy=unhealthy)
+        await self.group.journal.append(
+            entry,
+            wanted=lambda state: state.apps[self.id].epoch == epoch and state.apps[self.id].release is None,
+            timeout=600.0,
+        )
+        self.group.pulse.beat()
+
+    async def _restore(self) -> None:
+        wish = self.app.restore
+        if wish is None or wish.id == self.app.restored:
+            return
+        if self.runs():
+            await self._stop()
+        # The present is stored first: a restore can itself be undone.
+        await self.saver.tick()
+        await self.saver.drain(HAND_OVER_LIMIT)
+        await self.data.put_back(wish.point)
+        self.saver.reset()
+        await self.group.journal.append(
+            AppRestored(app=self.id, id=wish.id), wanted=lambda state: state.apps[self.id].restored != wish.id
+        )

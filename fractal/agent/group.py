@@ -1,0 +1,191 @@
+"""One group on this device: its log, its stores, what is known of the others, and the jobs that act on it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from fractal.agent.beats import Beat
+from fractal.agent.journal import Journal
+from fractal.agent.pulse import Pulse
+from fractal.agent.supervise import supervise
+from fractal.api.errors import BackendError, NotFound
+from fractal.api.store import Store
+from fractal.archive.epochs import EpochRecord, Epochs
+from fractal.core.lease import Proofs, Seen, Suspicion
+from fractal.core.model import App, GroupState
+
+if TYPE_CHECKING:
+    from fractal.agent.agent import Agent
+    from fractal.agent.app_job import AppJob
+
+
+@dataclass(slots=True)
+class OpenStore:
+    """A store of the group, opened, with what its last listing showed."""
+
+    store: Store
+    epochs: Epochs
+    listed: dict[str, dict[int, EpochRecord]] = field(default_factory=dict)
+    sent: float | None = None
+    """Boottime at which the request of the last complete listing was sent."""
+    problem: str = ""
+
+    def highest(self, app: str) -> int:
+        """Highest epoch of the app that any listing showed."""
+        return max(self.listed.get(app, {}), default=0)
+
+
+class GroupAgent:
+    """Holds what the jobs share. Jobs wait on `pulse` and compare; none depends on having seen an event."""
+
+    def __init__(self, agent: Agent, group: str, journal: Journal) -> None:
+        self.agent = agent
+        self.id = group
+        self.journal = journal
+        self.pulse = Pulse()
+        self.stores: dict[str, OpenStore] = {}
+        self.beats: dict[str, Beat] = {}
+        self.suspicion = Suspicion(since=agent.clock.boottime())
+        self.seen = Seen()
+        self.jobs: dict[str, AppJob] = {}
+        self.log_problem = ""
+        self.logger = agent.logger.getChild(group[:8])
+        self._stack = AsyncExitStack()
+        self._opening = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+
+    # --- what the jobs read -------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> GroupState:
+        """The folded log."""
+        return self.journal.state
+
+    @property
+    def me(self) -> str:
+        """Id of this device."""
+        return self.agent.keys.id
+
+    @property
+    def blind(self) -> bool:
+        """Whether the log proves nothing at present."""
+        return bool(self.state.sealed_out or self.state.forked or self.state.left)
+
+    def app(self, app: str) -> App:
+        """An app by id. Raises NotFound."""
+        found = self.state.apps.get(app)
+        if found is None:
+            raise NotFound(f"app {app} is not in group {self.state.name!r}")
+        return found
+
+    def proofs(self, app: App) -> Proofs:
+        """When this device last proved that an app's epoch is the highest."""
+        store = self.stores.get(app.store)
+        listed = store is not None and app.epoch in store.listed.get(app.id, {})
+        return Proofs(log=self.journal.proof_sent, store=store.sent if store is not None and listed else None)
+
+    def stored(self, app: App) -> Mapping[int, EpochRecord]:
+        """The app's epochs in its store, as last listed."""
+        store = self.stores.get(app.store)
+        return store.listed.get(app.id, {}) if store else {}
+
+    async def store(self, store: str) -> OpenStore:
+        """A store of the group, opened on first use. Raises NotFound, BackendError."""
+        async with self._opening:
+            if store in self.stores:
+                return self.stores[store]
+            entry = self.state.stores.get(store)
+            if entry is None or entry.removed:
+                raise NotFound(f"store {store} is not in group {self.state.name!r}")
+            opened = await self._stack.enter_async_context(self.agent.open_store(entry))
+            epochs = Epochs(
+                group=self.id,
+                store=opened,
+                keys=self.agent.keys,
+                group_key=self.journal.group_key,
+                sign_key_of=self.sign_key_of,
+                clock=self.agent.clock,
+                entropy=self.agent.entropy,
+            )
+            self.stores[store] = OpenStore(store=opened, epochs=epochs)
+            return self.stores[store]
+
+    def sign_key_of(self, device: str) -> bytes | None:
+        """Signing key of a device of the group, also of one that was removed since."""
+        known = self.state.devices.get(device)
+        return known.sign_key if known else None
+
+    async def list_epochs(self, store: str) -> OpenStore:
+        """List a store's epochs now; the result proves what it shows from the moment the request was sent.
+
+        Raises BackendError; the last result stays.
+        """
+        opened = await self.store(store)
+        sent = self.agent.clock.boottime()
+        try:
+            async with asyncio.timeout(self.state.timers.read_timeout / 1000):
+                listed = await opened.epochs.listing()
+        except TimeoutError as error:
+            opened.problem = f"listing store {self.state.stores[store].name!r} timed out"
+            raise BackendError(opened.problem, retryable=True) from error
+        except BackendError as error:
+            opened.problem = str(error)
+            raise
+        changed = listed != opened.listed
+        opened.listed, opened.sent, opened.problem = listed, sent, ""
+        if changed:
+            self.pulse.beat()
+        return opened
+
+    def online(self, device: str) -> bool:
+        """Whether the device gave a sign of life lately. A hint, never proof."""
+        if device == self.me:
+            return True
+        beat = self.beats.get(device)
+        timers = self.state.timers
+        limit = (timers.patience + timers.beat) / 1000
+        return beat is not None and self.agent.clock.boottime() - beat.heard <= limit
+
+    def status(self) -> Mapping[str, Any]:
+        """One item of `groups` of `status.show`."""
+        from fractal.agent.status import group_status
+
+        return group_status(self)
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the group's jobs."""
+        self._task = asyncio.create_task(self._run(), name=f"group-{self.id[:8]}")
+
+    async def close(self) -> None:
+        """End the jobs and close the stores."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+            self._task = None
+        await self._stack.aclose()
+
+    async def _run(self) -> None:
+        from fractal.agent.jobs import beating, failover, guarding, reading, running, upkeep
+
+        jobs: dict[str, Callable[[GroupAgent], Awaitable[None]]] = {
+            "log": reading.follow_log,
+            "stores": reading.follow_stores,
+            "signals": beating.exchange_signals,
+            "answers": failover.answer,
+            "challenges": failover.challenge,
+            "takeover": failover.take_over,
+            "guard": guarding.grant,
+            "apps": running.run_apps,
+            "upkeep": upkeep.keep_up,
+        }
+        async with asyncio.TaskGroup() as tasks:
+            for name, job in jobs.items():
+                one = partial(job, self)
+                tasks.create_task(supervise(name, one, self.agent.clock, self.logger), name=name)

@@ -1,0 +1,74 @@
+"""Signals: telling the others that one lives, and hearing them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from fractal.agent.beats import Beat, beat_bytes, read_beat
+from fractal.api.errors import FractalError
+from fractal.core.lease import seconds
+from fractal.crypto.seal import open_group, seal_group
+
+if TYPE_CHECKING:
+    from fractal.agent.group import GroupAgent
+
+AAD = b"fhs-signal"
+
+
+async def exchange_signals(group: GroupAgent) -> None:
+    """Send a beat every `beat` and take in those of the others. Lost ones cost nothing but patience."""
+    agent = group.agent
+    number = 0
+    problem = ""
+    while True:
+        interval = seconds(group.state.timers.beat)
+        number += 1
+        try:
+            async with asyncio.timeout(interval):
+                await agent.coordinator.signal(group.journal.address, seal_beat(group, number))
+                await hear(group)
+            problem = ""
+        except (FractalError, TimeoutError) as error:
+            if str(error) != problem:
+                group.logger.info("signals: %s", error or "timed out")
+            problem = str(error)
+        await agent.clock.sleep(interval * agent.entropy.uniform(0.8, 1.0))
+
+
+def seal_beat(group: GroupAgent, number: int) -> bytes:
+    """What this device says of itself now, sealed."""
+    generation, key = group.journal.group_key()
+    beat = Beat(
+        device=group.me,
+        number=number,
+        apps={a: job.beat() for a, job in group.jobs.items() if job.owns},
+        warm={a: point for a, job in group.jobs.items() if (point := job.fetched) is not None},
+        capacity=group.agent.capacity(),
+    )
+    return seal_group(beat_bytes(beat), key, AAD + generation.to_bytes(4, "big"), group.agent.entropy)
+
+
+async def hear(group: GroupAgent) -> None:
+    """Take in what arrived; what cannot be read is no sign of life."""
+    agent = group.agent
+    generation, key = group.journal.group_key()
+    now = agent.clock.boottime()
+    woken = False
+    for signal in await agent.coordinator.signals(group.journal.address):
+        try:
+            plain = open_group(signal.payload, key, AAD + generation.to_bytes(4, "big"))
+            beat = read_beat(plain, now)
+        except FractalError:
+            continue
+        known = group.state.devices.get(beat.device)
+        last = group.beats.get(beat.device)
+        if known is None or known.removed or beat.device == group.me or (last and last.number == beat.number):
+            continue
+        woken = woken or last is None or last.apps != beat.apps or last.warm != beat.warm
+        group.beats[beat.device] = beat
+        group.suspicion = group.suspicion.heard(beat.device, now, group.state.timers)
+    if woken:
+        group.pulse.beat()
+
+

@@ -1,0 +1,181 @@
+"""Suspecting, challenging, answering, taking over: docs/explanation/failover.md, section by section."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from fractal.agent.journal import Stale
+from fractal.api.errors import BackendError, Conflict
+from fractal.core.entries import Answered, Challenged, Found, Took
+from fractal.core.lease import Take, check_timers, clean_succession, observe, seconds, takes, to_challenge, wait_until
+from fractal.core.model import App, GroupState
+
+if TYPE_CHECKING:
+    from fractal.agent.group import GroupAgent
+
+LOOK = 0.5
+"""Seconds between two looks when nothing wakes the job."""
+FOUND_AFTER = 3.0
+"""Seconds that an unannounced epoch may stand in the store before somebody else announces it."""
+
+
+async def answer(group: GroupAgent) -> None:
+    """Answer every challenge to this device at once. An answer waits for no disk and no store."""
+    pulse = 0
+    while True:
+        if group.me in group.state.challenges:
+            await group.journal.append(
+                Answered(seen=group.state.position), wanted=lambda state: group.me in state.challenges
+            )
+        pulse = await group.pulse.wait(pulse, 5.0)
+
+
+async def challenge(group: GroupAgent) -> None:
+    """Challenge devices that are silent for longer than patience."""
+    clock = group.agent.clock
+    answers = dict(group.state.answers)
+    while True:
+        now = clock.boottime()
+        for device, position in group.state.answers.items():
+            if answers.get(device) != position:
+                group.suspicion = group.suspicion.answered(device, now, group.state.timers)
+        answers = dict(group.state.answers)
+        if not group.log_problem and not group.blind and not check_timers(group.state.timers):
+            for device in to_challenge(group.state, group.me, group.suspicion, now, clock.wall_ms()):
+                group.logger.info("challenging %s: silent for %.0f s", device, group.suspicion.silence(device, now))
+                await _challenge_one(group, device)
+        await clock.sleep(LOOK)
+
+
+async def _challenge_one(group: GroupAgent, device: str) -> None:
+    def wanted(state: GroupState) -> bool:
+        still = group.suspicion.suspected(device, group.agent.clock.boottime(), state.timers)
+        return still and device not in state.challenges
+
+    try:
+        await group.journal.append(Challenged(device=device), wanted=wanted)
+    except Stale:
+        group.logger.info("no challenge: %s gave a sign of life", device)
+
+
+async def take_over(group: GroupAgent) -> None:
+    """Take the apps that are free for this device, as soon as its rank allows."""
+    clock = group.agent.clock
+    unannounced: dict[tuple[str, int], float] = {}
+    pulse = 0
+    while True:
+        now = clock.boottime()
+        group.seen = observe(group.state, group.seen, now)
+        await _announce_found(group, unannounced, now)
+        found = [] if group.blind or group.agent.stopping else list(takes(group.state, group.me, group.seen))
+        due = [t for t in found if t.at <= now]
+        if due and not check_timers(group.state.timers):
+            await _take(group, due)
+        later = min((t.at - now for t in found if t.at > now), default=LOOK)
+        pulse = await group.pulse.wait(pulse, max(0.02, min(LOOK, later)))
+
+
+async def _announce_found(group: GroupAgent, unannounced: dict[tuple[str, int], float], now: float) -> None:
+    """An epoch object is its own announcement: whoever sees one above the announced epoch says so."""
+    for app in group.state.apps.values():
+        store = group.stores.get(app.store)
+        highest = store.highest(app.id) if store else 0
+        if app.removed or highest <= app.epoch:
+            continue
+        since = unannounced.setdefault((app.id, highest), now)
+        if now - since >= FOUND_AFTER and store is not None:
+            await _found(group, app, highest, store.listed[app.id][highest].owner)
+
+
+async def _found(group: GroupAgent, app: App, epoch: int, owner: str) -> None:
+    try:
+        await group.journal.append(
+            Found(app=app.id, epoch=epoch, owner=owner),
+            wanted=lambda state: app.id in state.apps and state.apps[app.id].epoch < epoch,
+        )
+    except Stale:
+        return
+
+
+async def _take(group: GroupAgent, due: list[Take]) -> None:
+    """One round of taking: read the log, list the store, create the epochs, announce all at once."""
+    clock = group.agent.clock
+    await group.journal.poll(0)
+    still = {t.app: t for t in takes(group.state, group.me, group.seen) if t.at <= clock.boottime()}
+    taken: dict[str, int] = {}
+    acknowledged: dict[str, float] = {}
+    for take in due:
+        if take.app in still:
+            try:
+                epoch = await _create(group, group.app(take.app), take)
+            except BackendError as error:
+                # One app's store being away must not keep this device from taking the others.
+                group.logger.warning("cannot take %s: %s", group.app(take.app).name, error)
+                continue
+            if epoch:
+                taken[take.app], acknowledged[take.app] = epoch, clock.boottime()
+    if not taken:
+        await clock.sleep(LOOK)
+        return
+    await _announce(group, taken)
+    for app, epoch in taken.items():
+        await _begin_wait(group, app, epoch, acknowledged[app], clock.boottime())
+    group.pulse.beat()
+
+
+async def _create(group: GroupAgent, app: App, take: Take) -> int:
+    """Create the app's next epoch in its store: the lock. 0 if another device was first."""
+    opened = await group.list_epochs(app.store)
+    highest = opened.highest(app.id)
+    if highest > app.epoch:
+        # Somebody took it and did not announce it yet: follow, do not jump over.
+        return 0
+    epoch = max(highest, app.epoch) + 1
+    clean = clean_succession(app, epoch, highest)
+    async with asyncio.timeout(seconds(group.state.timers.read_timeout) * 3):
+        try:
+            await opened.epochs.create(app.id, epoch, group.state.timers)
+        except Conflict:
+            group.logger.info("%s: another device took epoch %d first", app.name, epoch)
+            return 0
+    group.logger.info("took %s at epoch %d: %s", app.name, epoch, take.why.value)
+    job = group.jobs.get(app.id)
+    if clean and job is not None:
+        job.facts.change(clean=epoch)
+    group.agent.tell("app.taken", group=group, app=app.id, text=f"{app.name}: {take.why.value}, taken at epoch {epoch}")
+    return epoch
+
+
+async def _announce(group: GroupAgent, taken: dict[str, int]) -> None:
+    def wanted(state: GroupState) -> bool:
+        return any(app in state.apps and state.apps[app].epoch < epoch for app, epoch in taken.items())
+
+    try:
+        await group.journal.append(Took(epochs=taken), wanted=wanted)
+    except Stale:
+        return
+
+
+async def _begin_wait(group: GroupAgent, app: str, epoch: int, acknowledged: float, read_back: float) -> None:
+    job = group.jobs.get(app)
+    if job is not None:
+        job.begin_wait(epoch, wait_end(group, app, epoch, acknowledged, read_back))
+
+
+def wait_end(group: GroupAgent, app: str, epoch: int, acknowledged: float, read_back: float) -> float:
+    """End of the wait of an epoch, by the largest timers found in the app's listed epochs."""
+    listed = group.stored(group.app(app)).values()
+    timers = group.state.timers
+    job = group.jobs.get(app)
+    store = group.stores.get(group.app(app).store)
+    return wait_until(
+        acknowledged=acknowledged,
+        read_back=read_back,
+        longest_proof=max([timers.proof, *(r.proof_ms for r in listed)]),
+        longest_margin=max([timers.margin, *(r.margin_ms for r in listed)]),
+        staleness=store.store.staleness if store else 0.0,
+        clean=job is not None and job.facts.now.clean == epoch,
+    )
+
+

@@ -1,0 +1,71 @@
+"""Following the log and the stores: where every proof comes from."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from fractal.api.errors import BackendError, FractalError
+from fractal.core.lease import seconds
+
+if TYPE_CHECKING:
+    from fractal.agent.group import GroupAgent
+
+LOG_LATE = 2.0
+"""A listing is started when a log read is this many seconds late, not only after its time-out."""
+WATCH_INTERVAL = 10.0
+"""Seconds between listings while somebody is challenged, or where listing costs next to nothing."""
+IDLE_INTERVAL = 60.0
+
+
+async def follow_log(group: GroupAgent) -> None:
+    """Read the log for ever, each read a short long poll: a long one would hide its age."""
+    clock = group.agent.clock
+    while True:
+        timers = group.state.timers
+        try:
+            async with asyncio.timeout(seconds(timers.poll + timers.read_timeout)):
+                changed = await group.journal.poll(seconds(timers.poll))
+        except (BackendError, TimeoutError) as error:
+            group.suspicion = group.suspicion.deaf(clock.boottime())
+            problem = str(error) or "reading the log timed out"
+            if problem != group.log_problem:
+                group.logger.warning("log: %s", problem)
+            group.log_problem = problem
+            await clock.sleep(0.5)
+            continue
+        if group.log_problem:
+            group.logger.info("log: readable again")
+            group.log_problem = ""
+            group.suspicion = group.suspicion.deaf(clock.boottime())
+        if changed:
+            group.pulse.beat()
+
+
+async def follow_stores(group: GroupAgent) -> None:
+    """List the epochs in every store that an app uses: seldom while the log proves enough, at once when it is late."""
+    clock = group.agent.clock
+    reported: dict[str, str] = {}
+    while True:
+        now = clock.boottime()
+        for store in sorted({a.store for a in group.state.apps.values() if not a.removed}):
+            if _due(group, store, now):
+                try:
+                    await group.list_epochs(store)
+                    reported.pop(store, None)
+                except FractalError as error:
+                    if reported.get(store) != str(error):
+                        group.logger.warning("store: %s", error)
+                    reported[store] = str(error)
+        await clock.sleep(0.5)
+
+
+def _due(group: GroupAgent, store: str, now: float) -> bool:
+    opened = group.stores.get(store)
+    if opened is None or opened.sent is None:
+        return True
+    age = now - opened.sent
+    log = group.journal.proof_sent
+    if log is None or now - log > seconds(group.state.timers.poll) + LOG_LATE:
+        return age > LOG_LATE
+    return age > (WATCH_INTERVAL if group.state.challenges else IDLE_INTERVAL)

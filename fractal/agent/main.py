@@ -1,0 +1,143 @@
+"""The agent's process: puts the shell, the backends and the agent together, and ends them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from fractal.agent.agent import Agent, Shell
+from fractal.agent.control.handlers import COMMANDS
+from fractal.agent.control.server import open_control
+from fractal.agent.notes import Notes
+from fractal.api.context import Entropy
+from fractal.config import load
+from fractal.config.model import DeviceConfig
+from fractal.crypto.keys import DeviceKeys
+from fractal.guard.client import GuardClient
+from fractal.guard.launch import ensure_guard
+from fractal.plugins import Plugins
+from fractal.shell.clock import SystemClock
+from fractal.shell.entropy import SystemEntropy
+from fractal.shell.folders import private_folder
+from fractal.shell.lock import state_lock
+from fractal.shell.memory import free_memory
+from fractal.shell.notes import SqliteNotes
+from fractal.shell.notify import Notifier
+from fractal.shell.process import ProcessRun
+from fractal.shell.workers import ThreadWorkers
+
+CONTROL = "control.sock"
+DEVICE_KEYS = "device/keys"
+STATUS_EVERY = 5.0
+
+
+def run(path: Path) -> None:
+    """Run the agent of the configuration at `path` until SIGTERM or SIGINT. Raises FractalError."""
+    config = load(path)
+    logging.basicConfig(
+        level=config.log.level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    asyncio.run(serve(config))
+
+
+async def serve(config: DeviceConfig) -> None:
+    """Everything from the state folder's lock to the last goodbye."""
+    private_folder(config.device.state_dir)
+    private_folder(config.device.runtime_dir)
+    with state_lock(config.device.state_dir):
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        notifier = Notifier()
+        async with _open(config) as agent:
+            socket = config.device.runtime_dir / CONTROL
+            async with open_control(socket, agent, COMMANDS):
+                notifier.ready(f"device {config.device.name}, {len(agent.groups)} group(s)")
+                # What start-up made stays for good: keep the collector from walking it again and again.
+                gc.freeze()
+                await _until(stop, agent, notifier)
+
+
+async def _until(stop: asyncio.Event, agent: Agent, notifier: Notifier) -> None:
+    running = asyncio.create_task(agent.run())
+    telling = asyncio.create_task(_tell(agent, notifier))
+    stopping = asyncio.create_task(stop.wait())
+    tasks = {running, telling, stopping}
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done - {stopping}:
+            task.result()
+        if stopping in done:
+            # The apps go on being observed and routed while they are handed over.
+            notifier.stopping("handing apps over")
+            handing = asyncio.create_task(agent.hand_over())
+            await asyncio.wait({handing, running}, return_when=asyncio.FIRST_COMPLETED)
+            await handing
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+async def _tell(agent: Agent, notifier: Notifier) -> None:
+    """Watchdog and status line, from the loop that everything runs on: a hung loop tells nothing."""
+    pause = min(STATUS_EVERY, notifier.watchdog_interval or STATUS_EVERY)
+    while True:
+        notifier.watchdog()
+        apps = sum(job.owns for g in agent.groups.values() for job in g.jobs.values())
+        notifier.status(f"{len(agent.groups)} group(s), {apps} app(s) here")
+        await agent.clock.sleep(pause)
+
+
+@asynccontextmanager
+async def _open(config: DeviceConfig) -> AsyncIterator[Agent]:
+    logger = logging.getLogger("homeserver")
+    clock, entropy, runner = SystemClock(), SystemEntropy(), ProcessRun()
+    notes = SqliteNotes(config.device.state_dir / "agent.sqlite")
+    folder = config.device.state_dir / "guard"
+
+    async def ensure() -> GuardClient:
+        return await ensure_guard(folder, run=runner, clock=clock)
+
+    try:
+        async with ThreadWorkers(threads=2) as workers:
+            shell = Shell(
+                clock=clock,
+                entropy=entropy,
+                workers=workers,
+                run=runner,
+                notes=notes,
+                ensure_guard=ensure,
+                free_memory=free_memory(),
+            )
+            agent = Agent(
+                config=config,
+                plugins=Plugins.discover(disabled=config.plugins.disabled),
+                keys=device_keys(notes, entropy),
+                shell=shell,
+                logger=logger,
+                guard=await ensure(),
+                pid=os.getpid(),
+                started=clock.boottime(),
+            )
+            async with agent:
+                yield agent
+    finally:
+        notes.close()
+
+
+def device_keys(notes: Notes, entropy: Entropy) -> DeviceKeys:
+    """This device's keys, made at the first start. They never leave the device."""
+    stored = notes.get(DEVICE_KEYS)
+    if stored is not None:
+        return DeviceKeys.from_bytes(stored)
+    keys = DeviceKeys.generate(entropy)
+    notes.write({DEVICE_KEYS: keys.to_bytes()})
+    return keys

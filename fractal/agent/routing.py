@@ -1,0 +1,124 @@
+"""Routes: on a host, serve what runs here; on a gateway, lead each name to the device that serves it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from fractal.api.errors import FractalError
+from fractal.api.transport import Certificate, LocalRoute, Peer, RouteKind, Target
+from fractal.core.model import App, DeviceRole, Route
+
+if TYPE_CHECKING:
+    from fractal.agent.agent import Agent
+    from fractal.agent.app_job import AppJob
+    from fractal.agent.group import GroupAgent
+
+APPLY_EVERY = 0.25
+APPLY_LIMIT = 20.0
+
+
+async def route(agent: Agent) -> None:
+    """Apply the full desired set whenever it changed; again every minute, in case the backend lost something."""
+    applied: object = None
+    last = agent.clock.boottime()
+    while True:
+        desired = (desired_serving(agent), desired_forwarding(agent))
+        now = agent.clock.boottime()
+        if desired != applied or now - last > 60:
+            (gateways, routes), (peers, targets) = desired
+            try:
+                async with asyncio.timeout(APPLY_LIMIT):
+                    await agent.transport.serve(gateways, routes)
+                    if peers or targets or applied is not None:
+                        await agent.transport.forward(peers, targets)
+                applied, last, agent.link_problem = desired, now, ""
+            except (FractalError, TimeoutError) as error:
+                problem = str(error) or "the transport did not answer in time"
+                if problem != agent.link_problem:
+                    agent.logger.warning("routes: %s", problem)
+                agent.link_problem = problem
+        await agent.clock.sleep(APPLY_EVERY)
+
+
+def desired_serving(agent: Agent) -> tuple[tuple[Peer, ...], tuple[LocalRoute, ...]]:
+    """What this device should serve, and for which gateways."""
+    gateways: dict[str, Peer] = {}
+    routes: list[LocalRoute] = []
+    for group in agent.groups.values():
+        for device in group.state.devices.values():
+            if DeviceRole.GATEWAY in device.roles and not device.removed:
+                gateways[device.id] = Peer(device=device.id, contact=device.contact)
+        for name in sorted(group.state.routes):
+            wish = group.state.routes[name]
+            job = group.jobs.get(wish.app)
+            local = _local(group, wish, job) if job is not None else None
+            if local is not None:
+                routes.append(local)
+    return tuple(gateways[g] for g in sorted(gateways)), tuple(routes)
+
+
+def _local(group: GroupAgent, wish: Route, job: AppJob) -> LocalRoute | None:
+    run = job.health()
+    if not job.owns or run is None or job.right().deadline is None:
+        return None
+    service = wish.service or job.spec.web_service
+    port = wish.port or job.spec.web_port
+    for status in run.services:
+        for name, host, number in status.endpoints:
+            if status.name == service and name == port:
+                return LocalRoute(
+                    group=group.id,
+                    app=wish.app,
+                    name=wish.name,
+                    kind=RouteKind(wish.kind),
+                    host=host,
+                    port=number,
+                    certificate=_certificate(job, wish),
+                )
+    return None
+
+
+def _certificate(job: AppJob, wish: Route) -> Certificate | None:
+    if wish.kind != RouteKind.HTTPS.value:
+        return None
+    try:
+        secrets = job.data.secrets()
+    except FractalError:
+        # Without the app's key nothing can be served; `job.problem` already says so.
+        return None
+    chain, key = secrets.get(f"tls.{wish.name}.chain"), secrets.get(f"tls.{wish.name}.key")
+    return Certificate(chain=chain.encode(), key=key.encode()) if chain and key else None
+
+
+def desired_forwarding(agent: Agent) -> tuple[tuple[Peer, ...], tuple[Target, ...]]:
+    """What this device should do as a gateway, for every group in which it is one."""
+    peers: dict[str, Peer] = {}
+    targets: dict[str, Target] = {}
+    for group in agent.groups.values():
+        own = group.state.devices.get(group.me)
+        if own is None or own.removed or DeviceRole.GATEWAY not in own.roles:
+            continue
+        for device in group.state.devices.values():
+            if DeviceRole.HOST in device.roles and not device.removed:
+                peers[device.id] = Peer(device=device.id, contact=device.contact)
+        for name, wish in sorted(group.state.routes.items()):
+            app = group.state.apps.get(wish.app)
+            if app is not None and not app.removed:
+                targets.setdefault(f"{wish.kind} {name}", _target(group, wish, app))
+    return tuple(peers[p] for p in sorted(peers)), tuple(targets[t] for t in sorted(targets))
+
+
+def _target(group: GroupAgent, wish: Route, app: App) -> Target:
+    """The owner of the highest epoch once it said that the app is healthy; nobody while it changes hands."""
+    serving = app.serving == app.epoch and app.release is None
+    device = group.state.devices.get(app.owner) if serving else None
+    return Target(
+        group=group.id,
+        app=app.id,
+        name=wish.name,
+        kind=RouteKind(wish.kind),
+        device=device.id if device else "",
+        contact=device.contact if device else {},
+        epoch=app.epoch,
+    )

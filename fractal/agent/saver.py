@@ -1,0 +1,231 @@
+"""Taking an app's snapshots on time and storing them; knowing how much would be lost now."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fractal.agent.local import Queued
+from fractal.api.errors import BackendError, FractalError
+from fractal.core.lease import seconds
+from fractal.core.model import Point
+
+if TYPE_CHECKING:
+    from fractal.agent.app_job import AppJob
+    from fractal.archive.records import Record
+
+LONGEST_QUEUE = 12
+"""Snapshots that wait on the device while the store is away; beyond that every second one is given up."""
+
+
+class Saver:
+    """`tick` is called by the app's steps and is short; `run` stores what ticks queued, in order, beside them."""
+
+    def __init__(self, job: AppJob) -> None:
+        self._job = job
+        self.due = 0.0
+        self.problem = ""
+        self.rounds = 0
+        self.last_round: int | None = None
+        self.settled = False
+        """The root was last seen equal to the newest snapshot."""
+        self._taken: dict[str, float] = {}
+        self._safe_at: float | None = None
+        self._stored = asyncio.Event()
+
+    def reset(self) -> None:
+        """The root was replaced: what was known of it is void."""
+        self.due = 0.0
+        self.settled = False
+        self.rounds, self.last_round = 0, None
+
+    def hurry(self) -> None:
+        """Take the next snapshot as soon as possible."""
+        self.due = 0.0
+
+    # --- how much would be lost ------------------------------------------------------------------------------------
+
+    def would_lose(self) -> int:
+        """Milliseconds of data that would be lost if the device died now; never too small, -1 when not known.
+
+        It is the age of the last snapshot that was committed or proved that nothing changed. After a restart the
+        snapshot's wall-clock label stands in until the first tick.
+        """
+        clock, facts = self._job.group.agent.clock, self._job.facts.now
+        if self._safe_at is not None:
+            return int(1000 * (clock.boottime() - self._safe_at))
+        if facts.committed_ms:
+            return max(0, clock.wall_ms() - facts.committed_ms)
+        return -1
+
+    # --- taking ----------------------------------------------------------------------------------------------------
+
+    async def tick(self) -> None:
+        """Take a snapshot, unless nothing changed since the last one. A late tick skips, it never piles up."""
+        job = self._job
+        agent = job.group.agent
+        interval = seconds(job.app.policy.interval)
+        now = agent.clock.boottime()
+        self.due = now + interval
+        if self._target_moving():
+            self.rounds += 1
+        if await self._unchanged():
+            self.settled = True
+            if not job.facts.now.queue:
+                self._safe_at = now
+            if self._target_moving() and self.last_round is None:
+                self.last_round = 0
+            return
+        counter = job.facts.now.counter + 1
+        name = f"t-{job.app.epoch}-{counter}"
+        job.facts.change(counter=counter)
+        await self._snapshot(name)
+        facts = job.facts.now
+        queued = Queued(name=name, epoch=facts.root, wall_ms=agent.clock.wall_ms(), parent=facts.committed)
+        self._taken[name] = now
+        job.facts.put(replace(facts, queue=(*facts.queue, queued)))
+        self.settled = False
+        await self._thin()
+        self._stored.set()
+
+    async def _unchanged(self) -> bool:
+        facts, snapshotter = self._job.facts.now, self._job.group.agent.snapshotter
+        if facts.queue:
+            newest = facts.queue[-1].name
+        elif facts.committed is not None:
+            newest = facts.name_of(facts.committed)
+        else:
+            return False
+        return await snapshotter.unchanged(self._job.data.volume, newest)
+
+    async def _snapshot(self, name: str) -> None:
+        """A consistent snapshot: where the file system has no atomic one, the app is paused meanwhile."""
+        job = self._job
+        agent = job.group.agent
+        run = job.health()
+        pause = run is not None and (not agent.instant_snapshots or job.spec.consistency == "pause")
+        key = f"{job.group.id}.{job.id}.{job.app.epoch}"
+        hooks = job.spec.consistency == "hook" and run is not None
+        if hooks:
+            await self._hooks(key, job.spec.before_snapshot)
+        try:
+            if pause:
+                await agent.runtime.pause(key)
+            try:
+                await agent.snapshotter.snapshot(job.data.volume, name)
+            finally:
+                if pause:
+                    await asyncio.shield(agent.runtime.unpause(key))
+        finally:
+            if hooks:
+                await self._hooks(key, job.spec.after_snapshot)
+
+    async def _hooks(self, key: str, hooks: tuple[tuple[str, tuple[str, ...]], ...]) -> None:
+        """Run the app's own commands; one that fails is told and never stops the snapshot."""
+        for service, argv in hooks:
+            try:
+                result = await self._job.group.agent.runtime.exec(key, service, argv, timeout=30.0)
+            except BackendError as error:
+                self.problem = f"snapshot hook of {service}: {error}"
+                continue
+            if result.exit_code:
+                self.problem = f"snapshot hook of {service} exited with {result.exit_code}"
+
+    async def _thin(self) -> None:
+        """Keep the queue bounded while the store is away: give up every second snapshot, and say so."""
+        facts, snapshotter = self._job.facts.now, self._job.group.agent.snapshotter
+        if len(facts.queue) <= LONGEST_QUEUE:
+            return
+        ticks = [q for q in facts.queue[1:-1] if not q.branch]
+        given_up = {q.name for q in ticks[::2]}
+        self._job.logger.warning(
+            "%s: %d snapshots wait for the store; every second one is given up", self._job.app.name, len(facts.queue)
+        )
+        self._job.facts.put(replace(facts, queue=tuple(q for q in facts.queue if q.name not in given_up)))
+        for name in given_up:
+            self._taken.pop(name, None)
+            await snapshotter.delete(self._job.data.volume, name)
+
+    # --- storing ---------------------------------------------------------------------------------------------------
+
+    async def drain(self, limit: float) -> None:
+        """Wait until everything queued is stored, at most `limit` seconds. Raises BackendError with the reason."""
+        clock = self._job.group.agent.clock
+        end = clock.boottime() + limit
+        self._stored.set()
+        while self._job.facts.now.queue:
+            if clock.boottime() > end:
+                why = self.problem or "the store is slow"
+                raise BackendError(f"the last snapshot could not be stored within {limit:.0f} s: {why}", retryable=True)
+            await clock.sleep(0.02)
+
+    async def run(self) -> None:
+        """Store what is queued, oldest first, for ever."""
+        clock = self._job.group.agent.clock
+        pause = 0.5
+        while True:
+            if not self._job.facts.now.queue:
+                self._stored.clear()
+                if not self._job.facts.now.queue:
+                    await self._stored.wait()
+                continue
+            try:
+                await self._store(self._job.facts.now.queue[0])
+                pause = 0.5
+                self.problem = ""
+            except FractalError as error:
+                if self.problem != str(error):
+                    self._job.logger.warning("%s: snapshot not stored: %s", self._job.app.name, error)
+                self.problem = str(error)
+                await clock.sleep(pause)
+                pause = min(15.0, pause * 2)
+
+    async def _store(self, queued: Queued) -> None:
+        """Store one snapshot: segments, then its record, then the look that makes it committed."""
+        job = self._job
+        archive = await job.data.archive()
+        facts = job.facts.now
+        held = {s.name for s in await job.group.agent.snapshotter.snapshots(job.data.volume)}
+        if queued.name not in held:
+            job.facts.put(replace(facts, queue=tuple(q for q in facts.queue if q != queued)))
+            return
+        # The line that it continues; for a replaced epoch that is where the line was when it was taken.
+        parent = facts.committed if facts.root == queued.epoch and not queued.branch else queued.parent
+        if parent is not None and facts.name_of(parent) not in held:
+            parent = None
+        record = await archive.write(
+            queued.epoch,
+            snapshotter=job.group.agent.snapshotter,
+            volume=job.data.volume,
+            name=queued.name,
+            parent=parent,
+            name_of=facts.name_of,
+            wall_ms=queued.wall_ms,
+        )
+        opened = await job.group.list_epochs(job.app.store)
+        await self._note(queued, record, opened.highest(job.id))
+
+    async def _note(self, queued: Queued, record: Record, highest: int) -> None:
+        """The record stands; it is committed only if no higher epoch stood at a look that began after its put."""
+        job = self._job
+        point = Point(epoch=record.epoch, number=record.number)
+        facts = job.facts.now
+        left = tuple(q for q in facts.queue if q.name != queued.name)
+        if highest > queued.epoch:
+            job.facts.put(replace(facts.named(point, queued.name), queue=left))
+            job.group.agent.tell(
+                "app.branch", group=job.group, app=job.id, text=f"{job.app.name}: a branch of epoch {queued.epoch} is kept"
+            )
+            return
+        noted = replace(facts.named(point, queued.name), queue=left, committed=point, committed_ms=queued.wall_ms)
+        job.facts.put(noted)
+        job.data.newest = job.data.fetched = point
+        if (taken := self._taken.pop(queued.name, None)) is not None:
+            self._safe_at = taken
+        self.last_round = record.stored
+        await job.data.prune(keep={queued.name})
+        job.group.pulse.beat()
+
+    def _target_moving(self) -> bool:
+        return bool(self._job.app.move_to and self._job.app.move_to != self._job.group.me)

@@ -1,0 +1,189 @@
+"""What `homeserver status` shows: the log's facts, what the owners last said, and how old that is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fractal import __version__
+from fractal.agent.beats import AppBeat
+from fractal.api.runtime import Health
+from fractal.core.lease import check_timers
+from fractal.core.model import App, Desired, Device
+from fractal.core.placement import standbys, successors
+
+if TYPE_CHECKING:
+    from fractal.agent.agent import Agent
+    from fractal.agent.group import GroupAgent
+
+
+
+def agent_status(agent: Agent) -> dict[str, Any]:
+    """The answer of `agent.status`."""
+    config = agent.config
+    jobs = {
+        f"{group.state.name}: {job.app.name}": job.problem() or "ok"
+        for group in agent.groups.values()
+        for job in group.jobs.values()
+        if job.owns
+    }
+    return {
+        "version": __version__,
+        "device": agent.keys.id,
+        "name": config.device.name,
+        "pid": agent.pid,
+        "up_s": round(agent.clock.boottime() - agent.started, 1),
+        "guard": agent.guard_problem or "holding",
+        "backends": {
+            "runtime": config.runtime.backend,
+            "snapshot": config.snapshot.backend,
+            "transport": config.transport.backend,
+            "coordination": config.coordination.backend,
+        },
+        "jobs": {**jobs, "routes": agent.link_problem or "ok"},
+        "groups": len(agent.groups),
+        "config": str(config.path),
+    }
+
+
+def group_status(group: GroupAgent) -> dict[str, Any]:
+    """One item of `groups` of `status.show`."""
+    state, now = group.state, group.agent.clock.boottime()
+    sent = group.journal.proof_sent
+    return {
+        "group": {
+            "id": group.id,
+            "name": state.name,
+            "position": state.position,
+            "log_age_s": None if sent is None else round(now - sent, 1),
+            "alarms": alarms(group),
+            "pending": len(state.requests),
+        },
+        "devices": [
+            device_status(group, d)
+            for d in sorted(state.devices.values(), key=lambda d: d.name)
+            if not d.removed
+        ],
+        "apps": [
+            app_status(group, a) for a in sorted(state.apps.values(), key=lambda a: a.name) if not a.removed
+        ],
+    }
+
+
+def alarms(group: GroupAgent) -> list[str]:
+    """What is wrong with the group as a whole."""
+    state = group.state
+    found = list(check_timers(state.timers))
+    if state.forked:
+        found.append(f"the log server showed different histories: {state.forked}; nobody takes anything over")
+    if state.left:
+        found.append("this device was removed from the group")
+    elif state.sealed_out:
+        found.append(f"entry {state.sealed_out} of the log cannot be opened here: the log proves nothing")
+    if group.log_problem:
+        found.append(f"the log cannot be read: {group.log_problem}")
+    found += [f"store {state.stores[s].name}: {o.problem}" for s, o in group.stores.items() if o.problem]
+    return found
+
+
+def device_status(group: GroupAgent, device: Device) -> dict[str, Any]:
+    """A device as others last heard it."""
+    member = group.state.members.get(device.member)
+    beat = group.beats.get(device.id)
+    this = device.id == group.me
+    seen = 0.0 if this else None if beat is None else group.agent.clock.boottime() - beat.heard
+    return {
+        "id": device.id,
+        "name": device.name,
+        "member": member.name if member else "",
+        "roles": sorted(r.value for r in device.roles),
+        "this": this,
+        "online": group.online(device.id),
+        "last_seen_s": None if seen is None else round(seen, 1),
+        "draining": device.draining,
+        "version": device.version,
+    }
+
+
+def owner_says(group: GroupAgent, app: App) -> tuple[AppBeat, float] | None:
+    """What the app's owner last said of it, and how many seconds ago."""
+    if app.owner == group.me:
+        job = group.jobs.get(app.id)
+        return (job.beat(), 0.0) if job else None
+    beat = group.beats.get(app.owner)
+    said = beat.apps.get(app.id) if beat else None
+    if beat is None or said is None or said.epoch != app.epoch:
+        return None
+    return said, group.agent.clock.boottime() - beat.heard
+
+
+def app_status(group: GroupAgent, app: App) -> dict[str, Any]:
+    """An app as its owner last told it, never younger than it is."""
+    says = owner_says(group, app)
+    said, age = says if says else (None, 0.0)
+    lose = None if said is None or said.would_lose < 0 else round(said.would_lose / 1000 + age, 1)
+    stale = said is not None and not group.online(app.owner)
+    return {
+        "id": app.id,
+        "name": app.name,
+        "device": device_name(group, app.owner),
+        "epoch": app.epoch,
+        "health": "unknown" if said is None or stale else said.health,
+        "frozen": bool(said and said.frozen),
+        "desired": app.desired.value,
+        "last_snapshot_s": lose if said is not None and said.committed is not None else None,
+        "would_lose_s": lose,
+        "standby": [standby_status(group, app, d, said, age) for d in standbys(group.state, app)],
+        "route": min((r.name for r in group.state.routes.values() if r.app == app.id), default=""),
+        "moving_to": device_name(group, app.move_to) if app.move_to != app.owner else "",
+        "note": note(group, app, said, stale=stale),
+    }
+
+
+def standby_status(
+    group: GroupAgent, app: App, device: str, said: AppBeat | None, age: float
+) -> dict[str, Any]:
+    """How far a warm copy is behind what would be there after a takeover."""
+    job = group.jobs.get(app.id)
+    beat = group.beats.get(device)
+    have = job.fetched if device == group.me and job else beat.warm.get(app.id) if beat else None
+    behind = None
+    if have is not None and said is not None and said.committed is not None:
+        lose = max(said.would_lose, 0) / 1000
+        # A copy of the last committed snapshot lacks what the owner would lose; an older one lacks an interval more.
+        steps = 0 if have >= said.committed else max(1, said.committed.number - have.number)
+        behind = round(lose + age + steps * app.policy.interval / 1000, 1)
+    return {"device": device_name(group, device), "behind_s": behind}
+
+
+def note(group: GroupAgent, app: App, said: AppBeat | None, *, stale: bool) -> str:
+    """Why the app is not as desired, and what to do."""
+    if app.desired is Desired.STOPPED:
+        return ""
+    owner = device_name(group, app.owner)
+    if app.epoch == 0:
+        return f"waiting for {device_name(group, app.placed)} to start it"
+    if app.release is not None:
+        return "changing hands"
+    if not successors(group.state, app):
+        return "no device of the group may run it: add one with the role host, or widen its trust policy"
+    if set(app.failed) >= set(successors(group.state, app)):
+        return "it does not get healthy on any device: look at `homeserver app logs`, then `homeserver app restart`"
+    if stale or said is None:
+        failover = "another device takes it over" if app.policy.failover == "automatic" else "`homeserver app move` moves it"
+        return f"{owner} is silent; {failover}"
+    if said.detail:
+        return said.detail
+    if said.health != Health.HEALTHY.value:
+        return f"{said.health} on {owner}"
+    promise = max(120.0, 2 * app.policy.interval / 1000)
+    if said.would_lose > promise * 1000:
+        return f"no snapshot was stored for {said.would_lose // 1000} s: look at the store"
+    return ""
+
+
+def device_name(group: GroupAgent, device: str) -> str:
+    """Name of a device by id; the id where it is unknown, "" for nobody."""
+    known = group.state.devices.get(device)
+    return known.name if known else device
+
+
