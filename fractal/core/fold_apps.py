@@ -1,0 +1,275 @@
+"""The fold of entries about stores, apps, routes and checkpoints."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+from fractal.api.errors import Denied
+from fractal.core.entries import (
+    AppChanged,
+    AppInstalled,
+    AppKeyAdded,
+    AppMoved,
+    AppRemoved,
+    AppRestored,
+    AppRestoreWished,
+    Checkpointed,
+    Pinned,
+    RouteAdded,
+    RouteRemoved,
+    StoreAdded,
+    StoreRemoved,
+)
+from fractal.core.fold_people import require_new_generation
+from fractal.core.fold_rules import (
+    KEY_SIZE,
+    Turn,
+    live_app,
+    live_host,
+    require,
+    require_id,
+    require_name,
+    with_app,
+)
+from fractal.core.model import (
+    App,
+    AppKey,
+    Checkpoint,
+    GroupState,
+    Point,
+    Policy,
+    RestoreWish,
+    Route,
+    StoreEntry,
+)
+from fractal.core.placement import trusted
+
+MIN_INTERVAL = 1_000
+MAX_INTERVAL = 86_400_000
+MAX_STANDBY = 16
+MAX_NUMBER = 2**48
+MAX_PINS = 1_000
+
+_DNS_NAME = re.compile(
+    r"(?=.{1,253}\Z)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?)(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*\Z"
+)
+_PORT_NAME = re.compile(r":[1-9][0-9]{0,4}\Z")
+
+
+# --- stores ----------------------------------------------------------------------------------------------------------
+
+
+def store_added(turn: Turn, entry: StoreAdded) -> GroupState:
+    """A store for everybody; by admins."""
+    turn.require_admin()
+    require_id(entry.id, "store")
+    require(entry.id not in turn.state.stores, f"store {entry.id} exists")
+    require_name(entry.name, "store name")
+    require_name(entry.backend, "store backend")
+    store = StoreEntry(id=entry.id, name=entry.name, backend=entry.backend, config=entry.config)
+    return replace(turn.state, stores={**turn.state.stores, store.id: store})
+
+
+def store_removed(turn: Turn, entry: StoreRemoved) -> GroupState:
+    """By admins, when no app uses it."""
+    turn.require_admin()
+    store = _live_store(turn.state, entry.id)
+    users = sorted(a.name for a in turn.state.apps.values() if a.store == store.id and not a.removed)
+    require(not users, f"store {store.name} is used by {', '.join(users)}")
+    return replace(turn.state, stores={**turn.state.stores, store.id: replace(store, removed=True)})
+
+
+def _live_store(state: GroupState, store: str) -> StoreEntry:
+    found = state.stores.get(store)
+    if found is None or found.removed:
+        raise Denied(f"store {store or '(none)'} is not in the group")
+    return found
+
+
+# --- apps ------------------------------------------------------------------------------------------------------------
+
+
+def app_installed(turn: Turn, entry: AppInstalled) -> GroupState:
+    """Any member may install, on any host that the policy trusts."""
+    state = turn.state
+    require_id(entry.app, "app")
+    require(entry.app not in state.apps, f"app {entry.app} exists")
+    require_name(entry.name, "app name")
+    _live_store(state, entry.store)
+    live_host(state, entry.placed)
+    _require_policy(entry.policy)
+    if entry.source is not None:
+        require(entry.source.app in state.apps, f"the app {entry.source.app} to fork is unknown")
+        require(turn.manages(state.apps[entry.source.app]), "only who manages an app may fork it")
+        _require_point(entry.source.point)
+    app = App(
+        id=entry.app,
+        name=entry.name,
+        manifest=entry.manifest,
+        spec=entry.spec,
+        store=entry.store,
+        owner_member=turn.member.id,
+        policy=entry.policy,
+        placed=entry.placed,
+        source=entry.source,
+        secrets=entry.secrets,
+    )
+    require_new_generation((), entry.key, _may_trust(state, app))
+    require(entry.placed in entry.key.sealed, "the app's key is not sealed to the device it is placed on")
+    return with_app(state, replace(app, keys=(entry.key,)))
+
+
+def app_changed(turn: Turn, entry: AppChanged) -> GroupState:
+    """New manifest, policy, name, wish or secrets; by who manages it."""
+    app = turn.managed(entry.app)
+    if entry.name is not None:
+        require_name(entry.name, "app name")
+    if entry.policy is not None:
+        _require_policy(entry.policy)
+    news = {
+        name: value
+        for name in ("name", "manifest", "spec", "policy", "desired", "secrets")
+        if (value := getattr(entry, name)) is not None
+    }
+    return with_app(turn.state, replace(app, **news))
+
+
+def app_key_added(turn: Turn, entry: AppKeyAdded) -> GroupState:
+    """The newest key for more devices, or a new generation.
+
+    By who manages the app. A device that the app already trusts may widen the newest generation to devices that the
+    policy trusts (it alone can: it holds the secret), and may begin a new one when a removed device holds the newest.
+    """
+    app = live_app(turn.state, entry.app)
+    newest = app.keys[-1]
+    allowed = _may_trust(turn.state, app)
+    manages, holds = turn.manages(app), trusted(app, turn.device.id)
+    require(manages or holds, "only who manages the app, or a device that it trusts, may pass its key on")
+    if entry.key.generation == newest.generation:
+        return with_app(turn.state, replace(app, keys=(*app.keys[:-1], _widened(newest, entry.key, allowed))))
+    stale = any(d.removed for i, d in turn.state.devices.items() if i in newest.sealed)
+    require(manages or stale, "a new key is needed only when a removed device holds the newest")
+    require_new_generation(app.keys, entry.key, allowed)
+    return with_app(turn.state, replace(app, keys=(*app.keys, entry.key)))
+
+
+def _widened(newest: AppKey, key: AppKey, allowed: set[str]) -> AppKey:
+    require(key.public == newest.public, "the public key of this generation is another")
+    added = {device: sealed for device, sealed in key.sealed.items() if device not in newest.sealed}
+    require(bool(added), "the key is sealed to all of these devices already")
+    strangers = sorted(set(added) - allowed)
+    require(not strangers, f"the app's key is sealed to devices that are not trusted: {', '.join(strangers)}")
+    return replace(newest, sealed={**newest.sealed, **added})
+
+
+def _may_trust(state: GroupState, app: App) -> set[str]:
+    """Devices that may get the app's key, whatever they do for the group at present."""
+    live = [d for d in state.devices.values() if not d.removed]
+    if app.policy.trust == "member":
+        return {d.id for d in live if d.member == app.owner_member}
+    if app.policy.trust == "list":
+        return {d.id for d in live if d.id in app.policy.devices}
+    return {d.id for d in live}
+
+
+def app_moved(turn: Turn, entry: AppMoved) -> GroupState:
+    """By who manages it, or by the device that runs it and wants to be rid of it."""
+    app = live_app(turn.state, entry.app)
+    require(
+        turn.manages(app) or app.owner == turn.device.id, "only who manages the app or runs it may move it"
+    )
+    if entry.to:
+        live_host(turn.state, entry.to)
+        require(trusted(app, entry.to), f"device {entry.to} does not hold the app's key")
+    return with_app(turn.state, replace(app, move_to="" if entry.to == app.owner else entry.to))
+
+
+def app_restore_wished(turn: Turn, entry: AppRestoreWished) -> GroupState:
+    """By who manages it; a later wish replaces an open one."""
+    app = turn.managed(entry.app)
+    require_id(entry.id, "restore wish")
+    require(entry.id != app.restored, f"restore wish {entry.id} was carried out already")
+    _require_point(entry.point)
+    return with_app(turn.state, replace(app, restore=RestoreWish(id=entry.id, point=entry.point)))
+
+
+def app_restored(turn: Turn, entry: AppRestored) -> GroupState:
+    """By the app's present owner, for the wish that stands."""
+    app = live_app(turn.state, entry.app)
+    require(app.owner == turn.device.id, "only the device that owns the app may say so")
+    require(app.restore is not None and app.restore.id == entry.id, f"restore wish {entry.id} is not open")
+    return with_app(turn.state, replace(app, restore=None, restored=entry.id))
+
+
+def app_removed(turn: Turn, entry: AppRemoved) -> GroupState:
+    """By who manages it; its routes go with it."""
+    app = turn.managed(entry.app)
+    routes = {name: route for name, route in turn.state.routes.items() if route.app != app.id}
+    return with_app(replace(turn.state, routes=routes), replace(app, removed=True, move_to="", restore=None))
+
+
+def pinned(turn: Turn, entry: Pinned) -> GroupState:
+    """By who manages it. Pinning twice is pinning once."""
+    app = turn.managed(entry.app)
+    _require_point(entry.point)
+    pins = app.pins | {entry.point} if entry.keep else app.pins - {entry.point}
+    require(len(pins) <= MAX_PINS, f"{MAX_PINS} snapshots are pinned: unpin some")
+    return with_app(turn.state, replace(app, pins=pins))
+
+
+def _require_policy(policy: Policy) -> None:
+    require(policy.failover in ("automatic", "manual"), "failover is automatic or manual")
+    require(policy.on_isolation in ("freeze", "keep"), "on_isolation is freeze or keep")
+    require(
+        policy.on_isolation == "freeze" or policy.failover == "manual",
+        "on_isolation keep goes only with manual failover: two devices would write at once",
+    )
+    require(policy.trust in ("group", "member", "list"), "trust is group, member or list")
+    require(MIN_INTERVAL <= policy.interval <= MAX_INTERVAL, "interval is between a second and a day")
+    require(0 <= policy.standby <= MAX_STANDBY, f"standby is 0 to {MAX_STANDBY}")
+
+
+def _require_point(point: Point) -> None:
+    good = 0 <= point.epoch <= MAX_NUMBER and 0 <= point.number <= MAX_NUMBER
+    require(good, "a point's numbers are out of range")
+
+
+# --- routes and checkpoints ------------------------------------------------------------------------------------------
+
+
+def route_added(turn: Turn, entry: RouteAdded) -> GroupState:
+    """By who manages the app; the first claim of a name stands."""
+    app = turn.managed(entry.app)
+    if entry.kind == "https":
+        require(_DNS_NAME.match(entry.name) is not None, f"{entry.name!r} is not a lower-case DNS name")
+    else:
+        require(entry.kind in ("tcp", "udp"), "a route's kind is https, tcp or udp")
+        port = _PORT_NAME.match(entry.name) is not None and int(entry.name[1:]) <= 65_535
+        require(port, "the name of a TCP or UDP route is :PORT")
+    standing = turn.state.routes.get(entry.name)
+    require(standing is None or standing.app == app.id, f"route {entry.name} belongs to another app")
+    route = Route(name=entry.name, app=app.id, kind=entry.kind, service=entry.service, port=entry.port)
+    return replace(turn.state, routes={**turn.state.routes, route.name: route})
+
+
+def route_removed(turn: Turn, entry: RouteRemoved) -> GroupState:
+    """By who manages the app that it leads to."""
+    route = turn.state.routes.get(entry.name)
+    if route is None:
+        raise Denied(f"route {entry.name} does not exist")
+    turn.managed(route.app)
+    routes = {name: r for name, r in turn.state.routes.items() if name != entry.name}
+    return replace(turn.state, routes=routes)
+
+
+def checkpointed(turn: Turn, entry: Checkpointed) -> GroupState:
+    """By admins' devices, as those who join will believe it; each newer than the last."""
+    turn.require_admin()
+    state = turn.state
+    _live_store(state, entry.store)
+    last = state.checkpoint.position if state.checkpoint else 0
+    require(last < entry.position < state.position, "the checkpoint is not newer than the last")
+    require(len(entry.state_hash) == KEY_SIZE, "the state's hash is not 32 bytes")
+    made = Checkpoint(position=entry.position, state_hash=entry.state_hash, key=entry.key, by=turn.device.id)
+    return replace(state, checkpoint=made)
