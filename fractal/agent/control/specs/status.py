@@ -82,6 +82,23 @@ SPECS: tuple[Spec, ...] = (
         },
     ),
     reads(
+        "doctor.run",
+        "Look at everything that this device can see, and say what is wrong.",
+        {},
+        {
+            "checks": texts("What was looked at."),
+            "findings": Items(
+                "What is wrong; empty when all is well.",
+                {
+                    "check": text("Where: one of `checks`."),
+                    "what": text("What is wrong."),
+                    "remedy": text("What to do."),
+                    "severe": flag("Whether a promise is broken or about to be."),
+                },
+            ),
+        },
+    ),
+    reads(
         "log.show",
         "The last entries of a group's log, valid or not.",
         {"tail": Param(Kind.INTEGER, "How many; 0 means all that this device keeps. 50 if left out.")},

@@ -1,0 +1,271 @@
+"""`homeserver app`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fractal.cli.lazy import LazyGroup
+from fractal.cli.output import clean, moment, show_facts, show_table
+from fractal.cli.pairs import name_values
+from fractal.cli.session import (
+    Session,
+    change_options,
+    group_option,
+    json_option,
+    pass_session,
+    wait_option,
+)
+from fractal.cli.status import app_row, show_apps
+
+AT_HELP = (
+    "A moment: EPOCH.NUMBER, a time (2026-05-01T12:00) or an age (90s, 10m, 2h, 3d). [default: the newest]"
+)
+
+
+ELSEWHERE = {
+    "move": ("fractal.cli.app_changes:move", "Move an app to another device while it runs."),
+    "restore": ("fractal.cli.app_changes:restore", "Bring an app back to an earlier moment."),
+    "fork": ("fractal.cli.app_changes:fork", "Start a second app from a moment of another."),
+    "policy": ("fractal.cli.app_changes:policy", "Show how an app is treated, or change it."),
+    "update": ("fractal.cli.app_changes:update", "Give an app a new manifest, values or name."),
+}
+
+
+@click.group(cls=LazyGroup, lazy=ELSEWHERE)
+def app() -> None:
+    """Install, move, restore and otherwise handle apps. APP is a name or an id."""
+
+
+@app.command("install")
+@click.argument("name", metavar="APP")
+@group_option
+@click.option("--device", metavar="DEVICE", help="Where to run it. [default: the best placed device]")
+@click.option("--as", "as_name", metavar="NAME", help="Its name in the group, if it is to differ.")
+@click.option("--store", metavar="STORE", help="Where its archive is kept. [default: the group's only store]")
+@click.option("--route", "routes", multiple=True, metavar="NAME", help="Public name that leads to it.")
+@click.option(
+    "--env", "env", multiple=True, metavar="NAME=VALUE", help="Value for a variable of the manifest."
+)
+@click.option("--secret-file", multiple=True, metavar="NAME=FILE", help="Secret value, read from a file.")
+@click.option("--interval", type=click.FloatRange(min=1), metavar="SECONDS", help="Time between snapshots.")
+@wait_option
+@change_options
+@pass_session
+def install(session: Session, name: str, group: str | None, **options: Any) -> None:
+    """Install an app from a catalog, or from a manifest if APP is a path (`./app.yml`)."""
+    manifest = None
+    if "/" in name or name.endswith((".yml", ".yaml")):
+        manifest, name = read_manifest(Path(name)), Path(name).stem
+    session.change(
+        "app.install",
+        {
+            "group": group,
+            "app": name,
+            "manifest": manifest,
+            "name": options["as_name"],
+            "device": options["device"],
+            "store": options["store"],
+            "routes": list(options["routes"]),
+            "env": name_values("--env", options["env"]),
+            "secrets": read_secrets(options["secret_file"]),
+            "interval_s": options["interval"],
+            "wait_s": options["wait_s"],
+        },
+        _show_installed,
+        options=options,
+    )
+
+
+def read_manifest(path: Path) -> str:
+    """Text of a manifest of the caller's own. Raises click's usage error."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
+
+
+def read_secrets(pairs: tuple[str, ...]) -> dict[str, str]:
+    """NAME=FILE pairs as name -> content without its last newline. Raises click's usage error."""
+    return {
+        name: read_manifest(Path(file)).removesuffix("\n")
+        for name, file in name_values("--secret-file", pairs).items()
+    }
+
+
+def _show_installed(result: Mapping[str, Any]) -> None:
+    name, device = clean(result["name"]), clean(result["device"])
+    click.echo(
+        f"{name} runs on {device}." if result["done"] else f"{name} is being started on {device}: see status."
+    )
+    for route in result["routes"]:
+        click.echo(f"  https://{clean(route)}/" if not route.startswith(":") else f"  port {clean(route)}")
+
+
+@app.command("list")
+@group_option
+@json_option
+@pass_session
+def list_(session: Session, group: str | None, as_json: bool) -> None:
+    """List the apps of a group."""
+    session.read("app.list", {"group": group}, lambda r: show_apps(r["apps"]), as_json=as_json)
+
+
+@app.command()
+@click.argument("name", metavar="APP")
+@group_option
+@json_option
+@pass_session
+def show(session: Session, name: str, group: str | None, as_json: bool) -> None:
+    """Show everything about an app."""
+    session.read("app.show", {"group": group, "app": name}, _show_app, as_json=as_json)
+
+
+def _show_app(result: Mapping[str, Any]) -> None:
+    one, policy = result["app"], result["policy"]
+    row = app_row(one)
+    show_facts(
+        {
+            "Name": one["name"],
+            "Id": one["id"],
+            "Device": one["device"],
+            "Epoch": row[2],
+            "Health": row[3],
+            "Desired": one["desired"],
+            "Last snapshot": row[4],
+            "Would lose": row[5],
+            "Standby": row[6],
+            "Store": result["store"],
+            "Routes": ", ".join(result["routes"]),
+            "Volumes": ", ".join(result["volumes"]),
+            "Secrets": ", ".join(result["secrets"]),
+            "Failover": f"{policy['failover']}, {policy['on_isolation']} on isolation",
+            "Interval": f"{policy['interval_s']:g} s",
+            "Note": one["note"],
+        }
+    )
+    click.echo()
+    show_table(
+        ("SERVICE", "IMAGE", "HEALTH", "RESTARTS", "DETAIL"),
+        [(s["name"], s["image"], s["health"], str(s["restarts"]), s["detail"]) for s in result["services"]],
+    )
+    if result["branches"]:
+        click.echo()
+        show_table(
+            ("BRANCH", "DEVICE", "TIME"),
+            [(b["moment"], b["device"], moment(b["wall_ms"])) for b in result["branches"]],
+        )
+
+
+def _wish(verb: str, help_text: str, done: str, confirm: str = "") -> None:
+    """A command that wishes something of one app and waits for it."""
+
+    @app.command(verb, help=help_text)
+    @click.argument("name", metavar="APP")
+    @group_option
+    @wait_option
+    @change_options
+    @pass_session
+    def wish(session: Session, name: str, group: str | None, wait_s: float | None, **options: Any) -> None:
+        session.change(
+            f"app.{verb}",
+            {"group": group, "app": name, "wait_s": wait_s},
+            lambda result: say_done(result, f"{name}: {done}."),
+            options=options,
+            confirm=confirm.format(name=name),
+        )
+
+
+def say_done(result: Mapping[str, Any], text: str) -> None:
+    """The outcome of a wish; one that is not fulfilled yet is not lost."""
+    click.echo(clean(text) if result["done"] else "Not yet; the agents go on: see `homeserver status`.")
+
+
+_wish("start", "Let an app run.", "running")
+_wish("stop", "Stop an app and keep it stopped.", "stopped")
+_wish("restart", "Stop an app and start it again where it is.", "restarted")
+_wish(
+    "remove",
+    "Remove an app. Its archive stays in the store.",
+    "removed; its archive stays in the store",
+    "Remove {name}?",
+)
+
+
+@app.command()
+@click.argument("name", metavar="APP")
+@click.argument("service", required=False)
+@group_option
+@click.option(
+    "-n", "--tail", type=click.IntRange(min=0), default=100, show_default=True, help="Last lines; 0: all."
+)
+@click.option("-f", "--follow", is_flag=True, help="Go on with new lines.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
+@pass_session
+def logs(session: Session, name: str, service: str | None, group: str | None, **options: Any) -> None:
+    """Show what an app's services print."""
+    import json
+
+    def show_line(line: Mapping[str, Any]) -> None:
+        if options["as_json"]:
+            click.echo(json.dumps(line, ensure_ascii=False))
+        else:
+            click.echo(clean(line["line"]) if service else f"{clean(line['service'])}  {clean(line['line'])}")
+
+    session.call(
+        "app.logs",
+        {
+            "group": group,
+            "app": name,
+            "service": service,
+            "tail": options["tail"],
+            "follow": options["follow"] or None,
+        },
+        on_output=show_line,
+        timeout=10 * 365 * 86400.0 if options["follow"] else 900.0,
+    )
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("name", metavar="APP")
+@click.argument("argv", nargs=-1, required=True, metavar="COMMAND [ARGUMENT]...", type=click.UNPROCESSED)
+@group_option
+@click.option(
+    "--service", metavar="SERVICE", help="In which one. [default: the web service, else the only one]"
+)
+@click.option("-i", "--stdin", "feed", is_flag=True, help="Give it our standard input, read to its end.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0.1),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Kill it then.",
+)
+@json_option
+@pass_session
+def exec(session: Session, name: str, argv: tuple[str, ...], group: str | None, **options: Any) -> int:  # noqa: A001 - the command's name
+    """Run a command inside an app's service and exit as it does. Options go before APP."""
+    from fractal.cli.output import show_json
+
+    result = session.call(
+        "app.exec",
+        {
+            "group": group,
+            "app": name,
+            "argv": list(argv),
+            "service": options["service"],
+            "stdin": sys.stdin.read() if options["feed"] else None,
+            "timeout_s": options["timeout"],
+        },
+        timeout=options["timeout"] + 60,
+    )
+    if options["as_json"]:
+        show_json(result)
+    else:
+        click.echo(result["output"], nl=False)
+    return int(result["exit_code"])

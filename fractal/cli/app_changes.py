@@ -1,0 +1,160 @@
+"""`homeserver app move`, `restore`, `fork`, `policy` and `update`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fractal.cli.app import AT_HELP, read_manifest, read_secrets, say_done
+from fractal.cli.output import clean, show_facts
+from fractal.cli.pairs import name_values
+from fractal.cli.session import Session, change_options, group_option, pass_session, wait_option
+
+at_option = click.option("--at", metavar="MOMENT", help=AT_HELP)
+
+
+@click.command()
+@click.argument("name", metavar="APP")
+@click.argument("device")
+@group_option
+@wait_option
+@change_options
+@pass_session
+def move(session: Session, name: str, device: str, group: str | None, **options: Any) -> None:
+    """Move an app to another device while it runs."""
+    session.change(
+        "app.move",
+        {"group": group, "app": name, "device": device, "wait_s": options["wait_s"]},
+        lambda result: say_done(result, f"{name} runs on {result['device']}."),
+        options=options,
+    )
+
+
+@click.command()
+@click.argument("name", metavar="APP")
+@group_option
+@at_option
+@wait_option
+@change_options
+@pass_session
+def restore(session: Session, name: str, group: str | None, **options: Any) -> None:
+    """Bring an app back to an earlier moment. What it holds now is kept as a snapshot first."""
+    session.change(
+        "app.restore",
+        {"group": group, "app": name, "at": options["at"], "wait_s": options["wait_s"]},
+        lambda result: say_done(result, f"{name} is as it was at {result['moment']}."),
+        options=options,
+        confirm=f"Bring {name} back?",
+    )
+
+
+@click.command()
+@click.argument("name", metavar="APP")
+@click.argument("new_name", metavar="NAME")
+@group_option
+@at_option
+@click.option("--device", metavar="DEVICE", help="Where to run it. [default: the best placed device]")
+@wait_option
+@change_options
+@pass_session
+def fork(session: Session, name: str, new_name: str, group: str | None, **options: Any) -> None:
+    """Start a second app, NAME, from a moment of APP."""
+    session.change(
+        "app.fork",
+        {
+            "group": group,
+            "app": name,
+            "name": new_name,
+            "at": options["at"],
+            "device": options["device"],
+            "wait_s": options["wait_s"],
+        },
+        lambda result: say_done(result, f"{result['name']} runs on {result['device']}."),
+        options=options,
+    )
+
+
+@click.command()
+@click.argument("name", metavar="APP")
+@group_option
+@click.option(
+    "--failover", type=click.Choice(["automatic", "manual"]), help="Who may move it when its device dies."
+)
+@click.option(
+    "--on-isolation", type=click.Choice(["freeze", "keep"]), help="What it does when its device is cut off."
+)
+@click.option("--interval", type=click.FloatRange(min=1), metavar="SECONDS", help="Time between snapshots.")
+@click.option("--standby", type=click.IntRange(min=0, max=16), metavar="COUNT", help="How many warm copies.")
+@click.option(
+    "--prefer", "devices", multiple=True, metavar="DEVICE", help="Preferred device; repeat, best first."
+)
+@click.option(
+    "--trust", type=click.Choice(["group", "member", "list"]), help="Whose devices get the app's key."
+)
+@change_options
+@pass_session
+def policy(session: Session, name: str, group: str | None, **options: Any) -> None:
+    """Show how an app is treated, or change it."""
+    session.change(
+        "app.policy",
+        {
+            "group": group,
+            "app": name,
+            "failover": options["failover"],
+            "on_isolation": options["on_isolation"],
+            "interval_s": options["interval"],
+            "standby": options["standby"],
+            "devices": list(options["devices"]) or None,
+            "trust": options["trust"],
+        },
+        _show_policy,
+        options=options,
+    )
+
+
+def _show_policy(result: Mapping[str, Any]) -> None:
+    now = result["policy"]
+    show_facts(
+        {
+            "Failover": now["failover"],
+            "On isolation": now["on_isolation"],
+            "Interval": f"{now['interval_s']:g} s",
+            "Standby": str(now["standby"]),
+            "Devices": ", ".join(now["devices"]) or "all eligible",
+            "Trust": now["trust"],
+        }
+    )
+
+
+@click.command()
+@click.argument("name", metavar="APP")
+@group_option
+@click.option("--manifest", metavar="FILE", help="The new manifest. [default: the catalog's present one]")
+@click.option("--rename", metavar="NAME", help="New name.")
+@click.option(
+    "--env", "env", multiple=True, metavar="NAME=VALUE", help="Value for a variable of the manifest."
+)
+@click.option("--secret-file", multiple=True, metavar="NAME=FILE", help="Secret value, read from a file.")
+@wait_option
+@change_options
+@pass_session
+def update(session: Session, name: str, group: str | None, **options: Any) -> None:
+    """Give an app a new manifest, new values or a new name."""
+    manifest = options["manifest"]
+    session.change(
+        "app.update",
+        {
+            "group": group,
+            "app": name,
+            "manifest": None if manifest is None else read_manifest(Path(manifest)),
+            "name": options["rename"],
+            "env": name_values("--env", options["env"]) or None,
+            "secrets": read_secrets(options["secret_file"]) or None,
+            "wait_s": options["wait_s"],
+        },
+        lambda result: say_done(result, f"{clean(name)}: updated."),
+        options=options,
+    )
