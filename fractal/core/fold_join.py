@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from fractal.api.errors import Denied
+from fractal.core.fold_rules import require_name
 from fractal.core.model import GroupState, JoinRequest
 
 MAX_PENDING = 32
@@ -28,6 +29,9 @@ def fold_request(state: GroupState, device: str, request: JoinRequest) -> GroupS
             raise Denied("join request for a member who is not in the group")
     elif not request.member_key:
         raise Denied("join request without the new member's key")
+    require_name(request.name, "device name")
+    if request.member_key:
+        require_name(request.member_name, "member name")
     if device not in state.requests and len(state.requests) >= MAX_PENDING:
         raise Denied(f"join request beyond {MAX_PENDING} pending ones")
     return replace(state, requests={**state.requests, device: request})
