@@ -27,6 +27,8 @@ def fold_request(state: GroupState, device: str, request: JoinRequest) -> GroupS
         member = state.members.get(invitation.member)
         if member is None or member.removed:
             raise Denied("join request for a member who is not in the group")
+        if request.member_key:
+            raise Denied("join request of a new member under an invitation for a present one")
     elif not request.member_key:
         raise Denied("join request without the new member's key")
     require_name(request.name, "device name")

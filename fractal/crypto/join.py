@@ -27,6 +27,7 @@ from typing import Any
 
 from fractal.api import canonical
 from fractal.api.context import Entropy
+from fractal.api.coordination import MAX_ENTRY
 from fractal.api.errors import Corrupt, Denied, InvalidInput
 from fractal.api.plain import from_plain, to_plain
 from fractal.core.model import Invitation, JoinRequest
@@ -41,7 +42,7 @@ from fractal.crypto.keys import (
     statement,
     verify,
 )
-from fractal.crypto.seal import MAX_ENTRY, open_group, pad, seal_group, unpad
+from fractal.crypto.seal import open_group, pad, seal_group, unpad
 
 VERSION = 1
 SECRET_SIZE = 16
@@ -65,6 +66,8 @@ class Code:
     """The group's id."""
     address: str
     """The log's address, for the coordinator."""
+    new_member: bool
+    """For a person who is not in the group yet; else for one more device of somebody who is."""
 
     @cached_property
     def invitation(self) -> str:
@@ -86,9 +89,9 @@ class Code:
         return blake2b(group, digest_size=size, key=self.secret, person=purpose).digest()
 
 
-def new_code(group: str, address: str, entropy: Entropy) -> Code:
+def new_code(group: str, address: str, entropy: Entropy, *, new_member: bool) -> Code:
     """A fresh invitation's code."""
-    return Code(entropy.bytes(SECRET_SIZE), group, address)
+    return Code(entropy.bytes(SECRET_SIZE), group, address, new_member)
 
 
 def make_code(code: Code) -> str:
@@ -99,7 +102,7 @@ def make_code(code: Code) -> str:
         raise InvalidInput(f"group id {code.group[:60]!r} is not hex") from error
     if len(group) != GROUP_SIZE or len(code.secret) != SECRET_SIZE:
         raise InvalidInput("a code carries a secret and a group id of 16 bytes each")
-    body = code.secret + group
+    body = bytes([code.new_member]) + code.secret + group
     text = base64.b32encode(body + _check(body, code.address)).decode("ascii").rstrip("=")
     chunks = "-".join(text[at : at + _CHUNK] for at in range(0, len(text), _CHUNK))
     made = f"{_PREFIX}{chunks}.{canonical.pack(code.address.encode('utf-8'))}"
@@ -124,9 +127,11 @@ def parse_code(text: str) -> Code:
         raise InvalidInput(_DAMAGED) from error
     body, check = data[:-CHECK_SIZE], data[-CHECK_SIZE:]
     exact = base64.b32encode(data).decode("ascii").rstrip("=") == letters
-    if len(data) != SECRET_SIZE + GROUP_SIZE + CHECK_SIZE or not exact or check != _check(body, address):
+    if len(body) != 1 + SECRET_SIZE + GROUP_SIZE or not exact or check != _check(body, address):
         raise InvalidInput(_DAMAGED)
-    return Code(body[:SECRET_SIZE], body[SECRET_SIZE:].hex(), address)
+    if body[0] > 1:
+        raise InvalidInput("this invitation code is of a newer kind: update this agent")
+    return Code(body[1 : 1 + SECRET_SIZE], body[1 + SECRET_SIZE :].hex(), address, bool(body[0]))
 
 
 _DAMAGED = "the invitation code is damaged or incomplete: copy it whole, from HS1- to its last letter"
