@@ -1,0 +1,74 @@
+# Everything a person or CI does here. `make demo` and `make test` work on a fresh machine.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NICE := nice -n 5
+PYTEST := $(NICE) $(BIN)/python -m pytest
+
+.PHONY: help demo dev test lint type unit property contract cli docs packaging stack sim soak bench generate clean system
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: .demo/ready ## three devices on this machine, a real app, faults, and a table of what was measured
+	@.demo/venv/bin/python -m fractal.demo --folder .demo/run $(DEMO)
+
+.demo/ready: pyproject.toml constraints.txt
+	@echo "Making a virtual environment in .demo/venv (once)."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: PYTHON=... make demo" >&2; exit 2; }
+	@$(PYTHON) -m venv .demo/venv
+	@.demo/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	@touch $@
+
+dev: $(VENV)/ready ## .venv with core, all bundled plugins and tools
+
+$(VENV)/ready: pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: PYTHON=... make dev" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+	  --editable '.[testing]' $(foreach p,$(wildcard plugins/*/pyproject.toml),--editable $(dir $(p))) \
+	  pytest-timeout ruff mypy types-PyYAML hatchling radicale
+	@touch $@
+
+system: ## as root on Debian: what the tests of real parts need
+	@bash contrib/ci/system-packages
+
+test: system dev lint docs unit property contract cli packaging stack ## everything that CI runs
+
+lint: dev ## ruff and mypy --strict
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(NICE) $(BIN)/mypy fractal tests contrib
+
+unit: dev ## quick tests of single parts
+	@$(PYTEST) tests/unit tests/config -q
+
+property: dev ## hypothesis and seeds
+	@$(PYTEST) tests/property -q
+
+contract: dev ## every backend against its kind's contract, and every contract against broken backends
+	@$(PYTEST) tests/contract -q
+
+cli: dev ## the command line
+	@$(PYTEST) tests/cli -q
+
+docs: dev ## the docs say what the code does
+	@$(PYTEST) tests/docs -q
+
+packaging: dev ## wheels, plugins from outside, units
+	@$(PYTEST) tests/packaging -q
+
+stack: dev ## whole agents, real processes, real faults; the demo's acts and that they can fail
+	@$(PYTEST) tests/stack -q
+
+soak: dev ## SIGKILL of every process at random moments, for SECONDS (600)
+	@SOAK_SECONDS=$${SECONDS_:-600} $(PYTEST) tests/soak -q -s
+
+bench: dev ## figures, as ratios measured side by side
+	@for b in contrib/bench/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+generate: dev ## man pages, completions and references that are made from the code
+	@$(BIN)/python contrib/generate.py
+
+clean: ## remove what make made
+	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
