@@ -127,7 +127,7 @@ class ControlServer:
 
 @asynccontextmanager
 async def open_control(
-    agent: object, commands: Mapping[str, Command], socket: Path, *, uids: frozenset[int] | None = None
+    socket: Path, agent: object, commands: Mapping[str, Command], *, uids: frozenset[int] | None = None
 ) -> AsyncIterator[ControlServer]:
     """Serve `commands` on `socket` (0600, in a folder of ours) for the length of the context.
 
