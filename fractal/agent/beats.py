@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fractal.api.canonical import decode, encode
 from fractal.api.errors import InvalidInput
@@ -36,6 +36,8 @@ class Beat:
     apps: Mapping[str, AppBeat] = field(default_factory=dict)
     warm: Mapping[str, Point] = field(default_factory=dict)
     """App -> newest snapshot that is here."""
+    nonce: str = ""
+    """New with each run of its agent; questions to it name it (`agent.remote`)."""
     capacity: int = 0
     """Free memory in MiB."""
     heard: float = 0.0
@@ -53,6 +55,4 @@ def read_beat(data: bytes, heard: float) -> Beat:
     if "heard" in value:
         raise InvalidInput("a beat does not say when it is heard")
     beat = from_plain(Beat, value)
-    return Beat(
-        device=beat.device, number=beat.number, apps=beat.apps, warm=beat.warm, capacity=beat.capacity, heard=heard
-    )
+    return replace(beat, heard=heard)

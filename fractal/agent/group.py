@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fractal.agent.beats import Beat
 from fractal.agent.journal import Journal
 from fractal.agent.pulse import Pulse
+from fractal.agent.remote import Remote
 from fractal.agent.supervise import supervise
 from fractal.api.errors import BackendError, NotFound
 from fractal.api.store import Store
@@ -53,6 +54,7 @@ class GroupAgent:
         self.suspicion = Suspicion(since=agent.clock.boottime())
         self.seen = Seen()
         self.jobs: dict[str, AppJob] = {}
+        self.remote = Remote(self)
         self.log_problem = ""
         self.logger = agent.logger.getChild(group[:8])
         self._stack = AsyncExitStack()
@@ -169,6 +171,7 @@ class GroupAgent:
             self._task.cancel()
             await asyncio.wait([self._task])
             self._task = None
+        await self.remote.close()
         await self._stack.aclose()
 
     async def _run(self) -> None:

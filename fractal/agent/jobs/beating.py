@@ -44,6 +44,7 @@ def seal_beat(group: GroupAgent, number: int) -> bytes:
         number=number,
         apps={a: job.beat() for a, job in group.jobs.items() if job.owns},
         warm={a: point for a, job in group.jobs.items() if (point := job.fetched) is not None},
+        nonce=group.remote.nonce,
         capacity=group.agent.capacity(),
     )
     return seal_group(beat_bytes(beat), key, AAD + generation.to_bytes(4, "big"), group.agent.entropy)
@@ -56,6 +57,8 @@ async def hear(group: GroupAgent) -> None:
     now = agent.clock.boottime()
     woken = False
     for signal in await agent.coordinator.signals(group.journal.address):
+        if await group.remote.receive(signal.payload):
+            continue
         try:
             plain = open_group(signal.payload, key, AAD + generation.to_bytes(4, "big"))
             beat = read_beat(plain, now)

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fractal.agent.journal import Stale
-from fractal.core.entries import AppKeyAdded, AppMoved, DeviceUpdated
+from fractal.api.transport import SupportsCertificates
+from fractal.core.entries import AppChanged, AppKeyAdded, AppMoved, DeviceUpdated
 from fractal.core.model import App, GroupState
 from fractal.core.placement import may_trust, successors
 from fractal.crypto.keys import seal_to
@@ -26,6 +27,7 @@ async def keep_up(group: GroupAgent) -> None:
                 if not app.removed:
                     await _share_key(group, app)
                     await _drain(group, app)
+                    await _certify(group, app)
         await group.agent.clock.sleep(INTERVAL)
 
 
@@ -56,6 +58,26 @@ async def _share_key(group: GroupAgent, app: App) -> None:
         AppKeyAdded(app=app.id, key=replace(newest, sealed={**newest.sealed, **sealed})),
         wanted=lambda state: state.apps[app.id].keys[-1].generation == newest.generation,
     )
+
+
+async def _certify(group: GroupAgent, app: App) -> None:
+    """The owner makes a certificate for each HTTPS name of the app that has none, where the transport wants such ones.
+
+    It belongs to the app, not to the device: sealed to the app's key, so the next owner has it before traffic comes.
+    """
+    maker = group.agent.transport
+    if app.owner != group.me or not isinstance(maker, SupportsCertificates):
+        return
+    names = [r.name for r in group.state.routes.values() if r.app == app.id and r.kind == "https"]
+    missing = [n for n in sorted(names) if f"tls.{n}.key" not in app.secrets]
+    if not missing:
+        return
+    secrets = dict(app.secrets)
+    for name in missing:
+        made = await maker.certify(name)
+        for part, value in (("chain", made.chain), ("key", made.key)):
+            secrets[f"tls.{name}.{part}"] = seal_to(app.keys[-1].public, value, group.agent.entropy)
+    await group.journal.append(AppChanged(app=app.id, secrets=secrets))
 
 
 async def _drain(group: GroupAgent, app: App) -> None:

@@ -1,0 +1,411 @@
+"""Handlers of the `app` commands that look or that change an installed app."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, tzinfo
+
+from fractal.agent.agent import Agent
+from fractal.agent.app_job import AppJob
+from fractal.agent.control.dispatch import Result, command
+from fractal.agent.control.names import check_new_name, device_name, find_app, find_device, find_group
+from fractal.agent.control.params import Params
+from fractal.agent.control.plan import Action, Plan, plan
+from fractal.agent.control.progress import Progress
+from fractal.agent.control.waiting import DEFAULT, wait_until
+from fractal.agent.group import GroupAgent
+from fractal.agent.remote import ask
+from fractal.agent.status import app_status
+from fractal.api.errors import Denied, InvalidInput, NotFound
+from fractal.api.runtime import Health
+from fractal.core.chain import branches, main_line
+from fractal.core.entries import AppChanged, AppMoved, AppRemoved, AppRestoreWished
+from fractal.core.model import App, Desired, Policy
+from fractal.core.moments import Moment, find
+from fractal.core.placement import refusal
+
+
+def local_zone() -> tzinfo:
+    """The zone in which people at this device write times."""
+    import datetime
+
+    return datetime.datetime.now(UTC).astimezone().tzinfo or UTC
+
+
+def named(agent: Agent, params: Params) -> tuple[GroupAgent, App]:
+    """The group and app that the parameters name."""
+    group = agent.groups[find_group(agent, params).journal.state.id]
+    return group, find_app(group.state, params.text("app"))
+
+
+def job_of(group: GroupAgent, app: App) -> AppJob:
+    """The app's job on this device. Raises NotFound while there is none yet."""
+    job = group.jobs.get(app.id)
+    if job is None:
+        raise NotFound(f"{app.name} is not known to this device's jobs yet; try again in a moment")
+    return job
+
+
+async def moments(group: GroupAgent, app: App) -> tuple[list[Moment], tuple[Moment, ...], tuple[Moment, ...]]:
+    """All moments of the app's archive, those of the main line, and those of branches."""
+    job = job_of(group, app)
+    await group.list_epochs(app.store)
+    timeline = await (await job.data.archive()).timeline()
+    bases = await job.data.bases()
+    every = [Moment(p, timeline.record(p).wall_ms) for p in sorted(timeline.points)]
+    by_point = {m.point: m for m in every}
+    main = tuple(by_point[p] for p in main_line(by_point, bases, app.epoch))
+    side = tuple(by_point[p] for p in branches(by_point, bases, app.epoch))
+    return every, main, side
+
+
+async def moment_of(group: GroupAgent, app: App, wanted: str) -> Moment:
+    """The moment that somebody wrote. Raises InvalidInput, NotFound."""
+    every, main, _ = await moments(group, app)
+    try:
+        return find(every, [m.point for m in main], wanted, group.agent.clock.wall_ms(), local_zone())
+    except NotFound as error:
+        raise NotFound(f"{app.name}: {error}") from error
+
+
+def healthy(group: GroupAgent, app: str) -> bool:
+    """Whether the app is announced and seen as healthy."""
+    found = group.state.apps.get(app)
+    if found is None or found.removed or found.serving != found.epoch or not found.epoch:
+        return False
+    return app_status(group, found)["health"] == Health.HEALTHY.value
+
+
+def _state_words(group: GroupAgent, app: str) -> str:
+    status = app_status(group, group.app(app))
+    where = f" on {status['device']}" if status["device"] else ""
+    return f"{status['name']}: {status['note'] or status['health']}{where}"
+
+
+def waiting_plan(
+    group: GroupAgent,
+    app: str,
+    seconds: float,
+    actions: list[Action],
+    done: Callable[[], bool],
+    result: Callable[[], dict[str, object]] | None = None,
+) -> Plan:
+    """A plan whose last action waits until `done`."""
+    outcome = {"done": False}
+
+    async def wait(progress: Progress) -> None:
+        outcome["done"] = await wait_until(group, seconds, done, progress, lambda: _state_words(group, app))
+
+    waited = [Action(f"wait up to {seconds:g} s until it is so", {}, wait)] if seconds > 0 else []
+    extra = result or dict
+    return plan(*actions, *waited, result=lambda: {"app": app, "done": outcome["done"] or done(), **extra()})
+
+
+@command("app.list")
+async def app_list(agent: Agent, params: Params, _: Progress) -> Result:
+    group = agent.groups[find_group(agent, params).journal.state.id]
+    apps = sorted(group.state.apps.values(), key=lambda a: a.name)
+    return {"apps": [app_status(group, a) for a in apps if not a.removed]}
+
+
+@command("app.show")
+async def app_show(agent: Agent, params: Params, _: Progress) -> Result:
+    group, app = named(agent, params)
+    job = job_of(group, app)
+    run = job.health()
+    seen = {s.name: s for s in run.services} if run else {}
+    try:
+        _, _, side = await moments(group, app)
+        timeline = await (await job.data.archive()).timeline()
+        writers = {m.point: timeline.record(m.point).device for m in side}
+    except NotFound:
+        side, writers = (), {}
+    return {
+        "app": app_status(group, app),
+        "store": group.state.stores[app.store].name,
+        "policy": policy_plain(group, app.policy),
+        "services": [
+            {
+                "name": s.name,
+                "image": s.image,
+                "health": seen[s.name].health.value if s.name in seen else "unknown",
+                "restarts": seen[s.name].restarts if s.name in seen else 0,
+                "detail": seen[s.name].detail if s.name in seen else "",
+            }
+            for s in job.spec.services
+        ],
+        "volumes": list(job.spec.volumes),
+        "routes": sorted(r.name for r in group.state.routes.values() if r.app == app.id),
+        "secrets": sorted(app.secrets),
+        "branches": [
+            {
+                "moment": f"{m.point.epoch}.{m.point.number}",
+                "device": device_name(group.state, writers[m.point]),
+                "wall_ms": m.wall_ms,
+            }
+            for m in side
+        ],
+        "manifest": app.manifest,
+    }
+
+
+def policy_plain(group: GroupAgent, policy: Policy) -> dict[str, object]:
+    """A policy as it is shown."""
+    return {
+        "failover": policy.failover,
+        "on_isolation": policy.on_isolation,
+        "interval_s": policy.interval / 1000,
+        "standby": policy.standby,
+        "devices": [device_name(group.state, d) for d in policy.devices],
+        "trust": policy.trust,
+    }
+
+
+def changed_policy(group: GroupAgent, policy: Policy, params: Params) -> Policy:
+    """The policy with what the parameters change. Raises InvalidInput."""
+    if "failover" in params:
+        policy = replace(policy, failover=_one_of("failover", params.text("failover"), "automatic", "manual"))
+    if "on_isolation" in params:
+        policy = replace(
+            policy, on_isolation=_one_of("on_isolation", params.text("on_isolation"), "freeze", "keep")
+        )
+    if "trust" in params:
+        policy = replace(policy, trust=_one_of("trust", params.text("trust"), "group", "member", "list"))
+    if "interval_s" in params:
+        policy = replace(policy, interval=interval_ms(params))
+    if "standby" in params:
+        if not 0 <= params.integer("standby") <= 16:
+            raise InvalidInput("standby must be between 0 and 16")
+        policy = replace(policy, standby=params.integer("standby"))
+    if "devices" in params:
+        policy = replace(
+            policy, devices=tuple(find_device(group.state, d).id for d in params.items("devices"))
+        )
+    if policy.on_isolation == "keep" and policy.failover != "manual":
+        raise InvalidInput(
+            "on_isolation `keep` goes only with failover `manual`: otherwise two copies could run"
+        )
+    if policy.trust == "list" and not policy.devices:
+        raise InvalidInput("trust `list` needs devices: name them with --devices")
+    return policy
+
+
+def interval_ms(params: Params) -> int:
+    """The snapshot interval in milliseconds. Raises InvalidInput outside 10 s to 1 h."""
+    if not 10 <= params.number("interval_s") <= 3600:
+        raise InvalidInput("the snapshot interval must be between 10 s and 1 h")
+    return int(params.number("interval_s") * 1000)
+
+
+def _one_of(name: str, value: str, *allowed: str) -> str:
+    if value not in allowed:
+        raise InvalidInput(f"{name} must be {' or '.join(allowed)}, not {value[:40]!r}")
+    return value
+
+
+@command("app.policy")
+async def app_policy(agent: Agent, params: Params, _: Progress) -> Plan:
+    group, app = named(agent, params)
+    policy = changed_policy(group, app.policy, params)
+
+    async def change(_: Progress) -> None:
+        await group.journal.append(AppChanged(app=app.id, policy=policy))
+
+    actions = [Action(f"change the policy of {app.name}", {}, change)] if policy != app.policy else []
+    return plan(*actions, result={"app": app.id, "policy": policy_plain(group, policy)})
+
+
+def _desire(group: GroupAgent, app: App, desired: Desired) -> Action:
+    async def change(_: Progress) -> None:
+        await group.journal.append(AppChanged(app=app.id, desired=desired))
+
+    return Action(f"want {app.name} {desired.value}", {"app": app.name}, change)
+
+
+def _stopped(group: GroupAgent, app: str) -> bool:
+    status = app_status(group, group.app(app))
+    return status["desired"] == "stopped" and status["health"] in ("stopped", "unknown")
+
+
+@command("app.start")
+async def app_start(agent: Agent, params: Params, _: Progress) -> Plan:
+    group, app = named(agent, params)
+    actions = [] if app.desired is Desired.RUNNING else [_desire(group, app, Desired.RUNNING)]
+    wait = params.number("wait_s", DEFAULT)
+    return waiting_plan(group, app.id, wait, actions, lambda: healthy(group, app.id))
+
+
+@command("app.stop")
+async def app_stop(agent: Agent, params: Params, _: Progress) -> Plan:
+    group, app = named(agent, params)
+    actions = [] if app.desired is Desired.STOPPED else [_desire(group, app, Desired.STOPPED)]
+    wait = params.number("wait_s", DEFAULT)
+    return waiting_plan(group, app.id, wait, actions, lambda: _stopped(group, app.id))
+
+
+@command("app.restart")
+async def app_restart(agent: Agent, params: Params, _: Progress) -> Plan:
+    group, app = named(agent, params)
+    wait = params.number("wait_s", DEFAULT)
+
+    async def until_stopped(progress: Progress) -> None:
+        words = lambda: _state_words(group, app.id)  # noqa: E731 - names what follows
+        if not await wait_until(group, DEFAULT, lambda: _stopped(group, app.id), progress, words):
+            progress.say(f"{app.name} has not stopped yet; it is started again all the same")
+
+    actions = [
+        _desire(group, app, Desired.STOPPED),
+        Action("wait until it has stopped", {}, until_stopped),
+        _desire(group, app, Desired.RUNNING),
+    ]
+    return waiting_plan(group, app.id, wait, actions, lambda: healthy(group, app.id))
+
+
+@command("app.remove")
+async def app_remove(agent: Agent, params: Params, _: Progress) -> Plan:
+    group, app = named(agent, params)
+
+    async def remove(_: Progress) -> None:
+        await group.journal.append(AppRemoved(app=app.id))
+
+    store = group.state.stores[app.store].name
+    action = Action(f"remove {app.name}; its archive stays in store {store}", {"app": app.name}, remove)
+    wait = params.number("wait_s", DEFAULT)
+    return waiting_plan(
+        group, app.id, wait, [action], lambda: group.app(app.id).removed and not job_runs(group, app.id)
+    )
+
+
+def job_runs(group: GroupAgent, app: str) -> bool:
+    """Whether a run of the app still exists on this device."""
+    job = group.jobs.get(app)
+    return bool(job and job.runs())
+
+
+@command("app.move")
+async def app_move(agent: Agent, params: Params, _: Progress) -> Plan:
+    group, app = named(agent, params)
+    device = find_device(group.state, params.text("device"))
+    if why := refusal(group.state, app, device):
+        raise Denied(f"{app.name} cannot move to {device.name}: {why}")
+
+    async def wish(_: Progress) -> None:
+        await group.journal.append(AppMoved(app=app.id, to=device.id))
+
+    actions = (
+        []
+        if app.owner == device.id
+        else [Action(f"move {app.name} to {device.name}", {"app": app.name, "device": device.name}, wish)]
+    )
+
+    def done() -> bool:
+        return group.app(app.id).owner == device.id and healthy(group, app.id)
+
+    wait = params.number("wait_s", DEFAULT)
+    return waiting_plan(group, app.id, wait, actions, done, lambda: {"device": device.name})
+
+
+@command("app.restore")
+async def app_restore(agent: Agent, params: Params, _: Progress) -> Plan:
+    group, app = named(agent, params)
+    moment = await moment_of(group, app, params.text("at"))
+    wish = agent.entropy.bytes(8).hex()
+    text = f"{moment.point.epoch}.{moment.point.number}"
+
+    async def append(_: Progress) -> None:
+        await group.journal.append(AppRestoreWished(app=app.id, id=wish, point=moment.point))
+
+    def done() -> bool:
+        now = group.app(app.id)
+        return now.restored == wish and (now.desired is Desired.STOPPED or healthy(group, app.id))
+
+    action = Action(f"bring {app.name} back to snapshot {text}", {"app": app.name, "moment": text}, append)
+    wait = params.number("wait_s", DEFAULT)
+    return waiting_plan(group, app.id, wait, [action], done, lambda: {"moment": text})
+
+
+@command("app.update")
+async def app_update(agent: Agent, params: Params, _: Progress) -> Plan:
+    from fractal.agent.control.app_install import read_manifest, sealed_secrets
+
+    group, app = named(agent, params)
+    text, spec = await read_manifest(agent, app.name, params)
+    name = check_new_name("app", params.text("name"), _other_names(group, app)) if "name" in params else None
+    given = params.table("secrets")
+
+    async def change(_: Progress) -> None:
+        secrets = {**app.secrets, **sealed_secrets(agent, app.keys[-1].public, given)} if given else None
+        await group.journal.append(
+            AppChanged(app=app.id, name=name, manifest=text, spec=spec, secrets=secrets)
+        )
+
+    action = Action(f"give {app.name} a new manifest", {"app": app.name}, change)
+    wait = params.number("wait_s", DEFAULT)
+    return waiting_plan(group, app.id, wait, [action], lambda: healthy(group, app.id))
+
+
+def _other_names(group: GroupAgent, app: App) -> list[str]:
+    return [a.name for a in group.state.apps.values() if a.id != app.id and not a.removed]
+
+
+@command("app.logs")
+async def app_logs(agent: Agent, params: Params, progress: Progress) -> Result:
+    group, app = named(agent, params)
+    if app.owner != group.me:
+        return await ask(
+            group, app.owner, "app.logs", {**_target(group, app), **_logs_params(params)}, progress
+        )
+    job = job_of(group, app)
+    lines = 0
+    key = f"{group.id}.{app.id}.{app.epoch}"
+    chosen = params.text("service")
+    services = [s.name for s in job.spec.services if chosen in ("", s.name)]
+    if not services:
+        raise NotFound(
+            f"{app.name} has no service {chosen!r}: it has {', '.join(s.name for s in job.spec.services)}"
+        )
+    for service in services:
+        follow = params.flag("follow") and service == services[-1]
+        rest = b""
+        async for chunk in agent.runtime.logs(key, service, tail=params.integer("tail", 100), follow=follow):
+            *whole, rest = (rest + chunk).split(b"\n")
+            for line in whole:
+                lines += 1
+                await progress.output({"service": service, "line": line.decode("utf-8", "replace")})
+        if rest:
+            lines += 1
+            await progress.output({"service": service, "line": rest.decode("utf-8", "replace")})
+    return {"lines": lines}
+
+
+def _target(group: GroupAgent, app: App) -> dict[str, object]:
+    return {"group": group.id, "app": app.id}
+
+
+def _logs_params(params: Params) -> dict[str, object]:
+    if params.flag("follow"):
+        raise InvalidInput(
+            "--follow works on the device that runs the app; without it the last lines come from there"
+        )
+    return {"service": params.text("service"), "tail": min(params.integer("tail", 100) or 200, 200)}
+
+
+@command("app.exec")
+async def app_exec(agent: Agent, params: Params, progress: Progress) -> Result:
+    group, app = named(agent, params)
+    argv = params.items("argv")
+    if app.owner != group.me:
+        wanted = {"service": params.text("service"), "argv": list(argv), "stdin": params.text("stdin")}
+        wanted["timeout_s"] = min(params.number("timeout_s", 60.0), 60.0)
+        return await ask(group, app.owner, "app.exec", {**_target(group, app), **wanted}, progress)
+    job = job_of(group, app)
+    service = params.text("service") or job.spec.web_service or job.spec.services[0].name
+    result = await agent.runtime.exec(
+        f"{group.id}.{app.id}.{app.epoch}",
+        service,
+        argv,
+        stdin=params.text("stdin").encode(),
+        timeout=params.number("timeout_s", 60.0),
+    )
+    return {"exit_code": result.exit_code, "output": result.output.decode("utf-8", "replace")}

@@ -1,0 +1,227 @@
+"""Handlers that make a new app: from a manifest, or as a fork of another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from fractal.agent.agent import Agent
+from fractal.agent.control.app import healthy, interval_ms, moment_of, named, waiting_plan
+from fractal.agent.control.dispatch import command
+from fractal.agent.control.names import check_new_name, device_name, find_device, find_group, find_store
+from fractal.agent.control.params import Params
+from fractal.agent.control.plan import Action, Plan
+from fractal.agent.control.progress import Progress
+from fractal.agent.control.waiting import DEFAULT
+from fractal.agent.group import GroupAgent
+from fractal.agent.status import app_status
+from fractal.api.app import AppSpec
+from fractal.api.canonical import pack
+from fractal.api.errors import Denied, InvalidInput, NotFound
+from fractal.core.entries import AppInstalled, RouteAdded
+from fractal.core.model import AppKey, DeviceRole, Point, Policy, Source, StoreEntry
+from fractal.core.placement import choose, may_trust
+from fractal.crypto.keys import app_keypair, seal_to
+from fractal.manifest import parse
+from fractal.manifest.plain import to_plain_spec
+
+SECRET_BYTES = 32
+
+
+async def read_manifest(agent: Agent, name: str, params: Params) -> tuple[str, dict[str, object]]:
+    """The manifest's text and its specification as plain values. Raises InvalidInput with every problem in it."""
+    text = params.text("manifest")
+    source = "the given manifest"
+    if not text:
+        text = await from_catalogs(agent, name)
+        source = f"{name} in the catalog"
+    spec = parse(text, source=source, values=params.table("env"))
+    refuse_what_cannot_run(agent, spec)
+    return text, to_plain_spec(spec)
+
+
+async def from_catalogs(agent: Agent, name: str) -> str:
+    """The manifest's text out of the first catalog that has it. Raises NotFound."""
+    offered: list[str] = []
+    for chosen in agent.config.catalogs:
+        backend = agent.plugins.catalog(chosen.backend)
+        async with backend.open(
+            agent.context("catalog", chosen.name or chosen.backend), chosen.settings
+        ) as catalog:
+            try:
+                return await catalog.manifest(name)
+            except NotFound:
+                offered += [item.name for item in await catalog.items()]
+    shown = ", ".join(sorted(set(offered))) or "nothing"
+    raise NotFound(
+        f"no catalog has {name[:60]!r}; on offer: {shown}. Or give a manifest with --manifest FILE."
+    )
+
+
+def refuse_what_cannot_run(agent: Agent, spec: AppSpec) -> None:
+    """Raises InvalidInput naming every service and key that this device's runtime cannot honour."""
+    refusals = agent.runtime.check(spec)
+    if refusals:
+        lines = "\n".join(f"  {r.service}: {r.key}: {r.reason}" for r in refusals)
+        runtime = agent.config.runtime.backend
+        raise InvalidInput(f"runtime {runtime} cannot run this manifest:\n{lines}")
+
+
+def sealed_secrets(agent: Agent, public: bytes, values: Mapping[str, str]) -> dict[str, bytes]:
+    """Secrets sealed to the app's key."""
+    return {name: seal_to(public, value.encode(), agent.entropy) for name, value in values.items()}
+
+
+def placed_on(group: GroupAgent, spec: Mapping[str, object], policy: Policy, wanted: str) -> str:
+    """Id of the device for a new app. Raises NotFound, Denied with the reason."""
+    state = group.state
+    member = state.devices[group.me].member
+    trusted = may_trust(state, policy.trust, policy.devices, member)
+    listed = spec.get("architectures", [])
+    architectures = [str(a) for a in listed] if isinstance(listed, list | tuple) else []
+    if not wanted:
+        online = {d: group.online(d) for d in state.devices}
+        found = choose(state, architectures=architectures, trusted_devices=trusted, online=online)
+        if not found:
+            raise NotFound("no device of the group can run it: add one with `homeserver group invite`")
+        return found
+    device = find_device(state, wanted)
+    if DeviceRole.HOST not in device.roles:
+        raise Denied(f"{device.name} does not run apps: it does not have the role host")
+    if device.id not in trusted:
+        raise Denied(f"{device.name} is not trusted with this app by its policy ({policy.trust})")
+    if architectures and device.arch not in architectures:
+        raise Denied(f"{device.name} is {device.arch}; the manifest is for {', '.join(architectures)}")
+    return device.id
+
+
+def store_for(group: GroupAgent, wanted: str) -> StoreEntry:
+    """The store of a new app. Raises NotFound when there is none, or several and none was named."""
+    if wanted:
+        return find_store(group.state, wanted)
+    stores = [s for s in group.state.stores.values() if not s.removed]
+    if len(stores) == 1:
+        return stores[0]
+    if not stores:
+        raise NotFound("the group has no store yet: add one with `homeserver store add NAME --path FOLDER`")
+    names = ", ".join(sorted(s.name for s in stores))
+    raise NotFound(f"the group has {len(stores)} stores: say which with --store ({names})")
+
+
+def default_routes(group: GroupAgent, name: str, spec: AppSpec) -> tuple[str, ...]:
+    """The app's name below each gateway's address, if it has a web service."""
+    if not spec.web_service:
+        return ()
+    label = "".join(c if c.isalnum() and c.isascii() else "-" for c in name.lower()).strip("-")
+    taken = group.state.routes
+    gateways = [d for d in group.state.devices.values() if DeviceRole.GATEWAY in d.roles and not d.removed]
+    names = {f"{label}.{d.address}" for d in gateways if d.address and label}
+    return tuple(sorted(n for n in names if n not in taken))
+
+
+def installed(
+    agent: Agent,
+    group: GroupAgent,
+    entry: AppInstalled,
+    routes: tuple[str, ...],
+    secrets: Mapping[str, str],
+) -> Action:
+    """The action that appends the app with its secrets, and its routes; the owner makes the certificates."""
+
+    async def append(_: Progress) -> None:
+        sealed = sealed_secrets(agent, entry.key.public, secrets)
+        await group.journal.append(replace(entry, secrets=sealed))
+        for route in routes:
+            await group.journal.append(RouteAdded(name=route, app=entry.app))
+
+    where = device_name(group.state, entry.placed)
+    detail = {"app": entry.name, "device": where, "store": group.state.stores[entry.store].name}
+    if routes:
+        detail["routes"] = ", ".join(routes)
+    return Action(f"install {entry.name} on {where}", detail, append)
+
+
+def new_key(agent: Agent, group: GroupAgent, policy: Policy) -> AppKey:
+    """The first generation of an app's key, sealed to every device that the policy trusts."""
+    public, secret = app_keypair(agent.entropy)
+    member = group.state.devices[group.me].member
+    trusted = may_trust(group.state, policy.trust, policy.devices, member)
+    sealed = {d: seal_to(group.state.devices[d].box_key, secret, agent.entropy) for d in trusted}
+    return AppKey(generation=1, public=public, sealed=sealed)
+
+
+@command("app.install")
+async def app_install(agent: Agent, params: Params, _: Progress) -> Plan:
+    group = agent.groups[find_group(agent, params).journal.state.id]
+    wanted = params.text("app")
+    if not wanted and not params.text("manifest"):
+        raise InvalidInput("name an app of a catalog, or give a manifest with --manifest FILE")
+    text, spec = await read_manifest(agent, wanted, params)
+    parsed = parse(text, source="manifest", values=params.table("env"))
+    taken = [a.name for a in group.state.apps.values() if not a.removed]
+    name = check_new_name("app", params.text("name") or wanted or parsed.name, taken)
+    policy = Policy(interval=interval_ms(params)) if "interval_s" in params else Policy()
+    placed = placed_on(group, spec, policy, params.text("device"))
+    store = store_for(group, params.text("store"))
+    routes = params.items("routes") or default_routes(group, name, parsed)
+    secrets = {s: pack(agent.entropy.bytes(SECRET_BYTES)) for s in parsed.generated_secrets}
+    entry = AppInstalled(
+        app=agent.entropy.bytes(8).hex(),
+        name=name,
+        manifest=text,
+        spec=spec,
+        store=store.id,
+        placed=placed,
+        key=new_key(agent, group, policy),
+        policy=policy,
+    )
+    action = installed(agent, group, entry, routes, {**secrets, **params.table("secrets")})
+    return _made(group, entry, [action], routes, params, {})
+
+
+@command("app.fork")
+async def app_fork(agent: Agent, params: Params, _: Progress) -> Plan:
+    group, origin = named(agent, params)
+    moment = await moment_of(group, origin, params.text("at"))
+    taken = [a.name for a in group.state.apps.values() if not a.removed]
+    name = check_new_name("app", params.text("name"), taken)
+    held = group.jobs[origin.id].data.secrets()
+    placed = placed_on(group, origin.spec, origin.policy, params.text("device"))
+    text = f"{moment.point.epoch}.{moment.point.number}"
+    routes = default_routes(group, name, group.jobs[origin.id].spec)
+    entry = AppInstalled(
+        app=agent.entropy.bytes(8).hex(),
+        name=name,
+        manifest=origin.manifest,
+        spec=origin.spec,
+        store=origin.store,
+        placed=placed,
+        key=new_key(agent, group, origin.policy),
+        policy=origin.policy,
+        source=Source(app=origin.id, point=Point(epoch=moment.point.epoch, number=moment.point.number)),
+    )
+    own = {n: v for n, v in held.items() if not n.startswith("tls.")}
+    action = installed(agent, group, entry, routes, own)
+    return _made(group, entry, [action], routes, params, {"moment": text})
+
+
+def _made(
+    group: GroupAgent,
+    entry: AppInstalled,
+    actions: list[Action],
+    routes: tuple[str, ...],
+    params: Params,
+    more: dict[str, object],
+) -> Plan:
+    def result() -> dict[str, object]:
+        app = group.state.apps.get(entry.app)
+        health = app_status(group, app)["health"] if app else "unknown"
+        fields: dict[str, object] = {
+            "name": entry.name,
+            "device": device_name(group.state, entry.placed),
+            **more,
+        }
+        return fields if more else {**fields, "health": health, "routes": list(routes)}
+
+    wait = params.number("wait_s", DEFAULT)
+    return waiting_plan(group, entry.app, wait, actions, lambda: healthy(group, entry.app), result)

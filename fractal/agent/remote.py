@@ -1,0 +1,234 @@
+"""Commands about another device: asked and answered in small sealed messages over the coordinator's signal channel.
+
+A question is sealed to the asked device's box key and signed by the asking device. It names the nonce that the asked agent
+tells in its signals, which is new with each of its runs, and a number of its own that is answered once: a message that
+somebody recorded means nothing later. Bulk data never travels this way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from fractal.agent.control.progress import Progress
+from fractal.api.canonical import decode, encode, pack, unpack
+from fractal.api.errors import Denied, ExitCode, FractalError, InvalidInput, Unreachable
+from fractal.core.model import Role
+from fractal.crypto.keys import seal_to, verify
+
+if TYPE_CHECKING:
+    from fractal.agent.group import GroupAgent
+
+MAGIC = b"fhs-ask1"
+ANSWER_LIMIT = 90.0
+"""Seconds to wait for an answer."""
+LARGEST = 20_000
+"""Bytes of an answer's texts; more is cut at its beginning, which is the older part of a log."""
+REMEMBERED = 1000
+ALLOWED = frozenset({"app.logs", "app.exec", "snapshot.create", "snapshot.verify", "app.fork"})
+
+
+class RemoteError(FractalError):
+    """The other device's answer was an error; it keeps that device's exit code."""
+
+    def __init__(self, message: str, code: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.code = code
+        known = {int(c) for c in ExitCode}
+        self.exit_code = ExitCode(exit_code) if exit_code in known else ExitCode.FAILED
+
+
+class Remote:
+    """One group's questions under way, and those already answered."""
+
+    def __init__(self, group: GroupAgent) -> None:
+        self._group = group
+        self.nonce = group.agent.entropy.bytes(12).hex()
+        self._waiting: dict[str, tuple[str, asyncio.Future[Mapping[str, Any]]]] = {}
+        self._answered: dict[str, None] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def ask(self, device: str, command: str, params: Mapping[str, object]) -> Mapping[str, Any]:
+        """Let `device` carry out a command; its answer. Raises Unreachable, or what it answered."""
+        group = self._group
+        known = group.state.devices.get(device)
+        beat = group.beats.get(device)
+        if known is None or beat is None or not group.online(device):
+            name = known.name if known else device
+            raise Unreachable(f"{name} does not answer: it has given no sign of life lately")
+        number = group.agent.entropy.bytes(12).hex()
+        question = {"ask": number, "nonce": beat.nonce, "command": command, "params": _integers(params)}
+        future: asyncio.Future[Mapping[str, Any]] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = (device, future)
+        try:
+            await self._send(device, question)
+            async with asyncio.timeout(ANSWER_LIMIT):
+                answer = await future
+        except TimeoutError as error:
+            raise Unreachable(f"{known.name} did not answer within {ANSWER_LIMIT:.0f} s") from error
+        finally:
+            self._waiting.pop(number, None)
+        if "error" in answer:
+            wrong = answer["error"]
+            raise RemoteError(f"{known.name}: {wrong['message']}", str(wrong["code"]), int(wrong["exit_code"]))
+        return answer
+
+    async def receive(self, payload: bytes) -> bool:
+        """Take in a message; False if it is none of ours. What cannot be read or is not allowed is dropped."""
+        if not payload.startswith(MAGIC):
+            return False
+        try:
+            sender, message = self._open(payload)
+            if "ask" in message:
+                self._serve(sender, message)
+            elif "tell" in message:
+                device, future = self._waiting.get(str(message["tell"]), ("", None))
+                if future is not None and device == sender and not future.done():
+                    future.set_result(message)
+        except (FractalError, KeyError, TypeError) as error:
+            self._group.logger.info("dropped a message of another device: %s", error)
+        return True
+
+    async def close(self) -> None:
+        """End what is being answered."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    # --- the asked side --------------------------------------------------------------------------------------------
+
+    def _serve(self, sender: str, message: Mapping[str, Any]) -> None:
+        number = str(message["ask"])
+        if message.get("nonce") != self.nonce or number in self._answered:
+            return
+        self._answered[number] = None
+        while len(self._answered) > REMEMBERED:
+            self._answered.pop(next(iter(self._answered)))
+        task = asyncio.create_task(self._answer(sender, number, message))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, sender: str, number: str, message: Mapping[str, Any]) -> None:
+        output = Collected()
+        try:
+            self._check(sender, message)
+            result = await self._carry_out(message, output)
+            answer: dict[str, Any] = {"tell": number, "result": _integers(result), "output": output.records()}
+        except FractalError as error:
+            wrong = {"message": str(error)[:2000], "code": error.code, "exit_code": int(error.exit_code)}
+            answer = {"tell": number, "error": wrong}
+        try:
+            await self._send(sender, answer)
+        except FractalError as error:
+            self._group.logger.warning("an answer could not be sent: %s", error)
+
+    def _check(self, sender: str, message: Mapping[str, Any]) -> None:
+        state = self._group.state
+        member = state.members.get(state.devices[sender].member)
+        params = message["params"]
+        if message["command"] not in ALLOWED or not isinstance(params, dict):
+            raise Denied("that cannot be asked of another device")
+        app = state.apps.get(str(params.get("app")))
+        if member is None or member.removed or app is None:
+            raise Denied("unknown member or app")
+        if member.role is Role.MEMBER and app.owner_member != member.id:
+            raise Denied(f"{member.name} may not do that with {app.name}: it belongs to somebody else")
+
+    async def _carry_out(self, message: Mapping[str, Any], output: Collected) -> Mapping[str, object]:
+        from fractal.agent.control.handlers import COMMANDS
+        from fractal.agent.control.params import parse_params
+
+        command = COMMANDS[message["command"]]
+        wanted = {**_floats(message["params"]), "group": self._group.id}
+        params = parse_params(command.spec, json.dumps(wanted).encode())
+        async with asyncio.timeout(ANSWER_LIMIT):
+            return await command.run(self._group.agent, params, output)
+
+    # --- messages --------------------------------------------------------------------------------------------------
+
+    async def _send(self, device: str, message: Mapping[str, Any]) -> None:
+        agent = self._group.agent
+        known = self._group.state.devices[device]
+        body = encode({"from": self._group.me, "to": device, "group": self._group.id, **message})
+        signed = encode({"body": pack(body), "sig": pack(agent.keys.sign(MAGIC + body))})
+        sealed = MAGIC + seal_to(known.box_key, signed, agent.entropy)
+        await agent.coordinator.signal(self._group.journal.address, sealed, to=device)
+
+    def _open(self, payload: bytes) -> tuple[str, Mapping[str, Any]]:
+        state = self._group.state
+        signed = decode(self._group.agent.keys.unseal(payload[len(MAGIC) :]), limit=64 << 10)
+        body = unpack(signed.get("body"))
+        message = decode(body, limit=64 << 10)
+        sender = str(message.get("from"))
+        known = state.devices.get(sender)
+        if known is None or known.removed or message.get("to") != self._group.me:
+            raise InvalidInput("it is not from a device of the group to this one")
+        if message.get("group") != self._group.id:
+            raise InvalidInput("it is of another group")
+        if not verify(known.sign_key, MAGIC + body, unpack(signed.get("sig"))):
+            raise InvalidInput(f"its signature is not {known.name}'s")
+        return sender, message
+
+
+class Collected:
+    """Keeps the newest output of a command that another device asked for."""
+
+    def __init__(self) -> None:
+        self._records: list[dict[str, object]] = []
+
+    def say(self, text: str) -> None:
+        """Progress stays here."""
+
+    def step(self, done: int, total: int, unit: str = "") -> None:
+        """Progress stays here."""
+
+    async def output(self, record: Mapping[str, object]) -> None:
+        """Keep it."""
+        self._records.append(dict(record))
+
+    def records(self) -> list[dict[str, object]]:
+        """The newest records that fit."""
+        kept: list[dict[str, object]] = []
+        size = 0
+        for record in reversed(self._records):
+            size += len(encode({"r": record}))
+            if size > LARGEST:
+                break
+            kept.append(record)
+        return kept[::-1]
+
+
+async def ask(
+    group: GroupAgent, device: str, command: str, params: Mapping[str, object], progress: Progress
+) -> dict[str, object]:
+    """Let another device carry out a command and pass its output on; its result fields."""
+    answer = await group.remote.ask(device, command, params)
+    for record in answer.get("output", []):
+        await progress.output(record)
+    return _floats(answer["result"])
+
+
+def _integers(value: Any) -> Any:
+    """Numbers that are no integers travel as {"ms": thousandths}: the encoding holds integers only."""
+    if isinstance(value, float):
+        return {"ms": round(value * 1000)}
+    if isinstance(value, Mapping):
+        return {k: _integers(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_integers(v) for v in value]
+    if isinstance(value, str) and len(value) > LARGEST:
+        return value[-LARGEST:]
+    return value
+
+
+def _floats(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if set(value) == {"ms"}:
+            return value["ms"] / 1000
+        return {k: _floats(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_floats(v) for v in value]
+    return value
