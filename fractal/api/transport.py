@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Protocol
+from typing import Protocol, runtime_checkable
 
-from fractal.api.backend import Backend
+from fractal.api.backend import Backend, C, Offer
 
 
 class RouteKind(Enum):
@@ -95,6 +95,20 @@ class Transport(Protocol):
         """Health of each peer."""
 
 
+class TransportOffer(Offer):
+    """A `TransportBackend` of any config type: what `fractal_transports` yields."""
+
+    __slots__ = ()
+
+
+@runtime_checkable
+class SupportsCertificates(Protocol):
+    """Makes the certificate for a name itself, before any traffic comes (self-signed, or from an authority by DNS)."""
+
+    async def certify(self, name: str) -> Certificate:
+        """A certificate for `name`. Raises BackendError."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TransportBackend(Backend[Transport, Any]):
+class TransportBackend(TransportOffer, Backend[Transport, C]):
     """Offers a `Transport`."""
