@@ -1,0 +1,50 @@
+"""Self-signed certificates, one per app, for the `direct` transport."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+from fractal.api.context import Entropy
+from fractal.api.transport import Certificate
+from fractal.builtin.direct.hello import normal_name
+
+LIFETIME_DAYS = 3650
+"""Nobody but the app's own users trusts it, by its fingerprint; a renewal would only break that trust."""
+
+# Order of the group of NIST P-256 (FIPS 186-4, D.1.2.3).
+_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
+
+
+def make_certificate(name: str, entropy: Entropy, wall_ms: int) -> Certificate:
+    """A certificate for DNS name `name`, valid from a day before `wall_ms`, with a new P-256 key. Raises InvalidInput."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+    name = normal_name(name)
+    # 128 bits more than needed make the remainder's bias negligible (FIPS 186-4, B.4.1).
+    secret = int.from_bytes(entropy.bytes(48), "big") % (_ORDER - 1) + 1
+    key = ec.derive_private_key(secret, ec.SECP256R1())
+    # The common name holds 64 characters at most; clients read the alternative name.
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name[:64])])
+    start = dt.datetime.fromtimestamp(wall_ms / 1000, dt.UTC) - dt.timedelta(days=1)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(int.from_bytes(entropy.bytes(16), "big") >> 1 | 1)
+        .not_valid_before(start)
+        .not_valid_after(start + dt.timedelta(days=LIFETIME_DAYS))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    return Certificate(
+        chain=certificate.public_bytes(serialization.Encoding.PEM),
+        key=key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        ),
+    )

@@ -1,0 +1,482 @@
+"""Contract suite for transports. An author writes one fixture:
+
+    class TestMine(TransportContract):
+        @pytest.fixture
+        async def backend(self, tmp_path):
+            ...
+            yield Bed(gateway_id=..., gateway=..., devices={...}, https=..., tcp_port=..., udp_port=..., hold=2.0)
+
+Every test uses real sockets and real TLS clients; the apps behind the devices listen on loopback. That a gateway does not
+decrypt shows in that it is never given a key: the suite hands certificates to `serve` only, on devices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import json
+import socket
+import ssl
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import aiohttp
+import pytest
+
+from fractal.api.errors import BackendError
+from fractal.api.transport import Certificate, LocalRoute, Peer, RouteKind, SupportsCertificates, Target
+from fractal.shell.entropy import SystemEntropy
+from fractal.testing.suite import Contract, requires
+from fractal.testing.transport_parts import (
+    FLOOD,
+    App,
+    Bed,
+    Client,
+    datagram_service,
+    echo_service,
+    held,
+    local_route,
+    target,
+    trust,
+    web_app,
+    web_client,
+)
+
+HTTPS, TCP, UDP = RouteKind.HTTPS, RouteKind.TCP, RouteKind.UDP
+
+
+@dataclass
+class Town:
+    """The bed with an app on each device, both reachable under their names."""
+
+    bed: Bed
+    ids: tuple[str, str]
+    apps: tuple[App, App]
+    certificates: tuple[Certificate, Certificate]
+
+    @property
+    def names(self) -> tuple[str, str]:
+        return self.bed.names
+
+    def gateways(self) -> list[Peer]:
+        return [Peer(device=self.bed.gateway_id, contact=self.bed.gateway.contact())]
+
+    def routes(self, index: int) -> list[LocalRoute]:
+        """The HTTPS route of app `index`, which either device may serve."""
+        name, app, certificate = self.names[index], self.apps[index], self.certificates[index]
+        return [local_route(f"app{index}", name, app.port, certificate, HTTPS)]
+
+    def target(self, index: int, device: str, epoch: int = 1) -> Target:
+        return target(self.bed, f"app{index}", self.names[index], device, HTTPS, epoch)
+
+    async def serve(self, device: int, routes: Sequence[LocalRoute]) -> None:
+        await self.bed.devices[self.ids[device]].serve(self.gateways(), routes)
+
+    async def forward(self, *targets: Target) -> None:
+        peers = [Peer(device=key, contact=device.contact()) for key, device in self.bed.devices.items()]
+        await self.bed.gateway.forward(peers, targets)
+
+    async def settle(self) -> None:
+        """App 0 on device 0, app 1 on device 1, both led to."""
+        await self.serve(0, self.routes(0))
+        await self.serve(1, self.routes(1))
+        await self.forward(self.target(0, self.ids[0]), self.target(1, self.ids[1]))
+
+
+class TransportContract(Contract[Bed]):
+    """What every transport must do, whatever carries the bytes."""
+
+    optional: ClassVar[Mapping[str, type[Any]]] = {"SupportsCertificates": SupportsCertificates}
+
+    @pytest.fixture
+    async def town(self, backend: Bed) -> AsyncIterator[Town]:
+        """Two apps, settled."""
+        # Late, as the suite may be imported where the optional parts of a certificate's making are not installed.
+        from fractal.builtin.direct.certificate import make_certificate
+
+        entropy = SystemEntropy()
+        one, two = (make_certificate(name, entropy, 1_790_000_000_000) for name in backend.names)
+        async with web_app("first") as first, web_app("second") as second:
+            ids = tuple(backend.devices)
+            assert len(ids) == 2, "a bed has two devices"
+            town = Town(backend, (ids[0], ids[1]), (first, second), (one, two))
+            await town.settle()
+            yield town
+
+    @pytest.fixture
+    async def client(self, town: Town) -> AsyncIterator[Client]:
+        async with web_client(town.bed, *town.certificates) as client:
+            yield client
+
+    # What a device publishes
+
+    async def test_contact_is_plain_text_and_stable(self, backend: Bed) -> None:
+        """A contact goes into the log whenever it changes: it must not change by itself."""
+        for device in [backend.gateway, *backend.devices.values()]:
+            contact = device.contact()
+            assert all(isinstance(text, str) for pair in contact.items() for text in pair)
+            assert device.contact() == contact
+
+    async def test_every_end_has_what_is_declared(self, backend: Bed) -> None:
+        """Gateway and devices are one kind of object."""
+        for name, protocol in self.optional.items():
+            for transport in [backend.gateway, *backend.devices.values()]:
+                assert isinstance(transport, protocol) == (name in self.capabilities), name
+
+    @requires("SupportsCertificates")
+    async def test_certificate_made_by_the_transport_works(self, town: Town) -> None:
+        """A client that trusts it reaches the app under the name it was made for."""
+        maker = town.bed.devices[town.ids[0]]
+        assert isinstance(maker, SupportsCertificates)
+        made = await maker.certify(town.names[0])
+        await town.serve(0, [local_route("app0", town.names[0], town.apps[0].port, made, HTTPS)])
+        async with web_client(town.bed, made) as client:
+            assert (await client.tell(town.names[0]))["app"] == "first"
+
+    # The way to an app
+
+    async def test_request_reaches_the_app_under_its_own_certificate(
+        self, town: Town, client: Client
+    ) -> None:
+        """Each name leads to its own app, and the client verified the app's own certificate."""
+        assert (await client.tell(town.names[0]))["app"] == "first"
+        assert (await client.tell(town.names[1]))["app"] == "second"
+        context = trust(town.certificates[0])
+        reader, writer = await asyncio.open_connection(
+            *town.bed.https, ssl=context, server_hostname=town.names[0]
+        )
+        presented = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        writer.transport.abort()
+        del reader
+        assert presented == ssl.PEM_cert_to_DER_cert(town.certificates[0].chain.decode())
+
+    async def test_app_learns_the_client_and_not_what_the_client_claims(
+        self, town: Town, client: Client
+    ) -> None:
+        """On every request of a connection, and however the forged field is spelt."""
+        forged = {
+            "X-Forwarded-For": "192.0.2.66",
+            "X_Forwarded_For": "192.0.2.66",
+            "Forwarded": "for=192.0.2.66",
+        }
+        for _ in range(3):
+            told = await client.tell(town.names[0], headers=forged)
+            seen = {name.lower(): value for name, value in told["headers"]}
+            assert "192.0.2.66" not in json.dumps(told["headers"])
+            assert seen["x-forwarded-for"] == "127.0.0.1"
+            assert seen["x-forwarded-proto"] == "https"
+            assert seen["x-forwarded-host"] == f"{town.names[0]}:{town.bed.https[1]}"
+            assert seen["host"] == seen["x-forwarded-host"]
+
+    @pytest.mark.parametrize("method", ["PROPFIND", "REPORT", "MKCALENDAR", "PUT", "DELETE", "OPTIONS"])
+    async def test_any_method_with_a_body_goes_through(self, town: Town, client: Client, method: str) -> None:
+        """CalDAV and WebDAV use many."""
+        body = b"<x/>" * 1000
+        path = "/a%2Fb/%C3%A9?q=%20%25&r"
+        told = await client.tell(
+            town.names[0], path, method, data=body, headers={"Depth": "1", "If-Match": '"e"'}
+        )
+        assert (told["method"], told["length"]) == (method, len(body))
+        assert told["sha256"] == hashlib.sha256(body).hexdigest()
+        assert ["Depth", "1"] in told["headers"] and ["If-Match", '"e"'] in told["headers"]
+
+    async def test_large_bodies_pass_unchanged_both_ways(self, town: Town, client: Client) -> None:
+        """8 MiB with a known length, and streamed in chunks."""
+        body = SystemEntropy().bytes(8 << 20)
+
+        async def pieces() -> AsyncIterator[bytes]:
+            for start in range(0, len(body), 100_001):
+                yield body[start : start + 100_001]
+
+        for data in (io.BytesIO(body), pieces()):
+            async with client.session.put(client.url(town.names[0], "/echo"), data=data) as response:
+                assert hashlib.sha256(await response.read()).digest() == hashlib.sha256(body).digest()
+
+    async def test_compressed_bodies_stay_compressed(self, town: Town, client: Client) -> None:
+        """Nobody on the way looks into a body."""
+        body = b"\x1f\x8b not really gzip"
+        async with client.session.put(
+            client.url(town.names[0], "/echo"), data=body, headers={"Content-Encoding": "gzip"}
+        ) as response:
+            assert await response.read() == body
+
+    async def test_body_may_wait_for_a_continue(self, town: Town, client: Client) -> None:
+        """Interim responses pass."""
+        told = await client.tell(town.names[0], "/", "PUT", data=b"x" * 70_000, expect100=True)
+        assert told["length"] == 70_000
+
+    async def test_websocket_goes_both_ways(self, town: Town, client: Client) -> None:
+        """And stays open."""
+        async with client.session.ws_connect(client.url(town.names[0], "/ws")) as ws:
+            for text in ("a", "b" * 100_000):
+                await ws.send_str(text)
+                assert await ws.receive_str(timeout=10) == f"first: {text}"
+
+    # Names
+
+    @pytest.mark.parametrize("spelling", ["ONE.Example", "one.example."])
+    async def test_name_may_be_spelt_otherwise(self, town: Town, spelling: str) -> None:
+        """Upper case and a trailing dot are the same name."""
+        if town.names[0] != "one.example":
+            spelling = town.names[0].upper() + ("." if spelling.endswith(".") else "")
+        async with held(town.bed, town.names[0], town.certificates[0], sni=spelling) as connection:
+            assert (await connection.get())[0] == 200
+
+    async def test_unknown_and_missing_names_reach_nobody(self, town: Town) -> None:
+        """No certificate of anybody is shown."""
+        for name in ("other.example", None):
+            context = ssl.create_default_context()
+            context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+            with pytest.raises(OSError):
+                async with asyncio.timeout(15):
+                    await asyncio.open_connection(*town.bed.https, ssl=context, server_hostname=name or "")
+        assert not town.apps[0].paths and not town.apps[1].paths
+
+    async def test_foreign_host_is_misdirected(self, town: Town) -> None:
+        """421, so that a browser asks again on a connection of its own (RFC 9110, 15.5.20)."""
+        async with held(town.bed, town.names[0], town.certificates[0]) as connection:
+            assert (await connection.get(host=town.names[1]))[0] == 421
+        assert not town.apps[0].paths and not town.apps[1].paths
+
+    async def test_hello_may_come_byte_by_byte(self, town: Town) -> None:
+        """Each byte of the handshake in a segment of its own."""
+        outgoing, incoming = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = trust(town.certificates[0]).wrap_bio(incoming, outgoing, server_hostname=town.names[0])
+        reader, writer = await asyncio.open_connection(*town.bed.https)
+        try:
+            async with asyncio.timeout(20):
+                while True:
+                    try:
+                        tls.do_handshake()
+                        break
+                    except ssl.SSLWantReadError:
+                        for byte in outgoing.read():
+                            writer.write(bytes([byte]))
+                            await writer.drain()
+                        incoming.write(await reader.read(1 << 16))
+            assert tls.getpeercert()
+        finally:
+            writer.transport.abort()
+
+    async def test_strangers_disturb_nobody(self, town: Town, client: Client) -> None:
+        """Garbage and clients that say nothing, while others are served."""
+        writers = []
+        try:
+            for greeting in (
+                b"",
+                b"\x16",
+                b"\x16\x03\x01\x40\x00\x01",
+                b"GET / HTTP/1.0\r\n\r\n",
+                b"\xff" * 70_000,
+            ):
+                for _ in range(5):
+                    _reader, writer = await asyncio.open_connection(*town.bed.https)
+                    writer.write(greeting)
+                    writers.append(writer)
+            assert (await client.tell(town.names[0]))["app"] == "first"
+        finally:
+            for writer in writers:
+                writer.transport.abort()
+
+    # The desired state
+
+    async def test_applying_the_same_again_disturbs_nothing(self, town: Town) -> None:
+        """An agent does so every few seconds."""
+        async with held(town.bed, town.names[0], town.certificates[0]) as connection:
+            assert (await connection.get())[0] == 200
+            await town.settle()
+            assert (await connection.get())[0] == 200
+
+    async def test_other_routes_come_and_go_without_disturbing(self, town: Town) -> None:
+        """Removing, adding and moving one leaves a connection of another alone."""
+        one, two = town.ids
+        async with held(town.bed, town.names[0], town.certificates[0]) as connection:
+            assert (await connection.get())[0] == 200
+            await town.forward(town.target(0, one))
+            await town.serve(1, [])
+            await town.serve(0, town.routes(0) + town.routes(1))
+            await town.forward(town.target(0, one), town.target(1, one, epoch=2))
+            assert (await connection.get())[0] == 200
+            await town.serve(0, town.routes(0))
+            await town.forward(town.target(0, one, epoch=5), town.target(1, two))
+            assert (await connection.get())[0] == 200
+
+    async def test_removed_target_ends(self, town: Town) -> None:
+        """Old connections too."""
+        async with held(town.bed, town.names[0], town.certificates[0]) as connection:
+            assert (await connection.get())[0] == 200
+            await town.forward(town.target(1, town.ids[1]))
+            assert await connection.closed()
+        with pytest.raises(OSError):
+            async with held(town.bed, town.names[0], town.certificates[0]):
+                pass
+
+    async def test_removed_route_ends(self, town: Town) -> None:
+        """A device that no longer serves an app closes what leads to it."""
+        async with held(town.bed, town.names[0], town.certificates[0]) as connection:
+            assert (await connection.get())[0] == 200
+            await town.serve(0, [])
+            assert await connection.closed()
+
+    async def test_stranger_to_the_device_is_not_let_in(self, town: Town) -> None:
+        """A gateway that the device was not given, or not any more, reaches nothing, and its connections end."""
+        async with held(town.bed, town.names[0], town.certificates[0]) as connection:
+            assert (await connection.get())[0] == 200
+            await town.bed.devices[town.ids[0]].serve([], town.routes(0))
+            assert await connection.closed()
+        with pytest.raises(OSError):
+            async with (
+                asyncio.timeout(town.bed.hold + 10),
+                held(town.bed, town.names[0], town.certificates[0]),
+            ):
+                pass
+
+    # Changing hands
+
+    async def test_switch_leads_to_the_new_device_and_ends_old_connections(self, town: Town) -> None:
+        """The app's second copy answers; the connection to the first one is closed."""
+        moved = [local_route("app0", town.names[0], town.apps[1].port, town.certificates[0], HTTPS)]
+        async with held(town.bed, town.names[0], town.certificates[0]) as old:
+            assert json.loads((await old.get())[1])["app"] == "first"
+            await town.serve(1, moved)
+            await town.forward(town.target(0, town.ids[1], epoch=2))
+            assert await old.closed()
+        async with held(town.bed, town.names[0], town.certificates[0]) as new:
+            assert json.loads((await new.get())[1])["app"] == "second"
+
+    async def test_connection_is_held_while_the_app_changes_hands(self, town: Town) -> None:
+        """A request made while there is no device is answered by the next one."""
+        await town.forward(town.target(0, ""))
+        async with web_client(town.bed, town.certificates[0]) as client:
+            waiting = asyncio.create_task(client.tell(town.names[0]))
+            await asyncio.wait({waiting}, timeout=0.3)
+            assert not waiting.done()
+            moved = [local_route("app0", town.names[0], town.apps[1].port, town.certificates[0], HTTPS)]
+            await town.serve(1, moved)
+            await town.forward(town.target(0, town.ids[1], epoch=2))
+            assert (await waiting)["app"] == "second"
+
+    async def test_connection_is_not_held_for_ever(self, town: Town) -> None:
+        """After the gateway's hold it is closed."""
+        await town.forward(town.target(0, ""))
+        with pytest.raises(OSError):
+            async with (
+                asyncio.timeout(town.bed.hold + 10),
+                held(town.bed, town.names[0], town.certificates[0]),
+            ):
+                pass
+
+    async def test_device_that_does_not_serve_yet_is_waited_for(self, town: Town) -> None:
+        """The gateway may learn of a takeover before the new owner's app is up."""
+        await town.forward(town.target(0, town.ids[1], epoch=2))
+        async with web_client(town.bed, town.certificates[0]) as client:
+            waiting = asyncio.create_task(client.tell(town.names[0]))
+            await asyncio.wait({waiting}, timeout=0.3)
+            await town.serve(
+                1, [local_route("app0", town.names[0], town.apps[1].port, town.certificates[0], HTTPS)]
+            )
+            assert (await waiting)["app"] == "second"
+
+    # Ports
+
+    async def test_tcp_route_carries_bytes_and_their_end(self, town: Town) -> None:
+        """Either side may end its half first."""
+        async with echo_service() as port:
+            name = f":{town.bed.tcp_port}"
+            await town.serve(0, [local_route("app2", name, port, None, TCP), *town.routes(0)])
+            await town.forward(
+                target(town.bed, "app2", name, town.ids[0], TCP),
+                town.target(0, town.ids[0]),
+                town.target(1, ""),
+            )
+            async with asyncio.timeout(20):
+                reader, writer = await asyncio.open_connection(town.bed.https[0], town.bed.tcp_port)
+                text = b"some text " * 50_000
+                writer.write(text)
+                writer.write_eof()
+                answer = await reader.read(-1)
+                writer.close()
+            assert answer == text.upper()
+            await town.forward(town.target(0, town.ids[0]))
+            with pytest.raises(OSError):
+                await asyncio.open_connection(town.bed.https[0], town.bed.tcp_port)
+
+    async def test_udp_route_carries_datagrams_of_each_client(self, town: Town) -> None:
+        """Answers reach the one who asked."""
+        loop = asyncio.get_running_loop()
+        async with datagram_service() as port:
+            name = f":{town.bed.udp_port}"
+            await town.serve(0, [local_route("app3", name, port, None, UDP)])
+            await town.forward(target(town.bed, "app3", name, town.ids[0], UDP))
+            clients = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3)]
+            try:
+                for index, client in enumerate(clients):
+                    client.setblocking(False)
+                    client.connect((town.bed.https[0], town.bed.udp_port))
+                    client.send(b"from %d" % index)
+                async with asyncio.timeout(10):
+                    answers = [await loop.sock_recv(client, 2048) for client in clients]
+            finally:
+                for client in clients:
+                    client.close()
+        assert answers == [b"FROM 0", b"FROM 1", b"FROM 2"]
+
+    async def test_port_in_use_is_named_and_spoils_nothing_else(self, town: Town, client: Client) -> None:
+        """The other targets of the same call stand."""
+        with socket.socket() as other:
+            other.bind((town.bed.https[0], 0))
+            other.listen()
+            port = other.getsockname()[1]
+            with pytest.raises(BackendError, match=str(port)):
+                await town.forward(
+                    target(town.bed, "app2", f":{port}", town.ids[0], TCP), town.target(0, town.ids[0])
+                )
+            assert (await client.tell(town.names[0]))["app"] == "first"
+
+    # Health and limits
+
+    async def test_links_tell_the_living_from_the_dead(self, town: Town, client: Client) -> None:
+        """A peer that answers is up, one that cannot be reached is not."""
+        await client.tell(town.names[0])
+        async with asyncio.timeout(20):
+            while not all(link.up for link in await town.bed.gateway.links()):  # noqa: ASYNC110 - looked at, as users do
+                await asyncio.sleep(0.05)
+        assert {link.device for link in await town.bed.gateway.links()} == set(town.ids)
+        assert town.bed.gateway_id in {link.device for link in await town.bed.devices[town.ids[0]].links()}
+        await town.bed.gateway.forward([], [])
+        assert not await town.bed.gateway.links()
+
+    async def test_slow_reader_holds_back_the_app(self, town: Town) -> None:
+        """What the client does not take stays with the app: nobody on the way keeps it all."""
+        async with (
+            web_client(town.bed, town.certificates[0], seconds=60) as client,
+            client.session.get(client.url(town.names[0], "/flood")) as response,
+        ):
+            before = -1
+            while before != town.apps[0].flooded:
+                before = town.apps[0].flooded
+                await asyncio.sleep(1)
+            assert 0 < before < FLOOD
+            response.close()
+
+    async def test_truncated_answer_is_not_taken_for_whole(self, town: Town) -> None:
+        """An app that dies amid a body must not look as if it had finished."""
+
+        async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(die, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        try:
+            await town.serve(0, [local_route("app0", town.names[0], port, town.certificates[0], HTTPS)])
+            async with web_client(town.bed, town.certificates[0]) as client:
+                with pytest.raises(aiohttp.ClientError):
+                    async with client.session.get(client.url(town.names[0])) as response:
+                        await response.read()
+        finally:
+            server.close()
