@@ -159,7 +159,7 @@ def fold_version() -> str:
 
 def fold(state: GroupState, raw: bytes, opener: Opener, /) -> GroupState:
     """The state after one more raw entry, whatever it is. Never raises."""
-    before, state = state, _count(state, raw)
+    before, state = state, count(state, raw)
     if before.sealed_out:
         return state
     opening = opener.open(raw, before)
@@ -177,10 +177,17 @@ def fold(state: GroupState, raw: bytes, opener: Opener, /) -> GroupState:
     assert_never(opening)
 
 
-def _count(state: GroupState, raw: bytes) -> GroupState:
+def count(state: GroupState, raw: bytes) -> GroupState:
+    """The state with only position and running hash moved on: what every raw entry does, whatever it is."""
     head = next_head(state.head, raw)
     recent = (*state.recent[-(RECENT - 1) :], head)
     return replace(state, position=state.position + 1, head=head, recent=recent)
+
+
+def skipped_because(state: GroupState) -> str:
+    """Why the last entry that `state` counts was skipped; "" if it was not."""
+    position, reason = state.skips[-1] if state.skips else (0, "")
+    return reason if position == state.position else ""
 
 
 def _skip(state: GroupState, reason: str) -> GroupState:

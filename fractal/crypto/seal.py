@@ -341,6 +341,23 @@ class GroupOpener:
             return Unsealable(envelope.header())
         return _unseal(envelope, group_key)
 
+    def peek(self, raw: bytes, state: GroupState) -> tuple[str, str, Mapping[str, Any]]:
+        """Author, kind and body of an entry as they stand there, for showing only: nothing of it is verified.
+
+        Kind "" and an empty body for what this device cannot unseal; author "" for what is no entry.
+        """
+        try:
+            envelope = parse_envelope(raw)
+        except InvalidInput:
+            return "", "", {}
+        group_key = self.group_key(state, envelope.generation)
+        opened = _unseal(envelope, group_key) if group_key is not None else None
+        return (
+            (envelope.author, opened.kind, opened.body)
+            if isinstance(opened, Opened)
+            else (envelope.author, "", {})
+        )
+
     def _open_first(self, envelope: Envelope, raw: bytes, state: GroupState) -> Opening:
         """The first entry: proved by its hash, which is the group's id, and by the device that it brings itself."""
         if envelope.group:

@@ -19,7 +19,7 @@ from fractal.core.entries import (
     NewMember,
     StoreAdded,
 )
-from fractal.core.log import fold
+from fractal.core.log import fold, skipped_because
 from fractal.core.model import AppKey, DeviceRole, GroupState, Policy, Role
 from fractal.crypto.keys import (
     DeviceKeys,
@@ -180,8 +180,7 @@ class World:
         """Append raw bytes to the log; the reason for which they were skipped, "" if they were not."""
         self.log.append(raw)
         self.state = fold(self.state, raw, self.opener)
-        position, reason = self.state.skips[-1] if self.state.skips else (0, "")
-        return reason if position == self.state.position else ""
+        return skipped_because(self.state)
 
     def say(self, machine: str, entry: Entry) -> str:
         """Seal and append; the reason for which it was skipped, "" if it was not."""

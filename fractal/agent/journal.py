@@ -1,0 +1,492 @@
+"""One group's log on this device: reads it, folds it, keeps both durably, and writes to it.
+
+Entries, cursor and what became of our own entry are noted in one write before anything is believed, so that a crash at any
+point loses nothing and repeats nothing. An entry of ours is noted in the outbox before it is sent, and sent with the same
+bytes and token until it is read back; the log's answer to `append` alone counts for nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fractal.agent.notes import Notes
+from fractal.api import canonical
+from fractal.api.context import Clock, Entropy
+from fractal.api.coordination import Coordinator, Page
+from fractal.api.errors import Ambiguous, BackendError, Corrupt, Denied, FractalError, InvalidInput
+from fractal.api.plain import from_plain, to_plain
+from fractal.core.entries import Entry
+from fractal.core.log import (
+    MAX_STATE,
+    OLD_GENERATION,
+    checkpoint_bytes,
+    count,
+    fold,
+    fold_version,
+    skipped_because,
+    state_from_checkpoint,
+    state_hash,
+)
+from fractal.core.model import GroupState
+from fractal.crypto.keys import DeviceKeys
+from fractal.crypto.seal import GroupOpener, seal_entry
+
+PAGE = 500
+MAX_PAGES = 40
+"""Pages that one `poll` reads at most, so that a long history does not hide a cancellation or a deadline."""
+SAVE_EVERY = 50
+"""Entries after which the folded state is noted again; after a restart at most so many are folded."""
+APPEND_TIMEOUT = 10.0
+"""Seconds after which one attempt to append is given up as ambiguous."""
+FIRST_PAUSE = 0.1
+LONGEST_PAUSE = 5.0
+"""Seconds between attempts to append."""
+MAX_SEALS = 4
+"""How often one entry is sealed again because the group's keys were rotated meanwhile."""
+
+
+class Stale(FractalError):  # noqa: N818 - named like the errors of fractal.api
+    """An entry was not sent, as the log moved on and nobody wants it any more. Nothing was changed."""
+
+    code = "stale"
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """Our entry on its way."""
+
+    raw: bytes
+    token: str
+    wanted: Callable[[GroupState], bool] | None = None
+    sent: bool = True
+    """Whether it may be in the log."""
+    position: int = 0
+    """Where it was read back; 0: not yet."""
+    reason: str = ""
+    """Why the fold skipped it there."""
+
+
+@dataclass(slots=True)
+class _Folded:
+    """A page, folded but not yet noted."""
+
+    state: GroupState
+    changes: dict[str, bytes | None] = field(default_factory=dict)
+    position: int = 0
+    reason: str = ""
+
+
+class Journal:
+    """The log of one group. Belongs to one event loop; reads and appends may be called from any task of it.
+
+    `group_keys` are those that this device made or was welcomed with; they are noted with the first page. Building a
+    journal reads the notes, and folds what they hold beyond the last noted state. Raises Corrupt if they have a gap.
+    """
+
+    def __init__(
+        self,
+        *,
+        group: str,
+        address: str,
+        coordinator: Coordinator,
+        keys: DeviceKeys,
+        notes: Notes,
+        clock: Clock,
+        entropy: Entropy,
+        group_keys: Mapping[int, bytes] | None = None,
+        logger: logging.Logger | None = None,
+    ) -> None:
+        self.group = group
+        self.address = address
+        self.proof_sent: float | None = None
+        """Boot time at which the request was sent of the last read that reached the log's head and could be folded."""
+        self._coordinator = coordinator
+        self._keys = keys
+        self._notes = notes
+        self._clock = clock
+        self._entropy = entropy
+        self._logger = logger or logging.getLogger(__name__)
+        self._prefix = f"group/{group}/"
+        self._reading = asyncio.Lock()
+        self._appending = asyncio.Lock()
+        self._current = False
+        """Whether the head was reached since this journal was built."""
+        if group_keys:
+            notes.write(key_notes(group, group_keys))
+        self._opener = GroupOpener(keys, _noted_keys(notes, group))
+        self._cursor = _text(notes.get(f"{self._prefix}cursor"))
+        self._base = self._noted_base()
+        self._saved = 0
+        self._state = self._refold(self._noted_state())
+        self._pending = self._noted_outbox()
+
+    @property
+    def state(self) -> GroupState:
+        """What the log says, as far as it was read."""
+        return self._state
+
+    @property
+    def opener(self) -> GroupOpener:
+        """What this device can unseal."""
+        return self._opener
+
+    @property
+    def pending(self) -> bool:
+        """Whether an entry of ours is on its way."""
+        return self._pending is not None
+
+    def group_key(self, generation: int | None = None) -> tuple[int, bytes]:
+        """A generation, the present one unless told, and its group key. Raises Denied if this device has none."""
+        wanted = self._state.generation if generation is None else generation
+        key = self._opener.group_key(self._state, wanted)
+        if key is None:
+            raise Denied(f"this device has no key of generation {wanted} of group {self.group}")
+        return wanted, key
+
+    def add_keys(self, group_keys: Mapping[int, bytes]) -> None:
+        """Note more group keys, and fold again from where an entry could not be unsealed."""
+        self._notes.write(key_notes(self.group, group_keys))
+        self._opener.add(group_keys)
+        if self._state.sealed_out:
+            self._state = self._refold(self._noted_state())
+
+    def entries(self, *, after: int = 0) -> list[tuple[int, bytes]]:
+        """Every raw entry read so far beyond position `after`, with its position."""
+        found = self._notes.scan(f"{self._prefix}entry/")
+        return [(at, raw) for key, raw in found if (at := int(key.rpartition("/")[2])) > after]
+
+    def show(self, *, after: int = 0) -> list[Mapping[str, Any]]:
+        """Entries for people: position, author, kind, body as far as this device may read them. Nothing is verified."""
+        skipped = dict(self._state.skips)
+        return [
+            {"position": at, "author": author, "kind": kind, "body": body, "skipped": skipped.get(at, "")}
+            for at, raw in self.entries(after=after)
+            for author, kind, body in [self._opener.peek(raw, self._state)]
+        ]
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    async def poll(self, wait: float) -> bool:
+        """Read on, after waiting up to `wait` seconds for something new; True if there was something.
+
+        Also sends once more what an earlier append, or an earlier run of the agent, left on its way. Raises BackendError
+        (retryable for a time-out); what was read before it is kept.
+        """
+        async with self._reading:
+            changed = await self._read(wait)
+        if self._pending is not None and not self._appending.locked():
+            async with self._appending:
+                await self._nudge()
+        return changed
+
+    async def _read(self, wait: float) -> bool:
+        """Read up to the head, or as many pages as one call may. The caller holds the lock."""
+        changed = False
+        for _ in range(MAX_PAGES):
+            sent = self._clock.boottime()
+            page = await self._page(wait)
+            self._accept(page)
+            changed |= bool(page.entries)
+            wait = 0.0
+            if page.head:
+                self._current = True
+                state = self._state
+                if state.generation and not (state.sealed_out or state.left):
+                    self.proof_sent = sent
+                break
+            if not page.entries:
+                break
+        return changed
+
+    async def _page(self, wait: float) -> Page:
+        limit = wait + self._state.timers.read_timeout / 1000
+        try:
+            async with asyncio.timeout(limit):
+                return await self._coordinator.read(self.address, self._cursor, limit=PAGE, wait=wait)
+        except TimeoutError as error:
+            raise BackendError(
+                f"log {self.address} did not answer within {limit:g} s", retryable=True
+            ) from error
+
+    def _accept(self, page: Page) -> None:
+        """Note the page and all that follows from it in one write, then believe it."""
+        if not page.entries:
+            self._cursor = page.cursor
+            return
+        folded = self._fold_page(page)
+        state, pending = folded.state, self._pending
+        folded.changes[f"{self._prefix}cursor"] = page.cursor.encode("utf-8")
+        save = state.position - self._saved >= SAVE_EVERY and bool(state.generation) and not state.sealed_out
+        if save:
+            folded.changes[f"{self._prefix}state"] = _state_note(state)
+        self._notes.write(folded.changes)
+        self._state, self._cursor = state, page.cursor
+        self._saved = state.position if save else self._saved
+        if pending is not None and folded.position:
+            pending.position, pending.reason = folded.position, folded.reason
+            self._pending = None
+
+    def _fold_page(self, page: Page) -> _Folded:
+        folded = _Folded(self._state)
+        for raw in page.entries:
+            folded.state = self._step(folded.state, raw)
+            folded.changes[self._entry_key(folded.state.position)] = raw
+            if self._pending is not None and raw == self._pending.raw and not folded.position:
+                folded.position = folded.state.position
+                folded.reason = skipped_because(folded.state)
+                if folded.state.sealed_out:
+                    folded.reason = f"entry {folded.state.sealed_out} before it could not be unsealed"
+                folded.changes[f"{self._prefix}outbox"] = None
+        return folded
+
+    def _entry_key(self, position: int) -> str:
+        return f"{self._prefix}entry/{position:012d}"
+
+    # --- folding -----------------------------------------------------------------------------------------------------
+
+    def _step(self, state: GroupState, raw: bytes) -> GroupState:
+        base = self._base
+        if base is None or state.position >= base.position:
+            return fold(state, raw, self._opener)
+        state = count(state, raw)
+        if state.position < base.position:
+            return state
+        if state.head == base.head:
+            return base
+        self._logger.error(
+            "log %s is not the one that the checkpoint at position %d was made of: folding it from its beginning",
+            self.address,
+            base.position,
+        )
+        self._base = None
+        self._notes.write({f"{self._prefix}base": None})
+        return fold(self._refold(None), raw, self._opener)
+
+    def _refold(self, state: GroupState | None) -> GroupState:
+        """Fold every noted entry beyond `state`, or beyond the beginning."""
+        state = state or GroupState(id=self.group)
+        self._saved = state.position
+        for position, raw in self.entries(after=state.position):
+            if position != state.position + 1:
+                raise Corrupt(
+                    f"the notes of group {self.group} lack log entry {state.position + 1}: leave the group on this device "
+                    "and join it again"
+                )
+            state = self._step(state, raw)
+        return state
+
+    def adopt(self, checkpoint: bytes, expected: bytes) -> None:
+        """Begin with a checkpoint whose hash a trusted device stated, so that entries up to it need no folding.
+
+        They are still read and hashed: if they do not lead to the checkpoint's running hash, the log is folded from its
+        beginning. Raises Corrupt if the bytes are not that checkpoint, Denied if this journal has read anything.
+        """
+        if self._state.position:
+            raise Denied(f"the log of group {self.group} was read already: a checkpoint is for a new device")
+        base = state_from_checkpoint(checkpoint, expected)
+        if base.id != self.group:
+            raise Corrupt(f"a checkpoint of group {base.id}, not of {self.group}")
+        self._notes.write({f"{self._prefix}base": expected + checkpoint})
+        self._base = base
+
+    def _noted_base(self) -> GroupState | None:
+        noted = self._notes.get(f"{self._prefix}base")
+        return state_from_checkpoint(noted[32:], noted[:32]) if noted else None
+
+    def _noted_state(self) -> GroupState | None:
+        """The last noted state, if this version of the fold made it."""
+        noted = self._notes.get(f"{self._prefix}state")
+        try:
+            value = canonical.decode(noted, limit=MAX_STATE) if noted else {}
+            if value.get("fold") != fold_version():
+                return None
+            return from_plain(GroupState, value.get("state"))
+        except InvalidInput:
+            # Derived from the entries, so it is made again rather than mourned.
+            self._logger.warning("the noted state of group %s is damaged: folding its log again", self.group)
+            return None
+
+    # --- writing -----------------------------------------------------------------------------------------------------
+
+    async def append(
+        self, entry: Entry, *, wanted: Callable[[GroupState], bool] | None = None, timeout: float = 30.0
+    ) -> int:
+        """Seal, send and read back an entry; its position in the log. One at a time per journal.
+
+        `wanted` is asked of the latest state before each attempt, until the entry may be in the log. Raises Stale if it
+        says no, Denied with the fold's reason if the entry was skipped, Ambiguous if `timeout` seconds passed with the
+        entry on its way (it is sent on by `poll`), BackendError if it was surely not sent.
+        """
+
+        def seal() -> bytes:
+            state = self._state
+            if wanted is not None and not wanted(state):
+                raise Stale("the log moved on: the entry is not wanted any more")
+            self._require_writable(state)
+            _, key = self.group_key()
+            return seal_entry(entry, state=state, keys=self._keys, group_key=key, entropy=self._entropy)
+
+        return await self._deliver(seal, wanted, timeout)
+
+    async def append_raw(self, raw: bytes, *, timeout: float = 30.0) -> int:
+        """Like `append`, for bytes that are sealed already: a first entry, a welcome."""
+        return await self._deliver(lambda: raw, None, timeout)
+
+    def _require_writable(self, state: GroupState) -> None:
+        if state.left:
+            raise Denied(f"this device was removed from group {state.name!r}")
+        if state.sealed_out:
+            raise Denied(
+                f"entry {state.sealed_out} of group {state.name!r} cannot be unsealed on this device"
+            )
+
+    async def _deliver(
+        self, seal: Callable[[], bytes], wanted: Callable[[GroupState], bool] | None, timeout: float
+    ) -> int:
+        try:
+            async with asyncio.timeout(timeout), self._appending:
+                if self._pending is not None:
+                    await self._finish(self._pending)
+                if not self._current:
+                    await self._read_once()
+                reason = ""
+                for _ in range(MAX_SEALS):
+                    pending = self._prepare(seal(), wanted)
+                    await self._push(pending)
+                    reason = pending.reason
+                    if not reason:
+                        return pending.position
+                    if reason != OLD_GENERATION:
+                        break
+        except TimeoutError as error:
+            if self._pending is not None:
+                raise Ambiguous(
+                    f"log {self.address} did not show an entry within {timeout:g} s; it is sent on until it does"
+                ) from error
+            raise BackendError(
+                f"log {self.address} did not take an entry within {timeout:g} s; nothing was sent",
+                retryable=True,
+            ) from error
+        raise Denied(f"the group skipped the entry: {reason}")
+
+    def _prepare(self, raw: bytes, wanted: Callable[[GroupState], bool] | None) -> _Pending:
+        pending = _Pending(raw, self._entropy.bytes(16).hex(), wanted, sent=False)
+        note = canonical.encode({"token": pending.token, "raw": canonical.pack(raw)})
+        self._notes.write({f"{self._prefix}outbox": note})
+        self._pending = pending
+        return pending
+
+    async def _push(self, pending: _Pending) -> None:
+        """Send until read back. Raises Stale, or what the coordinator raised for good; bounded by the caller's time-out."""
+        pause = FIRST_PAUSE
+        while not pending.position:
+            if not pending.sent and pending.wanted is not None and not pending.wanted(self._state):
+                self._drop(pending)
+                raise Stale("the log moved on while the entry waited: it is not wanted any more")
+            if await self._attempt(pending):
+                return
+            await self._clock.sleep(pause * self._entropy.uniform(0.75, 1.25))
+            pause = min(2 * pause, LONGEST_PAUSE)
+            if not pending.sent:
+                await self._read_quietly(pending)
+
+    async def _attempt(self, pending: _Pending) -> bool:
+        """Send once and look for it; whether it was read back. Raises what is not worth repeating."""
+        before, pending.sent = pending.sent, True
+        try:
+            async with asyncio.timeout(APPEND_TIMEOUT):
+                await self._coordinator.append(self.address, pending.token, pending.raw)
+        except (Ambiguous, TimeoutError):
+            self._logger.debug("log %s: append is ambiguous", self.address)
+        except FractalError as error:
+            pending.sent = before
+            if isinstance(error, BackendError) and error.retryable:
+                self._logger.debug("log %s: %s", self.address, error)
+                return False
+            if before:
+                raise Ambiguous(f"an entry that may be in log {self.address}: {error}") from error
+            self._drop(pending)
+            raise
+        await self._read_quietly(pending)
+        return bool(pending.position)
+
+    async def _read_quietly(self, pending: _Pending) -> None:
+        """Look once for the entry; a log that cannot be read just now is no reason to give up."""
+        try:
+            async with self._reading:
+                # Another task may have read it while we waited for the lock.
+                if not pending.position:
+                    await self._read(0.0)
+        except BackendError as error:
+            if not error.retryable:
+                raise
+            self._logger.debug("log %s: %s", self.address, error)
+
+    async def _read_once(self) -> None:
+        async with self._reading:
+            await self._read(0.0)
+
+    async def _finish(self, pending: _Pending) -> None:
+        """Bring what an earlier call or run left on its way to its end, whatever that is."""
+        try:
+            await self._push(pending)
+        except Stale:
+            return
+        if pending.reason:
+            self._logger.warning("log %s: an earlier entry was skipped: %s", self.address, pending.reason)
+
+    async def _nudge(self) -> None:
+        """One more attempt for what is on its way; the next poll makes another."""
+        pending = self._pending
+        if pending is None:
+            return
+        if not pending.sent and pending.wanted is not None and not pending.wanted(self._state):
+            self._drop(pending)
+            return
+        try:
+            await self._attempt(pending)
+        except FractalError as error:
+            self._logger.warning("log %s: an entry is still on its way: %s", self.address, error)
+
+    def _drop(self, pending: _Pending) -> None:
+        """Forget an entry that surely is not in the log."""
+        self._notes.write({f"{self._prefix}outbox": None})
+        if self._pending is pending:
+            self._pending = None
+
+    def _noted_outbox(self) -> _Pending | None:
+        noted = self._notes.get(f"{self._prefix}outbox")
+        if noted is None:
+            return None
+        try:
+            value = canonical.decode(noted)
+            return _Pending(canonical.unpack(value.get("raw")), str(value.get("token")))
+        except InvalidInput as error:
+            raise Corrupt(f"the outbox of group {self.group} is damaged: {error}") from error
+
+
+# --- notes -----------------------------------------------------------------------------------------------------------
+
+
+def key_notes(group: str, group_keys: Mapping[int, bytes]) -> dict[str, bytes | None]:
+    """What to note so that a journal of that group has these keys, by generation."""
+    return {f"group/{group}/key/{generation}": key for generation, key in group_keys.items()}
+
+
+def _noted_keys(notes: Notes, group: str) -> dict[int, bytes]:
+    return {int(name.rpartition("/")[2]): key for name, key in notes.scan(f"group/{group}/key/")}
+
+
+def _state_note(state: GroupState) -> bytes:
+    return canonical.encode({"fold": fold_version(), "state": to_plain(state)})
+
+
+def _text(noted: bytes | None) -> str | None:
+    return None if noted is None else noted.decode("utf-8")
+
+
+__all__ = ["Journal", "Stale", "checkpoint_bytes", "key_notes", "state_from_checkpoint", "state_hash"]
