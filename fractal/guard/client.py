@@ -25,6 +25,7 @@ class SpawnRequest:
 
     run: str
     service: str
+    """Name within the run. One that begins with `~` is forgotten some time after it ended."""
     argv: tuple[str, ...]
     cwd: Path
     log: Path
@@ -44,6 +45,8 @@ class GuardService:
     """CLOCK_BOOTTIME."""
     code: int | None
     """Exit code (negative: signal), None while it runs."""
+    ended: float | None = None
+    """CLOCK_BOOTTIME."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,5 +221,8 @@ def _guard_run(key: str, value: Mapping[str, Any]) -> GuardRun:
         final=value["final"],
         deadline=value["deadline"],
         pids=tuple(value["pids"]),
-        services={n: GuardService(pid=s["pid"], started=s["started"], code=s["code"]) for n, s in services},
+        services={
+            n: GuardService(pid=s["pid"], started=s["started"], code=s["code"], ended=s["ended"])
+            for n, s in services
+        },
     )

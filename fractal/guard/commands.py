@@ -201,7 +201,7 @@ def status(guard: Guard, message: Message, reply: Reply) -> Mapping[str, Any]:  
                 "deadline": run.deadline,
                 "pids": runs.population(run, table),
                 "services": {
-                    name: {"pid": s.pid, "started": s.started, "code": s.code}
+                    name: {"pid": s.pid, "started": s.started, "code": s.code, "ended": s.ended}
                     for name, s in run.services.items()
                 },
             }

@@ -10,6 +10,9 @@ from fractal.guard.cgroups import Cgroup
 from fractal.guard.processes import DEAD, STOPPED, Process, descendants, read_process, send
 from fractal.guard.wire import Lines, Message
 
+TRANSIENT = "~"
+"""First character of the name of a service that is only a command run beside the others."""
+
 RESCAN = 1.0
 """Seconds between full scans for a frozen tree. In between the known processes are looked at: only one of them that runs
 could have made a new one, and then a full scan follows at once."""
@@ -24,6 +27,8 @@ class ServiceState:
     """CLOCK_BOOTTIME."""
     code: int | None = None
     """Exit code, None while it runs."""
+    ended: float | None = None
+    """CLOCK_BOOTTIME."""
 
 
 @dataclass(slots=True)
@@ -54,6 +59,12 @@ class Run:
     def halted(self) -> bool:
         """Whether its processes must stand still."""
         return self.frozen or self.paused
+
+    def drop_passed(self, before: float) -> None:
+        """Forget transient services that ended before `before`."""
+        for name, state in list(self.services.items()):
+            if name.startswith(TRANSIENT) and state.ended is not None and state.ended < before:
+                del self.services[name]
 
     def unsettle(self) -> None:
         """Something may have changed: look again before believing anything."""

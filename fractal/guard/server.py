@@ -30,6 +30,8 @@ HURRY = 0.003
 """The same while something is being frozen or killed."""
 NOTE_EVERY = 5.0
 """Seconds between notes of who belongs to the trees."""
+PASSED_AFTER = 120.0
+"""Seconds for which the end of a transient service can be asked for."""
 MAX_CONNECTIONS = 32
 PATIENCE = 10.0
 """Seconds after which a freeze or kill that does not complete is answered with an error (and still goes on)."""
@@ -184,7 +186,7 @@ class Guard:
         if "exited" in message:
             state = run.services.get(message["exited"])
             if state is not None and state.pid == message["pid"]:
-                state.code = message["code"]
+                state.code, state.ended = message["code"], boottime()
             return
         told = run.tickets.pop(message["spawned" if "spawned" in message else "failed"], None)
         if "spawned" in message:
@@ -211,7 +213,8 @@ class Guard:
         for told in run.tickets.values():
             told({"error": "exec", "message": "the keeper died"})
         for state in run.services.values():
-            state.code = -signal.SIGKILL if state.code is None else state.code
+            if state.code is None:
+                state.code, state.ended = -signal.SIGKILL, boottime()
         run.keeper, run.lines, run.tickets, run.members = 0, None, {}, {}
         run.unsettle()
 
@@ -250,6 +253,8 @@ class Guard:
             self._kill_strays(table)
         if noting and table is not None:
             self.note(table)
+            for run in self.runs.values():
+                run.drop_passed(now - PASSED_AFTER)
             self._next_note = now + NOTE_EVERY
 
     def _kill_strays(self, table: dict[int, Process]) -> None:

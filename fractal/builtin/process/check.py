@@ -1,0 +1,51 @@
+"""What of a manifest the process runtime cannot honour. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from fractal.api.app import AppSpec, ServiceSpec
+from fractal.api.runtime import Refusal
+from fractal.builtin.process.environments import REQUIREMENT
+from fractal.builtin.process.placeholders import names, texts
+from fractal.guard.commands import SIGNALS
+
+
+def refusals(spec: AppSpec) -> Iterator[Refusal]:
+    """Every obstacle, by service and key."""
+    ports = {f"port.{s.name}.{p.name}" for s in spec.services for p in s.ports}
+    for service in spec.services:
+        if service.process is None:
+            reason = "runs from an image only; this runtime runs no images: use `docker` or `podman` on this device"
+            yield Refusal(service.name, "process", reason)
+            continue
+        yield from _service(spec, service, ports)
+
+
+def _service(spec: AppSpec, service: ServiceSpec, ports: set[str]) -> Iterator[Refusal]:
+    assert service.process is not None
+    known = {"python", "run"} | ports
+    known |= {f"port.{port.name}" for port in service.ports}
+    known |= {f"data.{volume}" for volume in spec.volumes}
+    known |= {f"secret.{name}" for name in service.secrets}
+    known |= {f"file.{name}" for name in service.process.files}
+    if not service.process.argv:
+        yield Refusal(service.name, "process.argv", "is empty")
+    for key, text in texts(service):
+        for name in names(text):
+            if name not in known:
+                yield Refusal(service.name, key, f"{{{name}}} names nothing that this service has")
+    for requirement in service.process.requirements:
+        if not REQUIREMENT.fullmatch(requirement):
+            yield Refusal(
+                service.name, "process.requirements", f"{requirement!r} is not pinned as name==version"
+            )
+    for port in service.ports:
+        if port.protocol not in ("tcp", "udp"):
+            yield Refusal(service.name, f"ports.{port.name}", f"protocol {port.protocol!r} is not tcp or udp")
+    if service.stop_signal not in SIGNALS:
+        yield Refusal(service.name, "stop_signal", f"{service.stop_signal!r} cannot be sent")
+    if service.limits.cpus:
+        yield Refusal(
+            service.name, "cpus", "cannot be limited without a container; leave it out for this runtime"
+        )

@@ -1,0 +1,101 @@
+"""Health checks of services, done while the runtime is asked what it sees, never in the way of the answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from fractal.api.app import HealthSpec
+from fractal.api.errors import BackendError
+from fractal.api.runtime import Health
+from fractal.builtin.process.ports import HOST
+
+Exec = Callable[[HealthSpec], Awaitable[bool]]
+
+
+@dataclass(slots=True)
+class Watch:
+    """What is known of one service's health since it (or we) started."""
+
+    spec: HealthSpec
+    started: float
+    """CLOCK_BOOTTIME of the service's start."""
+    health: Health = Health.STARTING
+    failures: int = 0
+    detail: str = ""
+    last: float = 0.0
+    """CLOCK_BOOTTIME of the last check's begin."""
+    task: asyncio.Task[None] | None = None
+
+    def due(self, now: float) -> bool:
+        """Whether a check should begin."""
+        return self.task is None and now - self.last >= self.spec.interval
+
+    def begin(self, now: float, port: int, run: Exec) -> asyncio.Task[None]:
+        """Begin a check. Its outcome is in `health` when the task is done."""
+        self.last = now
+        self.task = asyncio.create_task(self._check(now, port, run))
+        return self.task
+
+    async def stop(self) -> None:
+        """Cancel a check that is under way."""
+        if self.task is not None:
+            self.task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.task
+
+    async def _check(self, now: float, port: int, run: Exec) -> None:
+        try:
+            async with asyncio.timeout(self.spec.timeout):
+                if self.spec.test:
+                    good, detail = await run(self.spec), "health command failed"
+                elif self.spec.http:
+                    good, detail = await _http(port, self.spec.http)
+                else:
+                    good, detail = await _tcp(port)
+        except (OSError, TimeoutError, BackendError) as error:
+            good, detail = False, str(error) or "no answer in time"
+        finally:
+            self.task = None
+        self.judge(now, good=good, detail=detail)
+
+    def judge(self, now: float, *, good: bool, detail: str) -> None:
+        """Take in the outcome of a check begun at `now`."""
+        if good:
+            self.health, self.failures, self.detail = Health.HEALTHY, 0, ""
+            return
+        self.detail = detail
+        if self.health is Health.STARTING and now - self.started < self.spec.start_period:
+            return
+        self.failures += 1
+        if self.failures >= self.spec.retries:
+            self.health = Health.UNHEALTHY
+
+
+async def _tcp(port: int) -> tuple[bool, str]:
+    _, writer = await asyncio.open_connection(HOST, port)
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True, ""
+
+
+async def _http(port: int, path: str) -> tuple[bool, str]:
+    reader, writer = await asyncio.open_connection(HOST, port, limit=1 << 14)
+    try:
+        request = f"GET {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\nConnection: close\r\nUser-Agent: homeserver\r\n\r\n"
+        writer.write(request.encode("ascii", "replace"))
+        await writer.drain()
+        try:
+            line = (await reader.readline()).decode("latin-1").split(None, 2)
+        except ValueError:
+            return False, "answer is not HTTP"
+        if len(line) < 2 or not line[0].startswith("HTTP/") or not line[1].isdigit():
+            return False, "answer is not HTTP"
+        return int(line[1]) < 500, f"GET {path}: status {line[1]}"
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()

@@ -1,0 +1,82 @@
+"""The process runtime passes the runtimes' contract."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+
+from fractal.api.app import AppRun, Port, ProcessSpec, ServiceSpec
+from fractal.api.context import Context
+from fractal.api.runtime import Runtime
+from fractal.builtin.process.config import ProcessConfig
+from fractal.builtin.process.runtime import open_process
+from fractal.guard.client import GuardClient
+from fractal.guard.launch import end_guard, ensure_guard
+from fractal.shell.clock import SystemClock
+from fractal.shell.entropy import SystemEntropy
+from fractal.shell.process import ProcessRun
+from fractal.shell.workers import ThreadWorkers
+from fractal.testing.runtime import RuntimeContract
+
+
+@contextlib.asynccontextmanager
+async def opened(tmp_path: Path) -> AsyncIterator[Runtime]:
+    """A runtime on a guard of its own, which is ended with everything it keeps."""
+    clock, guard = SystemClock(), tmp_path / "guard"
+    client = await ensure_guard(guard, run=ProcessRun(), clock=clock)
+    await client.close()
+    try:
+        async with again(tmp_path) as runtime:
+            yield runtime
+    finally:
+        await end_guard(guard, clock=clock)
+
+
+@contextlib.asynccontextmanager
+async def again(tmp_path: Path) -> AsyncIterator[Runtime]:
+    """A runtime beside another one."""
+    for name in ("state", "run"):
+        (tmp_path / name).mkdir(mode=0o700, exist_ok=True)
+    async with ThreadWorkers() as workers:
+        context = Context(
+            device="device",
+            state_dir=tmp_path / "state",
+            runtime_dir=tmp_path / "run",
+            logger=logging.getLogger("test"),
+            clock=SystemClock(),
+            entropy=SystemEntropy(),
+            workers=workers,
+            run=ProcessRun(),
+            guard_socket=tmp_path / "guard" / "guard.sock",
+        )
+        async with open_process(context, ProcessConfig()) as runtime:
+            yield runtime
+
+
+class ProcessContract(RuntimeContract):
+    """How the suite's programs become process services."""
+
+    def service(self, name: str, program: str) -> ServiceSpec:
+        process = ProcessSpec(argv=("{python}", "-S", "-c", program))
+        env = {"DATA": "{data.data}", "PORT": "{port.web}", "HOST": "127.0.0.1"}
+        return ServiceSpec(name=name, process=process, ports=(Port(name="web", container=0),), env=env)
+
+    async def allow(self, run: AppRun, backend: Runtime) -> None:
+        async with GuardClient(run.volume_root.parent / "guard" / "guard.sock") as guard:
+            await guard.register(await backend.freezable(run))
+            await guard.grant({run.key: SystemClock().boottime() + 600})
+
+    def reopen(self, tmp_path: Path) -> AbstractAsyncContextManager[Runtime]:
+        return again(tmp_path)
+
+
+class TestProcessRuntime(ProcessContract):
+    @pytest.fixture
+    async def backend(self, tmp_path: Path) -> AsyncIterator[Runtime]:
+        async with opened(tmp_path) as runtime:
+            yield runtime
