@@ -13,24 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from fractal.agent.journal_notes import JournalNotes, Outbox, key_notes
 from fractal.agent.notes import Notes
-from fractal.api import canonical
 from fractal.api.context import Clock, Entropy
 from fractal.api.coordination import Coordinator, Page
 from fractal.api.errors import Ambiguous, BackendError, Corrupt, Denied, FractalError, InvalidInput
-from fractal.api.plain import from_plain, to_plain
 from fractal.core.entries import Entry
-from fractal.core.log import (
-    MAX_STATE,
-    OLD_GENERATION,
-    checkpoint_bytes,
-    count,
-    fold,
-    fold_version,
-    skipped_because,
-    state_from_checkpoint,
-    state_hash,
-)
+from fractal.core.log import OLD_GENERATION, count, fold, skipped_because, state_from_checkpoint
 from fractal.core.model import GroupState
 from fractal.crypto.keys import DeviceKeys
 from fractal.crypto.seal import GroupOpener, seal_entry
@@ -59,8 +48,7 @@ class Stale(FractalError):  # noqa: N818 - named like the errors of fractal.api
 class _Pending:
     """Our entry on its way."""
 
-    raw: bytes
-    token: str
+    outbox: Outbox
     wanted: Callable[[GroupState], bool] | None = None
     sent: bool = True
     """Whether it may be in the log."""
@@ -75,9 +63,14 @@ class _Folded:
     """A page, folded but not yet noted."""
 
     state: GroupState
-    changes: dict[str, bytes | None] = field(default_factory=dict)
+    entries: dict[int, bytes] = field(default_factory=dict)
     position: int = 0
+    """Where the entry that is on its way was found; 0: not in this page."""
     reason: str = ""
+
+
+class _OtherHistory(Exception):  # noqa: N818 - a signal inside this module, not an error
+    """The entries so far do not lead to the checkpoint that the journal began with."""
 
 
 class Journal:
@@ -106,23 +99,24 @@ class Journal:
         """Boot time at which the request was sent of the last read that reached the log's head and could be folded."""
         self._coordinator = coordinator
         self._keys = keys
-        self._notes = notes
+        self._notes = JournalNotes(notes, group)
         self._clock = clock
         self._entropy = entropy
         self._logger = logger or logging.getLogger(__name__)
-        self._prefix = f"group/{group}/"
         self._reading = asyncio.Lock()
         self._appending = asyncio.Lock()
         self._current = False
         """Whether the head was reached since this journal was built."""
         if group_keys:
-            notes.write(key_notes(group, group_keys))
-        self._opener = GroupOpener(keys, _noted_keys(notes, group))
-        self._cursor = _text(notes.get(f"{self._prefix}cursor"))
-        self._base = self._noted_base()
+            self._notes.add_keys(group_keys)
+        self._opener = GroupOpener(keys, self._notes.group_keys())
+        self._cursor = self._notes.cursor()
+        self._base = self._notes.base()
         self._saved = 0
-        self._state = self._refold(self._noted_state())
-        self._pending = self._noted_outbox()
+        """Position of the noted state."""
+        self._state = self._refold()
+        outbox = self._notes.outbox()
+        self._pending = _Pending(outbox) if outbox else None
 
     @property
     def state(self) -> GroupState:
@@ -149,15 +143,14 @@ class Journal:
 
     def add_keys(self, group_keys: Mapping[int, bytes]) -> None:
         """Note more group keys, and fold again from where an entry could not be unsealed."""
-        self._notes.write(key_notes(self.group, group_keys))
+        self._notes.add_keys(group_keys)
         self._opener.add(group_keys)
         if self._state.sealed_out:
-            self._state = self._refold(self._noted_state())
+            self._state = self._refold()
 
     def entries(self, *, after: int = 0) -> list[tuple[int, bytes]]:
         """Every raw entry read so far beyond position `after`, with its position."""
-        found = self._notes.scan(f"{self._prefix}entry/")
-        return [(at, raw) for key, raw in found if (at := int(key.rpartition("/")[2])) > after]
+        return self._notes.entries(after)
 
     def show(self, *, after: int = 0) -> list[Mapping[str, Any]]:
         """Entries for people: position, author, kind, body as far as this device may read them. Nothing is verified."""
@@ -214,18 +207,19 @@ class Journal:
 
     def _accept(self, page: Page) -> None:
         """Note the page and all that follows from it in one write, then believe it."""
-        if not page.entries:
-            self._cursor = page.cursor
-            return
-        folded = self._fold_page(page)
+        try:
+            folded = self._fold_page(page)
+        except _OtherHistory:
+            self._forget_base()
+            folded = self._fold_page(page)
         state, pending = folded.state, self._pending
-        folded.changes[f"{self._prefix}cursor"] = page.cursor.encode("utf-8")
-        save = state.position - self._saved >= SAVE_EVERY and bool(state.generation) and not state.sealed_out
-        if save:
-            folded.changes[f"{self._prefix}state"] = _state_note(state)
-        self._notes.write(folded.changes)
+        if page.entries:
+            whole = bool(state.generation) and not state.sealed_out
+            save = whole and state.position - self._saved >= SAVE_EVERY
+            noted = state if save else None
+            self._notes.accept(folded.entries, page.cursor, state=noted, delivered=folded.position > 0)
+            self._saved = state.position if save else self._saved
         self._state, self._cursor = state, page.cursor
-        self._saved = state.position if save else self._saved
         if pending is not None and folded.position:
             pending.position, pending.reason = folded.position, folded.reason
             self._pending = None
@@ -234,17 +228,10 @@ class Journal:
         folded = _Folded(self._state)
         for raw in page.entries:
             folded.state = self._step(folded.state, raw)
-            folded.changes[self._entry_key(folded.state.position)] = raw
-            if self._pending is not None and raw == self._pending.raw and not folded.position:
-                folded.position = folded.state.position
-                folded.reason = skipped_because(folded.state)
-                if folded.state.sealed_out:
-                    folded.reason = f"entry {folded.state.sealed_out} before it could not be unsealed"
-                folded.changes[f"{self._prefix}outbox"] = None
+            folded.entries[folded.state.position] = raw
+            if self._pending is not None and not folded.position and raw == self._pending.outbox.raw:
+                folded.position, folded.reason = folded.state.position, _refusal(folded.state)
         return folded
-
-    def _entry_key(self, position: int) -> str:
-        return f"{self._prefix}entry/{position:012d}"
 
     # --- folding -----------------------------------------------------------------------------------------------------
 
@@ -257,25 +244,30 @@ class Journal:
             return state
         if state.head == base.head:
             return base
+        raise _OtherHistory
+
+    def _forget_base(self) -> None:
+        base = self._base
         self._logger.error(
             "log %s is not the one that the checkpoint at position %d was made of: folding it from its beginning",
             self.address,
-            base.position,
+            base.position if base else 0,
         )
         self._base = None
-        self._notes.write({f"{self._prefix}base": None})
-        return fold(self._refold(None), raw, self._opener)
+        self._notes.set_base(None)
+        self._state = self._refold()
 
-    def _refold(self, state: GroupState | None) -> GroupState:
-        """Fold every noted entry beyond `state`, or beyond the beginning."""
+    def _refold(self) -> GroupState:
+        """What the notes say: the noted state if it is of use, and every noted entry beyond it folded."""
+        try:
+            state = self._notes.state()
+        except InvalidInput:
+            # Derived from the entries, so it is made again rather than mourned.
+            self._logger.warning("the noted state of group %s is damaged: folding its log again", self.group)
+            state = None
+        self._saved = state.position if state else 0
         state = state or GroupState(id=self.group)
-        self._saved = state.position
-        for position, raw in self.entries(after=state.position):
-            if position != state.position + 1:
-                raise Corrupt(
-                    f"the notes of group {self.group} lack log entry {state.position + 1}: leave the group on this device "
-                    "and join it again"
-                )
+        for _, raw in self._notes.entries(state.position):
             state = self._step(state, raw)
         return state
 
@@ -290,25 +282,8 @@ class Journal:
         base = state_from_checkpoint(checkpoint, expected)
         if base.id != self.group:
             raise Corrupt(f"a checkpoint of group {base.id}, not of {self.group}")
-        self._notes.write({f"{self._prefix}base": expected + checkpoint})
+        self._notes.set_base(checkpoint, expected)
         self._base = base
-
-    def _noted_base(self) -> GroupState | None:
-        noted = self._notes.get(f"{self._prefix}base")
-        return state_from_checkpoint(noted[32:], noted[:32]) if noted else None
-
-    def _noted_state(self) -> GroupState | None:
-        """The last noted state, if this version of the fold made it."""
-        noted = self._notes.get(f"{self._prefix}state")
-        try:
-            value = canonical.decode(noted, limit=MAX_STATE) if noted else {}
-            if value.get("fold") != fold_version():
-                return None
-            return from_plain(GroupState, value.get("state"))
-        except InvalidInput:
-            # Derived from the entries, so it is made again rather than mourned.
-            self._logger.warning("the noted state of group %s is damaged: folding its log again", self.group)
-            return None
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
@@ -374,9 +349,9 @@ class Journal:
         raise Denied(f"the group skipped the entry: {reason}")
 
     def _prepare(self, raw: bytes, wanted: Callable[[GroupState], bool] | None) -> _Pending:
-        pending = _Pending(raw, self._entropy.bytes(16).hex(), wanted, sent=False)
-        note = canonical.encode({"token": pending.token, "raw": canonical.pack(raw)})
-        self._notes.write({f"{self._prefix}outbox": note})
+        outbox = Outbox(raw, self._entropy.bytes(16).hex())
+        self._notes.set_outbox(outbox)
+        pending = _Pending(outbox, wanted, sent=False)
         self._pending = pending
         return pending
 
@@ -399,7 +374,7 @@ class Journal:
         before, pending.sent = pending.sent, True
         try:
             async with asyncio.timeout(APPEND_TIMEOUT):
-                await self._coordinator.append(self.address, pending.token, pending.raw)
+                await self._coordinator.append(self.address, pending.outbox.token, pending.outbox.raw)
         except (Ambiguous, TimeoutError):
             self._logger.debug("log %s: append is ambiguous", self.address)
         except FractalError as error:
@@ -454,39 +429,16 @@ class Journal:
 
     def _drop(self, pending: _Pending) -> None:
         """Forget an entry that surely is not in the log."""
-        self._notes.write({f"{self._prefix}outbox": None})
+        self._notes.set_outbox(None)
         if self._pending is pending:
             self._pending = None
 
-    def _noted_outbox(self) -> _Pending | None:
-        noted = self._notes.get(f"{self._prefix}outbox")
-        if noted is None:
-            return None
-        try:
-            value = canonical.decode(noted)
-            return _Pending(canonical.unpack(value.get("raw")), str(value.get("token")))
-        except InvalidInput as error:
-            raise Corrupt(f"the outbox of group {self.group} is damaged: {error}") from error
+
+def _refusal(state: GroupState) -> str:
+    """Why the last entry that `state` counts changed nothing; "" if it did what it says."""
+    if state.sealed_out:
+        return f"entry {state.sealed_out} before it could not be unsealed"
+    return skipped_because(state)
 
 
-# --- notes -----------------------------------------------------------------------------------------------------------
-
-
-def key_notes(group: str, group_keys: Mapping[int, bytes]) -> dict[str, bytes | None]:
-    """What to note so that a journal of that group has these keys, by generation."""
-    return {f"group/{group}/key/{generation}": key for generation, key in group_keys.items()}
-
-
-def _noted_keys(notes: Notes, group: str) -> dict[int, bytes]:
-    return {int(name.rpartition("/")[2]): key for name, key in notes.scan(f"group/{group}/key/")}
-
-
-def _state_note(state: GroupState) -> bytes:
-    return canonical.encode({"fold": fold_version(), "state": to_plain(state)})
-
-
-def _text(noted: bytes | None) -> str | None:
-    return None if noted is None else noted.decode("utf-8")
-
-
-__all__ = ["Journal", "Stale", "checkpoint_bytes", "key_notes", "state_from_checkpoint", "state_hash"]
+__all__ = ["Journal", "Stale", "key_notes"]
