@@ -18,7 +18,7 @@ MAX_LINE = 64 << 20
 CONNECT_TIMEOUT = 5.0
 """Seconds; the agent is on this machine."""
 IDLE_TIMEOUT = 900.0
-"""Longest silence of a running command that is not told otherwise, in seconds."""
+"""Longest silence of a command unless told otherwise, in seconds."""
 
 Listener = Callable[[Mapping[str, Any]], None]
 

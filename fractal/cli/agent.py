@@ -23,11 +23,11 @@ def agent() -> None:
 
 @agent.command()
 @pass_session
-def run(session: Session) -> int:
+def run(session: Session) -> None:
     """Run this device's agent in the foreground until SIGTERM or SIGINT."""
     from fractal.agent.main import run as run_agent
 
-    return int(run_agent(session.config) or 0)
+    run_agent(session.config)
 
 
 @agent.command()

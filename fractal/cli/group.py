@@ -106,19 +106,19 @@ def show_members(members: list[Mapping[str, Any]]) -> None:
 
 @group.command()
 @group_option
-@click.option("--member", metavar="MEMBER", help="Whose device it is. [default: your own]")
-@click.option("--new-member", is_flag=True, help="The code is for a new member.")
+@click.option("--new-member", is_flag=True, help="For a new member, not for one more device of yours.")
+@click.option("--contact", metavar="ID", help="Who they are to the coordination backend, where it must know.")
 @click.option("--role", type=click.Choice(["member", "admin", "owner"]), help="Role of a new member.")
-@click.option("--valid", type=click.FloatRange(min=60), metavar="SECONDS", help="How long. [default: 3600]")
+@click.option("--valid", type=click.FloatRange(min=60), metavar="SECONDS", help="How long. [default: a day]")
 @change_options
 @pass_session
 def invite(session: Session, group: str | None, **options: Any) -> None:
-    """Make a code with which one device can ask to join."""
+    """Make a code with which one device can ask to join: one more of yours, or a new member's."""
     session.change(
         "group.invite",
         {
             "group": group,
-            "member": options["member"],
+            "contact": options["contact"],
             "new_member": options["new_member"] or None,
             "role": options["role"],
             "valid_s": options["valid"],

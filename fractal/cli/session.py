@@ -14,6 +14,8 @@ from fractal.cli.output import ProgressLine, show_json, show_plan
 if TYPE_CHECKING:
     from fractal.client import Client
 
+IDLE_TIMEOUT = 900.0
+"""Longest silence of the agent during one command, in seconds, besides what the command itself waits."""
 F = TypeVar("F", bound=Callable[..., Any])
 Show = Callable[[Mapping[str, Any]], None]
 
@@ -73,7 +75,9 @@ class Session:
         dry_run, as_json = options["dry_run"], options["as_json"]
         if confirm and not options["yes"] and not dry_run:
             self._ask(command, params, confirm)
-        result = self.call(command, {**params, "dry_run": dry_run or None})
+        wait = params.get("wait_s")
+        silence = IDLE_TIMEOUT + (wait if isinstance(wait, float) else 0.0)
+        result = self.call(command, {**params, "dry_run": dry_run or None}, timeout=silence)
         if as_json:
             show_json(result)
         elif dry_run:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
+from fractal.agent.pulse import Pulse
 from fractal.api.context import Clock, Context, Entropy
 from fractal.api.coordination import Coordinator
 from fractal.api.store import Store
@@ -34,6 +35,14 @@ class ControlGroup(Protocol):
     @property
     def journal(self) -> Any:
         """Its log: a `ControlJournal`, and whatever else `fractal.agent.membership` needs of it."""
+
+    @property
+    def agent(self) -> Any:
+        """The agent that it is part of."""
+
+    @property
+    def pulse(self) -> Pulse:
+        """Beats when something changed."""
 
     def status(self) -> Mapping[str, Any]:
         """One item of `groups` of `status.show`."""

@@ -102,10 +102,12 @@ SPECS: tuple[Spec, ...] = (
         "group.invite",
         "Make a code with which one device can ask to join.",
         {
-            "member": Param(Kind.TEXT, "Member whose device it is. Left out: your own."),
-            "new_member": Param(Kind.FLAG, "The code is for a new member."),
+            "new_member": Param(Kind.FLAG, "The code is for a new member, not for one more device of yours."),
+            "contact": Param(
+                Kind.TEXT, "Who they are to the coordination backend (a Matrix id), where it must know."
+            ),
             "role": Param(Kind.TEXT, "Role of a new member: `member`, `admin` or `owner`."),
-            "valid_s": Param(Kind.NUMBER, "Seconds that the code is valid. 3600 if left out."),
+            "valid_s": Param(Kind.NUMBER, "Seconds that the code is valid. 86400 if left out."),
         },
         {
             "code": text("The code: show it to nobody else."),

@@ -1,0 +1,38 @@
+"""Every command that the agent serves."""
+
+from __future__ import annotations
+
+from fractal.agent.control import (
+    app,
+    app_install,
+    catalog,
+    device,
+    doctor,
+    gateway,
+    group,
+    leaving,
+    log,
+    member,
+    route,
+    snapshot,
+    status,
+    store,
+)
+from fractal.agent.control.dispatch import collect
+
+COMMANDS = collect(
+    app,
+    app_install,
+    catalog,
+    device,
+    doctor,
+    gateway,
+    group,
+    leaving,
+    log,
+    member,
+    route,
+    snapshot,
+    status,
+    store,
+)

@@ -1,0 +1,108 @@
+"""`device remove`, `member remove` and `group leave`: going out, with new keys for who remains."""
+
+from __future__ import annotations
+
+from fractal.agent import membership
+from fractal.agent.control.dispatch import command
+from fractal.agent.control.names import find_device, find_group, find_member
+from fractal.agent.control.params import Params
+from fractal.agent.control.plan import Action, Plan, plan
+from fractal.agent.control.ports import ControlAgent
+from fractal.agent.control.progress import Progress
+from fractal.agent.here import address_of, forget_group
+from fractal.api.errors import BackendError, Conflict, Denied
+from fractal.core.model import GroupState
+
+
+@command("device.remove")
+async def remove_device(agent: ControlAgent, params: Params, _: Progress) -> Plan:
+    """Another device; this one leaves by `group leave`."""
+    group = find_group(agent, params)
+    state = group.journal.state
+    device = find_device(state, params.text("device"))
+    if device.id == agent.keys.id:
+        raise Conflict("that is this device: homeserver group leave takes it out")
+    owned = _owned(state, frozenset({device.id}))
+    actions = [
+        Action(
+            f"Remove {device.name} and renew the keys that it knew",
+            {"device": device.id},
+            lambda _: membership.remove_device(agent, group.journal, device.id),
+        ),
+        *(Action(f"Another device takes {name} over", {"app": name}) for name in owned),
+    ]
+    return plan(
+        *actions,
+        result=lambda: {"device": device.id, "key_generation": group.journal.state.generation},
+    )
+
+
+@command("member.remove")
+async def remove_member(agent: ControlAgent, params: Params, _: Progress) -> Plan:
+    """Another member, or oneself with all devices but the one that is asked."""
+    group = find_group(agent, params)
+    state = group.journal.state
+    member = find_member(state, params.text("member"))
+    if state.devices[agent.keys.id].member == member.id:
+        raise Conflict("that is your own member: leave with each of your devices by homeserver group leave")
+    devices = frozenset(d.id for d in state.devices.values() if d.member == member.id and not d.removed)
+    actions = [
+        Action(
+            f"Remove {member.name} with {len(devices)} device(s) and renew the keys that these knew",
+            {"member": member.id},
+            lambda _: membership.remove_member(agent, group.journal, member.id),
+        ),
+        *(Action(f"Another device takes {name} over", {"app": name}) for name in _owned(state, devices)),
+    ]
+    return plan(
+        *actions,
+        result=lambda: {"member": member.id, "key_generation": group.journal.state.generation},
+    )
+
+
+@command("group.leave")
+async def leave_group(agent: ControlAgent, params: Params, _: Progress) -> Plan:
+    """This device leaves; with `force` also without the others knowing."""
+    group = find_group(agent, params)
+    state, journal = group.journal.state, group.journal
+    force = params.flag("force")
+    owned = _owned(state, frozenset({agent.keys.id}))
+    if owned and not force:
+        raise Conflict(
+            f"this device owns {', '.join(owned)}: move them away first (homeserver device drain), or say --force"
+        )
+
+    async def close(_: Progress) -> None:
+        await agent.close_group(state.id)
+
+    async def leave(progress: Progress) -> None:
+        try:
+            await membership.leave_group(agent, journal)
+        except (BackendError, Denied) as error:
+            if not force:
+                # Still a member: go on as before.
+                await agent.open_group(state.id)
+                raise
+            progress.say(f"The group does not know yet that this device is gone: {error}")
+            await _forget(agent, state.id)
+
+    actions = [
+        Action("Stop taking part in the group", {}, close),
+        Action(f"Take this device out of {state.name} and forget it here", {"group": state.id}, leave),
+    ]
+    return plan(*actions, result={"group": state.id})
+
+
+async def _forget(agent: ControlAgent, group: str) -> None:
+    """Leave without the group's consent."""
+    try:
+        await agent.coordinator.leave(address_of(agent, group))
+    finally:
+        forget_group(agent.notes, group)
+
+
+def _owned(state: GroupState, devices: frozenset[str]) -> list[str]:
+    """Names of apps that these devices own and have not given up."""
+    return sorted(
+        a.name for a in state.apps.values() if a.owner in devices and a.release is None and not a.removed
+    )
