@@ -1,0 +1,234 @@
+"""Writing a snapshot: send -> seal into the spool -> upload what is missing -> create the record."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from fractal.api.context import Clock, Entropy, Workers
+from fractal.api.errors import Ambiguous, BackendError, Corrupt, NotFound
+from fractal.api.plain import to_plain
+from fractal.api.snapshot import Snapshotter
+from fractal.api.store import Store
+from fractal.archive import layout, spool
+from fractal.archive.keyring import AppKeyring
+from fractal.archive.records import KIND, ObjectRef, Record, RecordBody, Segment, make_record, object_header
+from fractal.archive.sealed import GroupKey, create, seal_statement
+from fractal.archive.timeline import Records
+from fractal.core.model import Point
+from fractal.crypto.keys import DeviceKeys, seal_to
+from fractal.crypto.stream import FRAME, KEY_SIZE, ObjectSeal, Raw, RawHash
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes done and the bytes of all; all is 0 while it is not known."""
+
+IN_FLIGHT = 2
+"""Frames sealed at once."""
+RECHECK = 3600.0
+"""Seconds after which uploaded segments are looked at again before a record names them: a collector may have been there."""
+MOST_BURNT = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What is to be written."""
+
+    epoch: int
+    snapshotter: Snapshotter
+    volume: str
+    name: str
+    parent: Record | None
+    parent_name: str | None
+    wall_ms: int
+    level: int
+    manifest_hash: bytes
+
+
+@dataclass(kw_only=True)
+class Backup:
+    """Writes snapshots of one app into one store, one at a time."""
+
+    group: str
+    app: str
+    store: Store
+    keys: DeviceKeys
+    group_key: GroupKey
+    clock: Clock
+    entropy: Entropy
+    workers: Workers
+    records: Records
+    folder: Path
+    _next: dict[int, tuple[int, Record | None]] = field(default_factory=dict)
+
+    async def write(self, source: Source, app_keys: AppKeyring, progress: Progress | None) -> Record:
+        """The record of the snapshot. What is in the spool already is neither sent nor uploaded again."""
+        folder = self.folder / f"{source.epoch}-{source.name}"
+        plan = await self.workers.run(spool.load_plan, folder)
+        resumed = plan is not None and plan.object.generation == app_keys.generation
+        if plan is None or not resumed:
+            plan = await self._seal(source, folder, app_keys)
+        started = self.clock.boottime()
+        await self._upload(folder, plan, progress, check=resumed)
+        while self.clock.boottime() - started > RECHECK:
+            started = self.clock.boottime()
+            await self._upload(folder, plan, progress, check=True)
+        record = await self._commit(source, plan)
+        await self.workers.run(spool.discard, folder)
+        return record
+
+    # --- sealing -------------------------------------------------------------------------------------------------
+
+    async def _seal(self, source: Source, folder: Path, app_keys: AppKeyring) -> RecordBody:
+        await spool.to_its_end(self.workers, spool.begin, folder)
+        object_key = self.entropy.bytes(KEY_SIZE)
+        ref = ObjectRef(
+            id=self.entropy.bytes(16).hex(),
+            segments=(),
+            sealed_key=seal_to(app_keys.public, object_key, self.entropy),
+            generation=app_keys.generation,
+        )
+        parent = source.parent
+        body = RecordBody(
+            format=source.snapshotter.format,
+            object=ref,
+            parent=parent.point if parent else None,
+            parent_hash=parent.hash if parent else b"",
+            wall_ms=source.wall_ms,
+            level=source.level,
+            manifest_hash=source.manifest_hash,
+        )
+        seal = ObjectSeal.of(object_key, object_header(self.group, self.app, source.epoch, body))
+        writer = spool.ObjectWriter(folder)
+        chunks = source.snapshotter.send(source.volume, source.name, source.parent_name)
+        async with aclosing(_frames(chunks)) as frames:
+            await seal_frames(frames, seal, writer, self.workers)
+
+        def described(segments: tuple[Segment, ...]) -> RecordBody:
+            return replace(body, object=replace(ref, segments=segments))
+
+        return await spool.to_its_end(self.workers, writer.finish, described)
+
+    # --- uploading -----------------------------------------------------------------------------------------------
+
+    async def _upload(
+        self, folder: Path, plan: RecordBody, progress: Progress | None, *, check: bool
+    ) -> None:
+        done, total = 0, plan.object.stored
+        for index, segment in enumerate(plan.object.segments):
+            key = layout.segment_key(self.group, self.app, plan.object.id, index)
+            if not (check and await self._stands(key, segment)):
+                data = partial(self._read, folder / str(index))
+                if not await create(self.store, key, data, self.clock):
+                    await self._require(key, segment)
+            done += segment.size
+            if progress is not None:
+                progress(done, total)
+
+    async def _read(self, path: Path) -> AsyncIterator[bytes]:
+        offset = 0
+        while chunk := await self.workers.run(spool.read_at, path, offset):
+            offset += len(chunk)
+            yield chunk
+
+    async def _stands(self, key: str, segment: Segment) -> bool:
+        try:
+            return (await self.store.head(key)).size == segment.size
+        except NotFound:
+            return False
+
+    async def _require(self, key: str, segment: Segment) -> None:
+        """The name, which is random, was taken: by an earlier attempt of ours, or by a store that lies."""
+        if not await self._stands(key, segment):
+            raise BackendError(f"{key} exists in the store and is not what was uploaded: check the store")
+
+    # --- committing ----------------------------------------------------------------------------------------------
+
+    async def _commit(self, source: Source, plan: RecordBody) -> Record:
+        """Create the record under the next free number of the epoch."""
+        epoch = source.epoch
+        if epoch not in self._next:
+            number, known = await self.records.end_of(epoch)
+            self._next[epoch] = number, known.newest(epoch)
+            for record in known.records.values():
+                if record.body.object.id == plan.object.id:
+                    return record
+        for _ in range(MOST_BURNT):
+            number, last = self._next[epoch]
+            point = Point(epoch=epoch, number=number)
+            body = replace(plan, previous_hash=last.hash if last else plan.parent_hash)
+            record = make_record(point, self.keys.id, body, layout.record_key(self.group, self.app, point))
+            standing = await self._put(record)
+            if standing is not None:
+                self.records.remember(standing)
+            self._next[epoch] = number + 1, standing or last
+            if standing is not None and standing.body.object.id == plan.object.id:
+                return standing
+        raise Corrupt(
+            f"{MOST_BURNT} record names of epoch {epoch} of app {self.app} are taken by garbage: check the store"
+        )
+
+    async def _put(self, record: Record) -> Record | None:
+        """What stands under the record's name afterwards; None if that is no record."""
+        key = layout.record_key(self.group, self.app, record.point)
+        data = seal_statement(
+            KIND, key, to_plain(record.body), keys=self.keys, group_key=self.group_key, entropy=self.entropy
+        )
+        if await create(self.store, key, lambda: data, self.clock):
+            return record
+        try:
+            return await self.records.read(record.point)
+        except NotFound as error:
+            raise Ambiguous(f"{key} exists in the store and cannot be read yet") from error
+
+
+async def _frames(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """The stream in pieces of a frame."""
+    buffer = bytearray()
+    try:
+        async for chunk in chunks:
+            buffer += chunk
+            while len(buffer) >= FRAME:
+                yield bytes(memoryview(buffer)[:FRAME])
+                del buffer[:FRAME]
+        if buffer:
+            yield bytes(buffer)
+    finally:
+        if isinstance(chunks, AsyncGenerator):
+            await chunks.aclose()
+
+
+async def seal_frames(
+    frames: AsyncIterator[bytes], seal: ObjectSeal, writer: spool.ObjectWriter, workers: Workers
+) -> Raw:
+    """Compress and seal frames side by side, write them in order, end with the trailer."""
+    pending: deque[asyncio.Task[tuple[bytes, bytes]]] = deque()
+    hashes, length, count = RawHash(), 0, 0
+
+    async def write_oldest() -> None:
+        sealed, digest = await pending[0]
+        pending.popleft()
+        hashes.add(digest)
+        await spool.to_its_end(workers, writer.write, sealed)
+
+    await spool.to_its_end(workers, writer.write, seal.header)
+    try:
+        async for frame in frames:
+            if len(pending) == IN_FLIGHT:
+                await write_oldest()
+            pending.append(asyncio.create_task(workers.run(seal.frame, count, frame)))
+            count += 1
+            length += len(frame)
+        while pending:
+            await write_oldest()
+    finally:
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
+    raw = Raw(length, hashes.digest())
+    await spool.to_its_end(workers, writer.write, seal.trailer(count, raw, writer.written))
+    return raw

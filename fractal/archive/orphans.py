@@ -1,0 +1,104 @@
+"""Objects that no record names: left by uploads that were broken off. Found by listing, deleted late and with proof.
+
+An object may be younger than its record, so age alone decides nothing: it must have been an orphan at every look for a
+whole `grace` of observed time (counted on CLOCK_BOOTTIME by whoever looks, so that no clock step shortens it), and at
+the last look before it is deleted. A writer that took longer than an hour looks for its segments again before it commits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from fractal.api.context import Clock
+from fractal.api.errors import Corrupt
+from fractal.api.store import Store
+from fractal.archive import layout
+from fractal.archive.epochs import Notes
+from fractal.archive.timeline import Records, Timeline
+
+GRACE = 24 * 3600.0
+"""Seconds for which an object must have been seen as an orphan before it may go."""
+LONGEST_STEP = 3600.0
+"""Seconds by which one look may age an orphan: what happened between two looks further apart was not observed."""
+
+Proof = Callable[[], Awaitable[bool]]
+"""Whether this device owns the app's highest epoch, by a listing that is sent when it is called."""
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """An object without a record."""
+
+    id: str
+    keys: tuple[str, ...]
+    bytes: int
+    age: float
+    """Seconds for which it was observed to be one."""
+
+
+@dataclass(kw_only=True)
+class Collector:
+    """Looks for orphans of one app."""
+
+    group: str
+    app: str
+    store: Store
+    clock: Clock
+    notes: Notes
+    records: Records
+    _looked: float | None = field(default=None)
+
+    async def look(self) -> list[Orphan]:
+        """Orphans and their age. Raises Corrupt while a record cannot be read: it may name any of them."""
+        # Objects first: one that gets its record between the two listings is seen with it, not without.
+        objects = await self._objects()
+        timeline = await self.records.timeline()
+        _refuse_unreadable(timeline)
+        named = {record.body.object.id for record in timeline.records.values()}
+        return self._age({id_: keys for id_, keys in objects.items() if id_ not in named})
+
+    async def collect(self, proof: Proof, *, grace: float = GRACE) -> list[Orphan]:
+        """Delete orphans older than `grace`. Each deletion stands on proof that was fresh just before it. Raises NotSupported."""
+        deleted = []
+        for orphan in await self.look():
+            if orphan.age < grace:
+                continue
+            if not await proof():
+                break
+            for key in orphan.keys:
+                await self.store.delete(key)
+            self.notes.write({self._note(orphan.id): None})
+            deleted.append(orphan)
+        return deleted
+
+    async def _objects(self) -> dict[str, dict[str, int]]:
+        found: dict[str, dict[str, int]] = {}
+        async for info in self.store.list(layout.objects_prefix(self.group, self.app)):
+            if (parsed := layout.parse_segment_key(self.group, self.app, info.key)) is not None:
+                found.setdefault(parsed[0], {})[info.key] = info.size
+        return found
+
+    def _age(self, orphans: dict[str, dict[str, int]]) -> list[Orphan]:
+        now = self.clock.boottime()
+        step = min(now - self._looked, LONGEST_STEP) if self._looked is not None else 0.0
+        self._looked = now
+        prefix = self._note("")
+        ages = {key.removeprefix(prefix): int(value) / 1000 for key, value in self.notes.scan(prefix)}
+        new = {id_: ages[id_] + step if id_ in ages else 0.0 for id_ in orphans}
+        changes: dict[str, bytes | None] = {self._note(i): None for i in ages if i not in orphans}
+        changes |= {self._note(i): b"%d" % int(age * 1000) for i, age in new.items() if ages.get(i) != age}
+        if changes:
+            self.notes.write(changes)
+        return [Orphan(i, tuple(keys), sum(keys.values()), new[i]) for i, keys in sorted(orphans.items())]
+
+    def _note(self, object_id: str) -> str:
+        return f"archive/{self.group}/{self.app}/orphan/{object_id}"
+
+
+def _refuse_unreadable(timeline: Timeline) -> None:
+    if timeline.burnt or timeline.gaps:
+        point = next(iter(timeline.burnt), None) or timeline.gaps[0]
+        raise Corrupt(
+            f"nothing is collected while record {point.epoch}.{point.number} cannot be read: it may name any object"
+        )

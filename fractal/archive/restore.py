@@ -1,0 +1,146 @@
+"""Bringing a snapshot back: plan the chain, fetch whole objects, check them, and only then let them act."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from pathlib import Path
+
+from fractal.api.context import Workers
+from fractal.api.errors import BackendError, Corrupt, NotFound, NotSupported
+from fractal.api.snapshot import Snapshot, Snapshotter
+from fractal.api.store import Store
+from fractal.archive import layout, spool
+from fractal.archive.keyring import AppKeyring
+from fractal.archive.records import Record, Segment, object_header
+from fractal.core.model import Point
+from fractal.crypto.stream import ObjectReader
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(kw_only=True)
+class Fetcher:
+    """Brings sealed objects into the spool and opens them there."""
+
+    group: str
+    app: str
+    store: Store
+    workers: Workers
+    folder: Path
+
+    async def fetch(self, record: Record) -> None:
+        """Have every segment of the record's object here, as it was signed. Raises Corrupt, NotFound, BackendError."""
+        ref = record.body.object
+        for index, segment in enumerate(ref.segments):
+            folder = self.folder / ref.id
+            if not await self.workers.run(spool.holds, folder, index, segment):
+                await self._download(
+                    layout.segment_key(self.group, self.app, ref.id, index), folder / str(index), segment
+                )
+
+    async def open(self, record: Record, app_keys: AppKeyring) -> AsyncGenerator[bytes, None]:
+        """The raw stream of a fetched object, a frame ahead of its reader. Raises Corrupt, Denied."""
+        body = record.body
+        segments = spool.SegmentsReader(self.folder / body.object.id, len(body.object.segments))
+        header = object_header(self.group, self.app, record.epoch, body)
+        reader = ObjectReader(app_keys.object_key(body.object), header, segments.read)
+        ahead = asyncio.create_task(self.workers.run(reader.next_frame))
+        try:
+            while (frame := await ahead) is not None:
+                ahead = asyncio.create_task(self.workers.run(reader.next_frame))
+                view = memoryview(frame)
+                for start in range(0, len(view), spool.CHUNK):
+                    yield bytes(view[start : start + spool.CHUNK])
+        except Corrupt as error:
+            raise Corrupt(
+                f"object {body.object.id} of snapshot {record.epoch}.{record.number}: {error}"
+            ) from error
+        finally:
+            ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)
+
+    async def discard(self, record: Record) -> None:
+        """Forget what was fetched."""
+        await self.workers.run(spool.discard, self.folder / record.body.object.id)
+
+    async def _download(self, key: str, path: Path, segment: Segment) -> None:
+        size, digest = 0, hashlib.sha256()
+        try:
+            async for chunk in self.store.get(key):
+                if size + len(chunk) > segment.size:
+                    raise Corrupt(f"{key}: longer than its record says")
+                digest.update(chunk)
+                await spool.to_its_end(self.workers, spool.append, path, chunk, size)
+                size += len(chunk)
+        except NotFound as error:
+            raise Corrupt(f"{key} is missing in the store") from error
+        if size != segment.size or digest.digest() != segment.hash:
+            raise Corrupt(f"{key}: not the bytes that its record names")
+
+
+@dataclass(kw_only=True)
+class Restore:
+    """Applies a chain of records to what a snapshotter already has."""
+
+    fetcher: Fetcher
+    snapshotter: Snapshotter
+    volume: str
+    name_of: Callable[[Point], str]
+    progress: Progress | None = None
+
+    async def run(self, chain: Sequence[Record], app_keys: AppKeyring) -> Snapshot:
+        """The snapshot of the last record of `chain`. A snapshot that is here already is not fetched again."""
+        held = {s.name: s for s in await self.snapshotter.snapshots(self.volume)}
+        missing = list(chain)
+        for index in range(len(chain) - 1, -1, -1):
+            if (name := self.name_of(chain[index].point)) in held:
+                missing = list(chain[index + 1 :])
+                if not missing:
+                    return held[name]
+                break
+        self._refuse_formats(missing)
+        return await self._apply(missing, app_keys)
+
+    def _refuse_formats(self, missing: Sequence[Record]) -> None:
+        known = self.snapshotter.receives | {self.snapshotter.format}
+        for record in missing:
+            if record.format not in known:
+                raise NotSupported(
+                    f"snapshot {record.epoch}.{record.number} is a {record.format} stream; this device takes {sorted(known)}"
+                )
+
+    async def _apply(self, missing: Sequence[Record], app_keys: AppKeyring) -> Snapshot:
+        done, total = 0, sum(r.stored for r in missing)
+        ahead = asyncio.create_task(self.fetcher.fetch(missing[0]))
+        snapshot: Snapshot | None = None
+        try:
+            for index, record in enumerate(missing):
+                await ahead
+                if index + 1 < len(missing):
+                    ahead = asyncio.create_task(self.fetcher.fetch(missing[index + 1]))
+                snapshot = await self._receive(record, app_keys)
+                await self.fetcher.discard(record)
+                done += record.stored
+                if self.progress is not None:
+                    self.progress(done, total)
+        finally:
+            ahead.cancel()
+            await asyncio.gather(ahead, return_exceptions=True)
+        if snapshot is None:
+            raise BackendError("nothing to restore")
+        return snapshot
+
+    async def _receive(self, record: Record, app_keys: AppKeyring) -> Snapshot:
+        parent = self.name_of(record.parent) if record.parent else None
+        async with aclosing(self.fetcher.open(record, app_keys)) as chunks:
+            return await self.snapshotter.receive(
+                self.volume,
+                self.name_of(record.point),
+                chunks,
+                stream_format=record.format,
+                parent=parent,
+            )

@@ -1,0 +1,191 @@
+"""The spool: one sealed object on this device's disk, whole before its first byte is uploaded.
+
+A sender can neither resume nor repeat itself byte for byte, so a broken upload goes on from here. `plan.json` is written
+last: a spool without it is half-made and worthless.
+
+    <spool>/out/<epoch>-<snapshot>/plan.json, 0, 1, ...     objects on their way to the store
+    <spool>/in/<object id>/0, 1, ...                        objects on their way from the store
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, TypeVar, TypeVarTuple
+
+from fractal.api.canonical import decode, encode
+from fractal.api.context import Workers
+from fractal.api.errors import BackendError, InvalidInput
+from fractal.api.plain import from_plain, to_plain
+from fractal.archive.records import RecordBody, Segment
+from fractal.crypto.stream import SEGMENT
+
+T = TypeVar("T")
+Arguments = TypeVarTuple("Arguments")
+
+CHUNK = 1 << 20
+_PLAN = "plan.json"
+_PLAN_LIMIT = 4 << 20
+
+
+class ObjectWriter:
+    """Writes an object's bytes as segments. Blocking; one call at a time; opens its file anew for each call, so that a call
+    that outlives its caller's cancellation harms nothing.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._sizes: list[int] = []
+        self._hashes: list[hashlib._Hash] = []
+        self.written = 0
+
+    def write(self, data: bytes) -> None:
+        """The next bytes of the object. Raises BackendError if the disk is full or fails."""
+        view = memoryview(data)
+        while view:
+            if not self._sizes or self._sizes[-1] == SEGMENT:
+                self._sizes.append(0)
+                self._hashes.append(hashlib.sha256())
+            part = view[: SEGMENT - self._sizes[-1]]
+            with _disk_errors(self._folder), self._segment(len(self._sizes) - 1).open("ab") as file:
+                file.write(part)
+            self._hashes[-1].update(part)
+            self._sizes[-1] += len(part)
+            self.written += len(part)
+            view = view[len(part) :]
+
+    def finish(self, body: Callable[[tuple[Segment, ...]], RecordBody]) -> RecordBody:
+        """Make the object durable, then its plan: what the record is going to say."""
+        segments = tuple(
+            Segment(size=size, hash=sha.digest()) for size, sha in zip(self._sizes, self._hashes, strict=True)
+        )
+        plan = body(segments)
+        with _disk_errors(self._folder):
+            for index in range(len(segments)):
+                _sync(self._segment(index))
+            partial = self._folder / "plan.partial"
+            partial.write_bytes(encode(to_plain(plan)))
+            _sync(partial)
+            partial.replace(self._folder / _PLAN)
+            _sync(self._folder)
+        return plan
+
+    def _segment(self, index: int) -> Path:
+        return self._folder / str(index)
+
+
+class SegmentsReader:
+    """Reads spooled segments as one run of bytes; opens each only while it is read. Blocking."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self._folder = folder
+        self._count = count
+        self._index = 0
+        self._offset = 0
+
+    def read(self, size: int) -> bytes:
+        """At most `size` bytes, b"" at the end."""
+        while self._index < self._count:
+            with _disk_errors(self._folder), (self._folder / str(self._index)).open("rb") as file:
+                file.seek(self._offset)
+                data = file.read(size)
+            if data:
+                self._offset += len(data)
+                return data
+            self._index, self._offset = self._index + 1, 0
+        return b""
+
+
+def begin(folder: Path) -> None:
+    """An empty folder for a new object."""
+    with _disk_errors(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700, parents=True)
+
+
+def load_plan(folder: Path) -> RecordBody | None:
+    """The plan of an object that is whole here; None if there is none, or if anything about it is not right."""
+    try:
+        plan = from_plain(RecordBody, decode((folder / _PLAN).read_bytes(), limit=_PLAN_LIMIT))
+    except (FileNotFoundError, InvalidInput):
+        return None
+    except OSError as error:
+        raise _failed(folder, error) from error
+    return plan if all(holds(folder, i, s) for i, s in enumerate(plan.object.segments)) else None
+
+
+def holds(folder: Path, index: int, segment: Segment) -> bool:
+    """Whether a segment is here, whole and undamaged."""
+    path = folder / str(index)
+    try:
+        if path.stat().st_size != segment.size:
+            return False
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").digest() == segment.hash
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise _failed(path, error) from error
+
+
+def read_at(path: Path, offset: int) -> bytes:
+    """At most `CHUNK` bytes."""
+    with _disk_errors(path), path.open("rb") as file:
+        file.seek(offset)
+        return file.read(CHUNK)
+
+
+def append(path: Path, data: bytes, at: int) -> None:
+    """Write `data` at the end of a file that has `at` bytes; 0 makes it anew."""
+    with _disk_errors(path), _open_to_append(path, at) as file:
+        file.write(data)
+
+
+async def to_its_end(workers: Workers, function: Callable[[*Arguments], T], *arguments: *Arguments) -> T:
+    """Run a function that writes; when cancelled, wait until its thread is done with the file before giving way."""
+    task = asyncio.create_task(workers.run(function, *arguments))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
+
+
+def discard(folder: Path) -> None:
+    """Delete an object's folder; nothing if it is absent."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _open_to_append(path: Path, at: int) -> BinaryIO:
+    if at == 0:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path.open("wb")
+    return path.open("ab")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _failed(path, error) from error
+
+
+def _failed(path: Path, error: OSError) -> BackendError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    advice = "free some space on the device" if full else "check the disk and the folder's permissions"
+    return BackendError(f"spool {path}: {error.strerror or error}: {advice}", retryable=True)
