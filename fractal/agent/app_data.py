@@ -28,6 +28,7 @@ class AppData:
         self.fetched: Point | None = None
         self._bases: dict[int, Point] = {}
         self._archive: tuple[object, Archive] | None = None
+        """With the keys that it was last given."""
         self._secrets: tuple[object, dict[str, str]] | None = None
 
     # --- names ---------------------------------------------------------------------------------------------------
@@ -72,7 +73,10 @@ class AppData:
     async def archive(self) -> Archive:
         """The app's archive in its store."""
         group, app = self._job.group, self._app()
-        if self._archive is None or self._archive[0] is not app.keys:
+        if self._archive is not None and self._archive[0] is not app.keys:
+            self._archive[1].app_keys = self.keyring()
+            self._archive = (app.keys, self._archive[1])
+        if self._archive is None:
             opened = await group.store(app.store)
             spool = group.agent.folder("spool") / self.volume
             archive = Archive(
@@ -81,6 +85,8 @@ class AppData:
                 store=opened.store,
                 keys=group.agent.keys,
                 app_keys=self.keyring(),
+                group_key=group.journal.group_key,
+                owner_of=self._owner_of,
                 sign_key_of=group.sign_key_of,
                 clock=group.agent.clock,
                 entropy=group.agent.entropy,
@@ -90,6 +96,10 @@ class AppData:
             )
             self._archive = (app.keys, archive)
         return self._archive[1]
+
+    def _owner_of(self, epoch: int) -> str | None:
+        known = self._job.group.stored(self._app()).get(epoch)
+        return known.owner if known else None
 
     # --- reading the archive -------------------------------------------------------------------------------------
 

@@ -337,6 +337,8 @@ class AppJob:
             Serving(app=self.id, epoch=epoch),
             wanted=lambda state: state.apps[self.id].epoch == epoch and state.apps[self.id].serving != epoch,
         )
+        took = self.group.agent.clock.boottime() - (self._started or 0.0)
+        self.logger.info("%s became healthy after %.1f s", self.app.name, took)
         self.group.pulse.beat()
         self.group.agent.tell("app.serving", group=self.group, app=self.id, text=f"{self.app.name} is healthy here")
 

@@ -208,7 +208,8 @@ async def ask(
     answer = await group.remote.ask(device, command, params)
     for record in answer.get("output", []):
         await progress.output(record)
-    return _floats(answer["result"])
+    result: dict[str, object] = _floats(answer["result"])
+    return result
 
 
 def _integers(value: Any) -> Any:

@@ -74,7 +74,7 @@ def healthy(group: GroupAgent, app: str) -> bool:
     found = group.state.apps.get(app)
     if found is None or found.removed or found.serving != found.epoch or not found.epoch:
         return False
-    return app_status(group, found)["health"] == Health.HEALTHY.value
+    return bool(app_status(group, found)["health"] == Health.HEALTHY.value)
 
 
 def _state_words(group: GroupAgent, app: str) -> str:
@@ -115,12 +115,9 @@ async def app_show(agent: Agent, params: Params, _: Progress) -> Result:
     job = job_of(group, app)
     run = job.health()
     seen = {s.name: s for s in run.services} if run else {}
-    try:
-        _, _, side = await moments(group, app)
-        timeline = await (await job.data.archive()).timeline()
-        writers = {m.point: timeline.record(m.point).device for m in side}
-    except NotFound:
-        side, writers = (), {}
+    _every, _main, side = await moments(group, app)
+    timeline = await (await job.data.archive()).timeline()
+    writers = {m.point: timeline.record(m.point).device for m in side}
     return {
         "app": app_status(group, app),
         "store": group.state.stores[app.store].name,
@@ -396,8 +393,12 @@ async def app_exec(agent: Agent, params: Params, progress: Progress) -> Result:
     group, app = named(agent, params)
     argv = params.items("argv")
     if app.owner != group.me:
-        wanted = {"service": params.text("service"), "argv": list(argv), "stdin": params.text("stdin")}
-        wanted["timeout_s"] = min(params.number("timeout_s", 60.0), 60.0)
+        wanted = {
+            "service": params.text("service"),
+            "argv": list(argv),
+            "stdin": params.text("stdin"),
+            "timeout_s": min(params.number("timeout_s", 60.0), 60.0),
+        }
         return await ask(group, app.owner, "app.exec", {**_target(group, app), **wanted}, progress)
     job = job_of(group, app)
     service = params.text("service") or job.spec.web_service or job.spec.services[0].name

@@ -79,7 +79,7 @@ async def snapshot_verify(agent: Agent, params: Params, progress: Progress) -> R
         "objects": report.objects,
         "bytes": report.bytes,
         "seconds": round(report.seconds, 3),
-        "problems": [{"object": key, "what": what} for key, what in report.problems],
+        "problems": [{"object": p.key, "what": p.what} for p in report.problems],
     }
 
 

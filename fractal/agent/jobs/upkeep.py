@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fractal.agent.journal import Stale
+from fractal.agent.membership import send_welcomes
 from fractal.api.transport import SupportsCertificates
 from fractal.core.entries import AppChanged, AppKeyAdded, AppMoved, DeviceUpdated
 from fractal.core.model import App, GroupState
@@ -21,6 +22,7 @@ INTERVAL = 2.0
 async def keep_up(group: GroupAgent) -> None:
     """Compare and mend, every couple of seconds. Nothing is written to the log while nothing differs."""
     while True:
+        await send_welcomes(group.agent, group.journal)
         if not group.blind and group.me in group.state.devices:
             await _publish(group)
             for app in list(group.state.apps.values()):
