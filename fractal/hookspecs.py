@@ -6,7 +6,7 @@ A plugin is a module named by an entry point of group `fractal.plugins`:
     from fractal.hookspecs import hookimpl
 
     @hookimpl
-    def fractal_stores():
+    def fractal_stores() -> Iterable[StoreOffer]:
         yield StoreBackend(name="tape", summary="Objects on tape.", config=TapeConfig, open=open_tape)
 """
 
@@ -16,14 +16,14 @@ from collections.abc import Iterable
 
 import pluggy
 
-from fractal.api.catalog import CatalogBackend
-from fractal.api.coordination import CoordinationBackend
+from fractal.api.catalog import CatalogOffer
+from fractal.api.coordination import CoordinationOffer
 from fractal.api.events import Event
 from fractal.api.health import HealthCheck
-from fractal.api.runtime import RuntimeBackend
-from fractal.api.snapshot import SnapshotBackend
-from fractal.api.store import StoreBackend
-from fractal.api.transport import TransportBackend
+from fractal.api.runtime import RuntimeOffer
+from fractal.api.snapshot import SnapshotOffer
+from fractal.api.store import StoreOffer
+from fractal.api.transport import TransportOffer
 
 PROJECT = "fractal"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -31,37 +31,37 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def fractal_runtimes() -> Iterable[RuntimeBackend]:
+def fractal_runtimes() -> Iterable[RuntimeOffer]:
     """Offer runtimes: `yield RuntimeBackend(name="lxc", summary="...", config=Config, open=open_lxc)`."""
     return ()
 
 
 @hookspec
-def fractal_snapshotters() -> Iterable[SnapshotBackend]:
+def fractal_snapshotters() -> Iterable[SnapshotOffer]:
     """Offer snapshotters: `yield SnapshotBackend(name="xfs", summary="...", config=Config, open=open_xfs)`."""
     return ()
 
 
 @hookspec
-def fractal_stores() -> Iterable[StoreBackend]:
+def fractal_stores() -> Iterable[StoreOffer]:
     """Offer stores: `yield StoreBackend(name="tape", summary="...", config=Config, open=open_tape)`."""
     return ()
 
 
 @hookspec
-def fractal_transports() -> Iterable[TransportBackend]:
+def fractal_transports() -> Iterable[TransportOffer]:
     """Offer transports: `yield TransportBackend(name="tor", summary="...", config=Config, open=open_tor)`."""
     return ()
 
 
 @hookspec
-def fractal_coordinators() -> Iterable[CoordinationBackend]:
+def fractal_coordinators() -> Iterable[CoordinationOffer]:
     """Offer coordinators: `yield CoordinationBackend(name="nats", summary="...", config=Config, open=open_nats)`."""
     return ()
 
 
 @hookspec
-def fractal_catalogs() -> Iterable[CatalogBackend]:
+def fractal_catalogs() -> Iterable[CatalogOffer]:
     """Offer catalogs: `yield CatalogBackend(name="git", summary="...", config=Config, open=open_git)`."""
     return ()
 

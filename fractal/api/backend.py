@@ -22,13 +22,26 @@ class Probe:
     """One line: a version and where, or what is missing and which package brings it."""
 
 
+class Offer:
+    """What a hook yields: base of every record, whatever its config type.
+
+    Hooks are annotated with the kind's `...Offer` (`Iterable[StoreOffer]`): against a `StoreBackend[Any]` a type checker
+    would take the config for Any and let a mismatch through.
+    """
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Backend(Generic[B_co, C]):
+class Backend(Offer, Generic[B_co, C]):
     """One way to do one kind of thing. Frozen; building it does no I/O and imports nothing heavy.
 
     `config` is a plain frozen dataclass whose fields carry `metadata={"help": "... ."}`; `open` acquires what the backend
     needs and gives it back on exit, also when cancelled. `capabilities` names the optional `Supports*` protocols that the
     opened object satisfies, each by the protocol's class name, and must agree with them.
+
+    The config type ties the fields together: `mypy --strict` flags, at the line that makes a record, an `open` that
+    gives the wrong kind of backend and an `open` or `probe` that takes another config than `config`.
     """
 
     name: str

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from fractal.api.backend import Backend
+from fractal.api.backend import Backend, C, Offer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,6 +29,12 @@ class Catalog(Protocol):
         """The manifest's text. Raises NotFound."""
 
 
+class CatalogOffer(Offer):
+    """A `CatalogBackend` of any config type: what `fractal_catalogs` yields."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CatalogBackend(Backend[Catalog, Any]):
+class CatalogBackend(CatalogOffer, Backend[Catalog, C]):
     """Offers a `Catalog`."""

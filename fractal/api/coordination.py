@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fractal.api.backend import Backend, C
+from fractal.api.backend import Backend, C, Offer
 
 MAX_ENTRY = 48 * 1024
 """Bytes of an entry at most."""
@@ -77,6 +77,12 @@ class Coordinator(Protocol):
         """Take a person's or device's access away, as far as the backend has any."""
 
 
+class CoordinationOffer(Offer):
+    """A `CoordinationBackend` of any config type: what `fractal_coordinators` yields."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CoordinationBackend(Backend[Coordinator, C]):
+class CoordinationBackend(CoordinationOffer, Backend[Coordinator, C]):
     """Offers a `Coordinator`."""

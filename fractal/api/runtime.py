@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from fractal.api.app import AppRun, AppSpec
-from fractal.api.backend import Backend
+from fractal.api.backend import Backend, C, Offer
 
 
 class Health(Enum):
@@ -143,8 +143,14 @@ class SupportsImages(Protocol):
         """Load an archive, tag it `image`, return its digest."""
 
 
+class RuntimeOffer(Offer):
+    """A `RuntimeBackend` of any config type: what `fractal_runtimes` yields."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RuntimeBackend(Backend[Runtime, Any]):
+class RuntimeBackend(RuntimeOffer, Backend[Runtime, C]):
     """Offers a `Runtime`."""
 
     isolates: bool = True

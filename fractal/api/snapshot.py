@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
-from fractal.api.backend import Backend
+from fractal.api.backend import Backend, C, Offer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +104,14 @@ class SupportsClone(Protocol):
         """A writable root of volume `target` out of a snapshot of `volume`. Raises Conflict, NotFound."""
 
 
+class SnapshotOffer(Offer):
+    """A `SnapshotBackend` of any config type: what `fractal_snapshotters` yields."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SnapshotBackend(Backend[Snapshotter, Any]):
+class SnapshotBackend(SnapshotOffer, Backend[Snapshotter, C]):
     """Offers a `Snapshotter`."""
 
     instant: bool = False

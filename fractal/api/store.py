@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-from fractal.api.backend import Backend
+from fractal.api.backend import Backend, C, Offer
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -51,6 +51,12 @@ class Store(Protocol):
         """Delete; nothing if absent. Raises NotSupported on an append-only store."""
 
 
+class StoreOffer(Offer):
+    """A `StoreBackend` of any config type: what `fractal_stores` yields."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StoreBackend(Backend[Store, Any]):
+class StoreBackend(StoreOffer, Backend[Store, C]):
     """Offers a `Store`."""
