@@ -69,6 +69,9 @@ def find(moments: Iterable[Moment], line: Iterable[Point], wanted: str, now_ms: 
     at = parse_time(wanted, now_ms, zone)
     older = [m for m in main if m.wall_ms <= at]
     if not older:
-        raise NotFound(f"no snapshot is that old; the oldest is {main[0].point.epoch}.{main[0].point.number}" if main
-                       else "its main line has no snapshot yet")
+        raise NotFound(
+            f"no snapshot is that old; the oldest is {main[0].point.epoch}.{main[0].point.number}"
+            if main
+            else "its main line has no snapshot yet"
+        )
     return max(older, key=lambda m: (m.point, m.wall_ms))

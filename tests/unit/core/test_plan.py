@@ -1,0 +1,141 @@
+"""What a device does next about an app."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fractal.api.runtime import Health
+from fractal.core.lease import Right, Standing
+from fractal.core.model import App, Desired, Point, Release, RestoreWish
+from fractal.core.plan import BASE_LEAD, SMALL_ROUND, Step, View, next_step
+
+APP = App(id="x", name="x", manifest="", spec={}, store="s", owner_member="m", epoch=3, owner="me", serving=3)
+PROVED = Right(200.0, "proved")
+NONE = Right(None, "no proof")
+POINT = Point(epoch=2, number=7)
+
+
+def view(app: App = APP, **changes: object) -> View:
+    made = View(
+        me="me",
+        now=100.0,
+        app=app,
+        standing=Standing(waited=3, root=3),
+        right=PROVED,
+        runs={3: Health.HEALTHY},
+        tick_due=150.0,
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def app(**changes: object) -> App:
+    return replace(APP, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("seen", "step"),
+    [
+        (view(), Step.IDLE),
+        (view(tick_due=99.0), Step.TICK),
+        (view(runs={}), Step.START),
+        (view(runs={3: Health.STOPPED}), Step.START),
+        (view(runs={}, right=NONE), Step.IDLE),
+        (view(right=NONE), Step.IDLE),
+        (view(right=Right(99.0, "ran out"), tick_due=0.0), Step.IDLE),
+        (view(app(serving=2)), Step.ANNOUNCE),
+        (view(app(serving=2), runs={3: Health.STARTING}, started=90.0), Step.IDLE),
+        (view(app(serving=2), runs={3: Health.UNHEALTHY}, started=-30.0), Step.GIVE_UP),
+        (view(app(serving=2), runs={3: Health.UNHEALTHY}, started=-30.0, others_left=False), Step.IDLE),
+        (view(app(desired=Desired.STOPPED)), Step.STOP),
+        (view(app(desired=Desired.STOPPED), runs={}, tick_due=0.0), Step.TICK),
+        (view(app(desired=Desired.STOPPED), runs={}, tick_due=0.0, changed_since_tick=False), Step.IDLE),
+        (view(app(restore=RestoreWish(id="r", point=POINT))), Step.RESTORE),
+        (view(app(restore=RestoreWish(id="r", point=POINT), restored="r")), Step.IDLE),
+    ],
+)
+def test_owning(seen: View, step: Step) -> None:
+    assert next_step(seen) is step
+
+
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        view(app(owner="other")),
+        view(app(owner="other", epoch=4)),
+        view(app(epoch=4)),
+        view(app(removed=True)),
+        view(app(release=Release(epoch=3, clean=True))),
+        view(standing=Standing(waited=3, root=3, released=3)),
+        view(runs={2: Health.STOPPED, 3: Health.HEALTHY}),
+    ],
+)
+def test_a_run_without_right_is_ended_first(replaced: View) -> None:
+    assert next_step(replaced) is Step.KILL
+
+
+def test_then_its_data_is_kept_aside() -> None:
+    assert next_step(view(app(owner="other", epoch=4), runs={})) is Step.SET_ASIDE
+    assert next_step(view(app(epoch=4), runs={})) is Step.SET_ASIDE
+
+
+def test_a_removed_app_is_cleaned_up_after_its_data_was_kept() -> None:
+    assert next_step(view(app(removed=True), runs={})) is Step.SET_ASIDE
+    assert next_step(view(app(removed=True), runs={}, standing=Standing())) is Step.CLEAN_UP
+
+
+def test_a_release_that_was_noted_is_sent_until_it_is_in_the_log() -> None:
+    noted = view(runs={}, standing=Standing(waited=3, root=3, released=3))
+    assert next_step(noted) is Step.RELEASE
+    sent = replace(noted, app=app(release=Release(epoch=3, clean=True)))
+    assert next_step(sent) is Step.IDLE
+
+
+def test_a_standby_fetches_what_the_owner_committed() -> None:
+    elsewhere = view(app(owner="other"), runs={}, standing=Standing(), standby=True, newest=POINT)
+    assert next_step(elsewhere) is Step.FETCH
+    assert next_step(replace(elsewhere, fetched=POINT)) is Step.IDLE
+    assert next_step(replace(elsewhere, standby=False)) is Step.IDLE
+
+
+class TestTakingOver:
+    taken = view(app(serving=2), runs={}, standing=Standing(waited=2), wait_over=114.0)
+
+    def test_fetches_during_the_wait(self) -> None:
+        assert next_step(self.taken) is Step.FETCH
+        assert next_step(replace(self.taken, newest=POINT, fetched=POINT)) is Step.IDLE
+
+    def test_chooses_the_base_late(self) -> None:
+        late = replace(self.taken, newest=POINT, fetched=POINT, now=114.0 - BASE_LEAD)
+        assert next_step(late) is Step.PREPARE
+
+    def test_never_starts_before_the_wait_is_over(self) -> None:
+        prepared = replace(self.taken, standing=Standing(waited=2, root=3), now=113.9)
+        assert next_step(prepared) is Step.IDLE
+        assert next_step(replace(prepared, now=114.0)) is Step.FINISH_WAIT
+
+    def test_a_wait_that_nobody_counted_is_not_over(self) -> None:
+        assert next_step(replace(self.taken, wait_over=None, now=1e9)) is Step.IDLE
+
+
+class TestHandingOver:
+    moving = view(app(move_to="other"), hand_over_to="other")
+
+    def test_copies_a_round_while_the_app_runs(self) -> None:
+        assert next_step(self.moving) is Step.TICK
+
+    def test_waits_for_the_target(self) -> None:
+        assert next_step(replace(self.moving, last_round=10, rounds=1)) is Step.IDLE
+
+    def test_another_round_while_they_are_large(self) -> None:
+        large = replace(self.moving, last_round=SMALL_ROUND + 1, rounds=1, target_ready=True)
+        assert next_step(large) is Step.TICK
+        assert next_step(replace(large, rounds=6)) is Step.HAND_OVER
+
+    def test_stops_for_the_last_small_round(self) -> None:
+        small = replace(self.moving, last_round=10, rounds=1, target_ready=True)
+        assert next_step(small) is Step.HAND_OVER
+
+    def test_the_end_of_the_agent_waits_for_no_round(self) -> None:
+        assert next_step(replace(self.moving, hand_over_to="*")) is Step.HAND_OVER
