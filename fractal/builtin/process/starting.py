@@ -14,7 +14,7 @@ from fractal.builtin.process.config import ProcessConfig
 from fractal.builtin.process.environments import Environments
 from fractal.builtin.process.placeholders import fill
 from fractal.builtin.process.ports import HOST, choose, is_free
-from fractal.builtin.process.state import RunRecord, ServiceRecord
+from fractal.builtin.process.state import RunRecord, ServiceRecord, fixed_port
 from fractal.guard.client import GuardClient, GuardRun, GuardService, SpawnRequest
 
 LONG_LIFE = 60.0
@@ -179,7 +179,8 @@ class Start:
                 continue
             ports = records[spec.name].ports
             for port in spec.ports:
-                if port.container or (ports[port.name] and is_free(ports[port.name], port.protocol)):
+                number = ports[port.name]
+                if fixed_port(spec, port) or (number and is_free(number, port.protocol)):
                     continue
                 first, last = self.config.first_port, self.config.last_port
                 ports[port.name] = choose(self.context.entropy, first, last, port.protocol, taken)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fractal.api.app import AppRun, HealthSpec, ServiceSpec
+from fractal.api.app import AppRun, HealthSpec, Port, ServiceSpec
 
 FILE = "state.json"
 
@@ -51,9 +51,14 @@ def record_of(run: AppRun, old: RunRecord | None) -> RunRecord:
     return record
 
 
+def fixed_port(spec: ServiceSpec, port: Port) -> int:
+    """The number that the service must listen on, 0 if any will do. Beside an image the number is the container's."""
+    return 0 if spec.image else port.container
+
+
 def _service(spec: ServiceSpec, known: ServiceRecord | None) -> ServiceRecord:
     record = known or ServiceRecord(spec.name)
-    record.ports = {p.name: record.ports.get(p.name, p.container) for p in spec.ports}
+    record.ports = {p.name: fixed_port(spec, p) or record.ports.get(p.name, 0) for p in spec.ports}
     record.health, record.stop_signal = spec.health, spec.stop_signal
     record.stop_grace, record.restart = spec.stop_grace, spec.restart
     return record

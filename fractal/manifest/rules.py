@@ -1,0 +1,158 @@
+"""What every specification must satisfy, wherever it comes from: a manifest, or another device by the log. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from fractal.api.app import AppSpec, ServiceSpec
+
+SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+VOLUME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+PORT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
+FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
+SECRET = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,199}")
+APP = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,62}")
+ARCHITECTURE = re.compile(r"[a-z0-9_]{1,20}")
+SECRET_USE = re.compile(r"\{secret\.([A-Za-z0-9_]+)\}")
+HTTP_PATH = re.compile(r"/[!-~]{0,500}")
+CONDITIONS = frozenset({"started", "healthy", "completed"})
+RESTARTS = frozenset({"always", "on-failure", "no"})
+CONSISTENCY = frozenset({"crash", "pause", "hook"})
+MAX_SERVICES = 64
+
+Found = Iterator[tuple[str, str]]
+"""(dotted key, what is wrong)."""
+
+
+def problems(spec: AppSpec) -> Found:
+    """Everything that is wrong with a specification."""
+    if not APP.fullmatch(spec.name):
+        yield "name", f"{spec.name[:80]!r} cannot be an app's name"
+    names = [service.name for service in spec.services]
+    if not names or len(names) > MAX_SERVICES:
+        yield "services", f"expected 1 to {MAX_SERVICES}, got {len(names)}"
+    if len(set(names)) != len(names):
+        yield "services", "two services have the same name"
+    yield from _sections(spec, names)
+    yield from _web(spec)
+    earlier: set[str] = set()
+    for item in spec.services:
+        yield from _service(item, spec, earlier)
+        earlier.add(item.name)
+
+
+def _sections(spec: AppSpec, names: list[str]) -> Found:
+    for volume in spec.volumes:
+        if not VOLUME.fullmatch(volume):
+            yield "volumes", f"{volume[:80]!r} cannot be a folder of the app"
+    if len(set(spec.volumes)) != len(spec.volumes):
+        yield "volumes", "two volumes have the same name"
+    for name in spec.generated_secrets:
+        if not SECRET.fullmatch(name):
+            yield "x-homeserver.secrets", f"{name[:80]!r} cannot be a secret's name"
+    for name in spec.architectures:
+        if not ARCHITECTURE.fullmatch(name):
+            yield (
+                "x-homeserver.architectures",
+                f"{name[:80]!r} is not a machine name such as x86_64 or aarch64",
+            )
+    if spec.consistency not in CONSISTENCY:
+        yield (
+            "x-homeserver.consistency",
+            f"{spec.consistency[:40]!r} is not one of {', '.join(sorted(CONSISTENCY))}",
+        )
+    for service, argv in (*spec.before_snapshot, *spec.after_snapshot):
+        if service not in names or not argv:
+            yield "x-homeserver.hooks", f"{service[:80]!r} is no service of this app, or has nothing to run"
+
+
+def _web(spec: AppSpec) -> Found:
+    if not spec.web_service and not spec.web_port:
+        return
+    ports = {s.name: {p.name for p in s.ports} for s in spec.services}
+    if spec.web_port not in ports.get(spec.web_service, set()):
+        yield (
+            "x-homeserver.web",
+            f"service {spec.web_service[:80]!r} has no port named {spec.web_port[:80]!r}",
+        )
+
+
+def _service(service: ServiceSpec, spec: AppSpec, earlier: set[str]) -> Found:
+    key = f"services.{service.name[:80]}"
+    if not SERVICE.fullmatch(service.name) or ".." in service.name:
+        yield key, "cannot be a service's name"
+    if not service.image and service.process is None:
+        yield key, "has neither `image` nor `x-homeserver.process`"
+    for needed, condition in service.depends_on.items():
+        if needed not in earlier:
+            yield f"{key}.depends_on", f"{needed[:80]!r} is no other service, or needs this one itself"
+        if condition not in CONDITIONS:
+            yield f"{key}.depends_on", f"{condition[:40]!r} is not one of {', '.join(sorted(CONDITIONS))}"
+    yield from _mounts_and_ports(service, spec, key)
+    if service.restart not in RESTARTS:
+        yield f"{key}.restart", f"{service.restart[:40]!r} is not one of {', '.join(sorted(RESTARTS))}"
+    for name in service.env:
+        if not VARIABLE.fullmatch(name):
+            yield f"{key}.environment", f"{name[:80]!r} cannot be a variable's name"
+    for name in service.secrets:
+        if name not in spec.generated_secrets:
+            yield f"{key}.secrets", f"{name[:80]!r} is not in x-homeserver.secrets"
+    yield from _health(service, key)
+    yield from _process(service, key)
+
+
+def _mounts_and_ports(service: ServiceSpec, spec: AppSpec, key: str) -> Found:
+    for mount in service.mounts:
+        if mount.volume not in spec.volumes:
+            yield f"{key}.volumes", f"{mount.volume[:80]!r} is no volume of this app"
+        if not mount.target.startswith("/") or ".." in mount.target.split("/") or "\0" in mount.target:
+            yield f"{key}.volumes", f"{mount.target[:80]!r} is not an absolute path inside the service"
+    names = [port.name for port in service.ports]
+    for port in service.ports:
+        good = PORT.fullmatch(port.name) and 0 <= port.container <= 65535 and port.protocol in ("tcp", "udp")
+        if not good or names.count(port.name) > 1:
+            yield f"{key}.ports", f"{port.name[:80]!r}: not a port, or named twice"
+
+
+def _health(service: ServiceSpec, key: str) -> Found:
+    health = service.health
+    if health is None:
+        return
+    if health.http and not HTTP_PATH.fullmatch(health.http):
+        yield f"{key}.health.http", "expected a path such as /health"
+    if health.port and health.port not in {p.name for p in service.ports}:
+        yield f"{key}.health.port", f"{health.port[:80]!r} is no port of this service"
+    if not health.test and not service.ports:
+        yield f"{key}.health", "needs a port or a command"
+    if not (
+        0 < health.interval <= 86400 and 0 < health.timeout <= 3600 and 0 <= health.start_period <= 86400
+    ):
+        yield f"{key}.health", "a time is out of bounds"
+    if not 1 <= health.retries <= 1000:
+        yield f"{key}.health.retries", "expected 1 to 1000"
+
+
+def _process(service: ServiceSpec, key: str) -> Found:
+    if not 0 <= service.stop_grace <= 3600:
+        yield f"{key}.stop_grace_period", "expected at most an hour"
+    if service.process is None:
+        return
+    if not service.process.argv or any("\0" in word for word in service.process.argv):
+        yield f"{key}.x-homeserver.process.argv", "is empty, or holds NUL"
+    yield from _files(service.process.files, f"{key}.x-homeserver.process.files")
+
+
+def _files(files: Mapping[str, str], key: str) -> Found:
+    for name in files:
+        if not FILE.fullmatch(name):
+            yield key, f"{name[:80]!r} cannot be a file's name: no slash, no leading dot"
+
+
+def secrets_used(service: ServiceSpec) -> set[str]:
+    """Names in `{secret.NAME}` in all that is given to a service."""
+    texts = [*service.argv, *service.entrypoint, *service.env.values()]
+    if service.process is not None:
+        texts += [*service.process.argv, *service.process.files.values()]
+    return {name for text in texts for name in SECRET_USE.findall(text)}
