@@ -36,6 +36,10 @@ class Bed:
     udp_port: int
     hold: float
     """Seconds for which the gateway holds a connection; keep it between 1 and 5."""
+    patience: float = 10.0
+    """Seconds after which the suite takes for absent what has not happened."""
+    client: str = "127.0.0.9"
+    """Address from which clients come: not the gateway's own, so that the two cannot be confused."""
     names: tuple[str, str] = ("one.example", "two.example")
 
 
@@ -216,13 +220,13 @@ class Client:
 
 
 @asynccontextmanager
-async def web_client(bed: Bed, *certificates: Certificate, seconds: float = 20.0) -> AsyncIterator[Client]:
-    """A client with connections of its own; every request ends within `seconds`."""
+async def web_client(bed: Bed, *certificates: Certificate) -> AsyncIterator[Client]:
+    """A client with connections of its own; every request ends within the bed's hold and patience."""
     context = trust(certificates[0])
     for certificate in certificates[1:]:
         context.load_verify_locations(cadata=certificate.chain.decode("ascii"))
-    connector = aiohttp.TCPConnector(resolver=_Fixed(bed.https[0]), ssl=context)
-    timeout = aiohttp.ClientTimeout(total=seconds)
+    connector = aiohttp.TCPConnector(resolver=_Fixed(bed.https[0]), ssl=context, local_addr=(bed.client, 0))
+    timeout = aiohttp.ClientTimeout(total=bed.hold + bed.patience)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False) as session:
         yield Client(bed, session)
         # Closing a TLS transport takes a few turns of the loop, for which aiohttp does not wait.
@@ -232,10 +236,13 @@ async def web_client(bed: Bed, *certificates: Certificate, seconds: float = 20.0
 class Held:
     """One TLS connection kept open, to see whether it lives."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str, patience: float
+    ) -> None:
         self._reader = reader
         self._writer = writer
         self._name = name
+        self._patience = patience
 
     async def get(self, path: str = "/", host: str = "") -> tuple[int, bytes]:
         """Status and body of a GET on this very connection. Raises ConnectionError if it is closed."""
@@ -253,9 +260,9 @@ class Held:
             raise ConnectionError("the connection is closed") from error
 
     async def closed(self) -> bool:
-        """Whether it ends within 10 s without a byte having been asked for."""
+        """Whether the other side ends it, within the bed's patience."""
         try:
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(self._patience):
                 return await self._reader.read(1) == b""
         except TimeoutError:
             return False
@@ -270,11 +277,30 @@ async def held(bed: Bed, name: str, certificate: Certificate, *, sni: str = "") 
     context.check_hostname = (
         False  # `sni` may be spelt otherwise than the certificate; the chain is still verified
     )
-    reader, writer = await asyncio.open_connection(*bed.https, ssl=context, server_hostname=sni or name)
+    reader, writer = await asyncio.open_connection(
+        *bed.https, ssl=context, server_hostname=sni or name, local_addr=(bed.client, 0)
+    )
     try:
-        yield Held(reader, writer, name)
+        yield Held(reader, writer, name, bed.patience)
     finally:
         writer.transport.abort()
+
+
+async def refused(bed: Bed, name: str | None, certificate: Certificate | None = None) -> bool:
+    """Whether a TLS handshake for `name` is refused, within the bed's hold and patience."""
+    context = ssl.create_default_context() if certificate is None else trust(certificate)
+    if certificate is None:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.check_hostname = name is not None and certificate is not None
+    opening = asyncio.create_task(
+        asyncio.open_connection(*bed.https, ssl=context, server_hostname=name or "")
+    )
+    done, _ = await asyncio.wait({opening}, timeout=bed.hold + bed.patience)
+    opening.cancel()
+    (outcome,) = await asyncio.gather(opening, return_exceptions=True)
+    if isinstance(outcome, tuple):
+        outcome[1].transport.abort()
+    return bool(done) and isinstance(outcome, OSError)
 
 
 def local_route(

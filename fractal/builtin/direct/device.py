@@ -83,6 +83,8 @@ class Device:
         if self._listener is not None:
             self._listener.close_sessions(lambda s: s.route in ended or s.device in gone)
         self._datagrams.forget({f":{key.partition(':')[2]}" for key in ended if key.startswith("udp:")})
+        for problem in problems[1:]:
+            self._context.logger.warning("%s", problem)
         if problems:
             raise problems[0]
 

@@ -76,6 +76,8 @@ class Gateway:
         problems += await self._apply_ports(table)
         self._changed.set()
         self._changed = asyncio.Event()
+        for problem in problems[1:]:
+            self._context.logger.warning("%s", problem)
         if problems:
             raise problems[0]
 
