@@ -169,12 +169,14 @@ class GuardClient:
         async with self._lock:
             try:
                 async with asyncio.timeout(max(patience, self.timeout)):
-                    answer = await self._exchange(message)
-            except (OSError, ValueError, EOFError, TimeoutError, asyncio.LimitOverrunError) as error:
+                    answer = await self._answer(message)
+            except TimeoutError as error:
                 await self.close()
-                reason = "no answer in time" if isinstance(error, TimeoutError) else str(error)
+                raise Unreachable(f"guard at {self.path}: {message['op']}: no answer in time") from error
+            except (OSError, ValueError, EOFError, asyncio.LimitOverrunError) as error:
+                await self.close()
                 raise Unreachable(
-                    f"guard at {self.path}: {message['op']}: {reason}; is it running?"
+                    f"guard at {self.path}: {message['op']}: {error}; is it running?"
                 ) from error
             except asyncio.CancelledError:
                 await self.close()  # half a conversation cannot be continued
@@ -184,6 +186,14 @@ class GuardClient:
                 f"guard: {answer.get('message', 'refused')}"
             )
         return answer
+
+    async def _answer(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        if self._streams is not None:
+            try:
+                return await self._exchange(message)
+            except (ConnectionError, EOFError):
+                await self.close()  # that guard is gone; commands may be repeated to its successor
+        return await self._exchange(message)
 
     async def _exchange(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
         if self._streams is None:

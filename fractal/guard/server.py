@@ -90,19 +90,20 @@ class Guard:
     # -- connections
 
     def _accept(self, listener: socket.socket) -> None:
-        try:
-            end, _ = listener.accept()
-        except OSError:
-            return
-        credentials = end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-        _, uid, _ = struct.unpack("3i", credentials)
-        if uid not in (os.geteuid(), 0) or len(self._clients) >= MAX_CONNECTIONS:
-            say(f"connection refused: uid {uid}, {len(self._clients)} connections")
-            end.close()
-            return
-        lines = Lines(end)
-        self._clients.add(lines)
-        self._selector.register(end, selectors.EVENT_READ, lines)
+        while True:
+            try:
+                end, _ = listener.accept()
+            except OSError:  # no more of them, or no descriptor left: those that wait are taken later
+                return
+            credentials = end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+            _, uid, _ = struct.unpack("3i", credentials)
+            if uid not in (os.geteuid(), 0) or len(self._clients) >= MAX_CONNECTIONS:
+                say(f"connection refused: uid {uid}, {len(self._clients)} connections")
+                end.close()
+                continue
+            lines = Lines(end)
+            self._clients.add(lines)
+            self._selector.register(end, selectors.EVENT_READ, lines)
 
     def _attend(self, lines: Lines, events: int) -> None:
         if events & selectors.EVENT_WRITE:

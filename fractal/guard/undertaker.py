@@ -150,7 +150,7 @@ def _listen(directory: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     listener.bind(path)
     Path(path).chmod(0o600)
-    listener.listen(16)
+    listener.listen(128)
     listener.setblocking(False)
     os.close(folder)
     return listener

@@ -22,7 +22,8 @@ from fractal.manifest.homeserver import (
 from fractal.manifest.mounts import mounts, ports
 from fractal.manifest.values import Where
 
-TOP_KEYS = frozenset({"name", "version", "services", "volumes", "x-homeserver"})
+TOP_KEYS = frozenset({"name", "version", "services", "volumes", "networks", "x-homeserver"})
+"""`version` and `networks` are accepted and without effect: an app has one network of its own."""
 OPTION_KEYS = frozenset(
     {
         "hostname",
@@ -89,13 +90,9 @@ def parse(text: str, source: str = "manifest") -> AppSpec:
     """
     problems = Problems(source)
     root = Where("", read(text, problems), problems)
-    top = {
-        name: where for name, where in root.table().items() if not name.startswith("x-") or name in TOP_KEYS
-    }
-    for name in sorted(set(top) - TOP_KEYS):
-        root.problems.add(_line(root.node, name), name, "not supported; leave it out")
+    top = root.table(TOP_KEYS, extensions=True)
     secrets = _secrets(top.get("x-homeserver"))
-    top = {name: replace(where, secrets=secrets) for name, where in top.items() if name in TOP_KEYS}
+    top = {name: replace(where, secrets=secrets) for name, where in top.items()}
     section = app_section(top.get("x-homeserver"))
     declared = _volumes(top.get("volumes"))
     services = [_service(where) for where in top["services"].table().values()] if "services" in top else []
@@ -154,7 +151,7 @@ def _all_volumes(declared: tuple[str, ...], services: list[ServiceSpec]) -> tupl
 
 def _service(where: Where) -> ServiceSpec:
     name = where.key.partition(".")[2]
-    table = where.table(SERVICE_KEYS)
+    table = where.table(SERVICE_KEYS, extensions=True)
     own = service_section(table.get("x-homeserver"))
     env = _environment(table.get("environment"))
     service = ServiceSpec(

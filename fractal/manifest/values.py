@@ -38,8 +38,11 @@ class Where:
         key = f"{self.key}{name}" if name.startswith("[") else f"{self.key}.{name}".lstrip(".")
         return Where(key, node, self.problems, self.secrets)
 
-    def table(self, known: Mapping[str, object] | frozenset[str] | None = None) -> dict[str, Where]:
-        """The entries of a mapping; keys that are not `known` are refused by name."""
+    def table(self, known: frozenset[str] | None = None, *, extensions: bool = False) -> dict[str, Where]:
+        """The entries of a mapping; keys that are not `known` are refused by name.
+
+        With `extensions`, keys in `x-` are somebody else's, as in Compose, and left out (but not misspelt ones of ours).
+        """
         if isinstance(self.node, Scalar) and self.node.value is None:
             return {}
         if not isinstance(self.node, Table):
@@ -48,6 +51,8 @@ class Where:
         found = {}
         for name, (line, value) in self.node.entries.items():
             if known is not None and name not in known:
+                if extensions and name.startswith("x-") and not _meant(name, known):
+                    continue
                 path = f"{self.key}.{name}".lstrip(".")
                 self.problems.add(line, path, f"not supported{_meant(name, known)}")
                 continue
@@ -187,8 +192,8 @@ def each(
             yield name, readers[name](where)
 
 
-def _meant(name: str, known: Mapping[str, object] | frozenset[str]) -> str:
+def _meant(name: str, known: frozenset[str]) -> str:
     import difflib
 
-    close = difflib.get_close_matches(name, known, n=1)
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
     return f"; did you mean {close[0]!r}?" if close else ""

@@ -141,6 +141,11 @@ class Bench:
         self.now = now
         self.environment = {**os.environ, "PYTHONPATH": str(Path(fractal.__file__).parents[1])}
 
+        self.until = until
+
+    async def end(self) -> None:
+        await end_guard(self.folder, clock=self.clock)
+
     async def ensure(self) -> GuardClient:
         return await ensure_guard(self.folder, run=self.run, clock=self.clock)
 
