@@ -22,7 +22,7 @@ from fractal.archive.sealed import GroupKey, create, seal_statement
 from fractal.archive.timeline import Records
 from fractal.core.model import Point
 from fractal.crypto.keys import DeviceKeys, seal_to
-from fractal.crypto.stream import FRAME, KEY_SIZE, ObjectSeal, Raw, RawHash
+from fractal.crypto.stream import FRAME, KEY_SIZE, MAGIC, ObjectSeal, Raw, RawHash
 
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes of all; all is 0 while it is not known."""
@@ -66,8 +66,13 @@ class Backup:
     _next: dict[int, tuple[int, Record | None]] = field(default_factory=dict)
 
     async def write(self, source: Source, app_keys: AppKeyring, progress: Progress | None) -> Record:
-        """The record of the snapshot. What is in the spool already is neither sent nor uploaded again."""
+        """The record of the snapshot. What is in the spool already is neither sent nor uploaded again; what is there of
+        another snapshot is given up.
+        """
         folder = self.folder / f"{source.epoch}-{source.name}"
+        await self.workers.run(spool.discard_others, folder)
+        if (stored := await self._done(source.epoch, folder)) is not None:
+            return stored
         plan = await self.workers.run(spool.load_plan, folder)
         resumed = plan is not None and plan.object.generation == app_keys.generation
         if plan is None or not resumed:
@@ -78,8 +83,18 @@ class Backup:
             started = self.clock.boottime()
             await self._upload(folder, plan, progress, check=True)
         record = await self._commit(source, plan)
-        await self.workers.run(spool.discard, folder)
+        await spool.to_its_end(self.workers, spool.mark_done, folder, record.number)
         return record
+
+    async def _done(self, epoch: int, folder: Path) -> Record | None:
+        """The record, if an earlier call wrote it and its caller died before it could note that."""
+        number = await self.workers.run(spool.done_as, folder)
+        if number is None:
+            return None
+        try:
+            return await self.records.read(Point(epoch=epoch, number=number))
+        except NotFound:
+            return None
 
     # --- sealing -------------------------------------------------------------------------------------------------
 
@@ -215,7 +230,7 @@ async def seal_frames(
         hashes.add(digest)
         await spool.to_its_end(workers, writer.write, sealed)
 
-    await spool.to_its_end(workers, writer.write, seal.header)
+    await spool.to_its_end(workers, writer.write, MAGIC)
     try:
         async for frame in frames:
             if len(pending) == IN_FLIGHT:

@@ -120,7 +120,8 @@ class Epochs:
             if key is not None and not key.base:
                 listed.add((key.app, key.epoch))
         self._refuse_rollback(listed)
-        for app, epoch in sorted(listed - set(self._raw)):
+        # What is not valid is read again each time: the log may have told more, or the store have been mended.
+        for app, epoch in sorted(listed - set(self._parsed)):
             self._raw[app, epoch] = await self._read(layout.epoch_key(self._group, app, epoch))
         result: dict[str, dict[int, EpochRecord]] = {}
         for app, epoch in sorted(listed):
@@ -208,6 +209,7 @@ class Epochs:
             return EpochRecord(app=app, epoch=epoch, burnt=str(error))
         record = EpochRecord(app=app, epoch=epoch, owner=said.by, proof_ms=body.proof, margin_ms=body.margin)
         self._parsed[app, epoch] = record
+        del self._raw[app, epoch]
         return record
 
     async def _standing_base(self, app: str, epoch: int) -> Point:
@@ -215,7 +217,7 @@ class Epochs:
             return self._bases[app, epoch]
         key = layout.base_key(self._group, app, epoch)
         data = await read_small(self._store, key)
-        if (app, epoch) not in self._raw:
+        if (app, epoch) not in self._parsed:
             self._raw[app, epoch] = await read_small(self._store, layout.epoch_key(self._group, app, epoch))
         said = open_statement(
             "archive-base", key, data, sign_key_of=self._sign_key_of, group_key=self._group_key

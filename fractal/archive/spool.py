@@ -3,7 +3,7 @@
 A sender can neither resume nor repeat itself byte for byte, so a broken upload goes on from here. `plan.json` is written
 last: a spool without it is half-made and worthless.
 
-    <spool>/out/<epoch>-<snapshot>/plan.json, 0, 1, ...     objects on their way to the store
+    <spool>/out/<epoch>-<snapshot>/plan.json, 0, 1, ...     the object on its way to the store; `done` once its record stands
     <spool>/in/<object id>/0, 1, ...                        objects on their way from the store
 """
 
@@ -31,6 +31,7 @@ Arguments = TypeVarTuple("Arguments")
 
 CHUNK = 1 << 20
 _PLAN = "plan.json"
+_DONE = "done"
 _PLAN_LIMIT = 4 << 20
 
 
@@ -118,6 +119,38 @@ def load_plan(folder: Path) -> RecordBody | None:
     except OSError as error:
         raise _failed(folder, error) from error
     return plan if all(holds(folder, i, s) for i, s in enumerate(plan.object.segments)) else None
+
+
+def mark_done(folder: Path, number: int) -> None:
+    """The object's record stands under `number`: its bytes may go, the fact stays until another snapshot is written."""
+    with _disk_errors(folder):
+        partial = folder / "done.partial"
+        partial.write_text(str(number))
+        _sync(partial)
+        partial.replace(folder / _DONE)
+        _sync(folder)
+        for path in folder.iterdir():
+            if path.name != _DONE:
+                path.unlink()
+
+
+def done_as(folder: Path) -> int | None:
+    """The number under which the object's record stands; None if it is not known to."""
+    try:
+        text = (folder / _DONE).read_text()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _failed(folder, error) from error
+    return int(text) if text.isdecimal() else None
+
+
+def discard_others(folder: Path) -> None:
+    """Delete every other object that was on its way to the store: it is stored, or was given up."""
+    if folder.parent.is_dir():
+        for other in folder.parent.iterdir():
+            if other != folder:
+                discard(other)
 
 
 def holds(folder: Path, index: int, segment: Segment) -> bool:

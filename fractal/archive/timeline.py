@@ -117,6 +117,7 @@ class Records:
         self._known: dict[Point, Record] = {}
         self._seen: dict[Point, float] = {}
         self._raw: dict[Point, bytes] = {}
+        """Fetched and not yet judged. What turns out to be no record is fetched again next time: log or store may have changed."""
         self._note = f"archive/{group}/{app}/highest/"
 
     async def timeline(self, *, strict: bool = True) -> Timeline:
@@ -161,7 +162,7 @@ class Records:
             keys = [info.key async for info in self._store.list(prefix)]
             points = (layout.parse_record_key(self._group, self._app, key) for key in keys)
             found.extend(point for point in points if point is not None)
-        await self._fetch([p for p in found if p not in self._known and p not in self._raw])
+        await self._fetch([p for p in found if p not in self._known])
         return sorted(found)
 
     async def _fetch(self, points: Sequence[Point]) -> None:
@@ -206,7 +207,7 @@ class Records:
         key = self._key(point)
         try:
             said = open_statement(
-                KIND, key, self._raw[point], sign_key_of=self._sign_key_of, group_key=self._group_key
+                KIND, key, self._raw.pop(point), sign_key_of=self._sign_key_of, group_key=self._group_key
             )
             owner = self._owner_of(point.epoch) if self._owner_of is not None else None
             if owner is not None and owner != said.by:
@@ -214,8 +215,6 @@ class Records:
             self._known[point] = record_of(key, point, said.by, said.body)
         except Corrupt as error:
             burnt[point] = str(error)
-        else:
-            del self._raw[point]
 
     def _highest(self, epoch: int) -> int:
         value = self._notes.get(f"{self._note}{epoch}") or b"0 "

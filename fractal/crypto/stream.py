@@ -1,13 +1,14 @@
 """The bulk format: a byte stream of any length as one sealed object (docs/reference/archive-format.md).
 
-    object  = magic  u32 length of header  header  frame*  trailer
+    object  = magic  frame*  trailer
     frame   = sealed(u32 length of body, u8 kind)  sealed(body)        body = zstd of at most 8 MiB of the stream
     trailer = a frame of kind 1                                        body = canonical JSON, then zeros as padding
 
-The header is plain canonical JSON; its hash is additional data of everything sealed after it. Each object has a random key
-of its own, from which the sealing key is derived together with the header, and nonces count the frames: they cannot
-repeat, and a frame that was cut off, swapped, repeated or taken from another object does not open. Lengths are sealed
-too, and the trailer's padding rounds the object up, so that sizes tell little of what an app does.
+An object has a header, canonical JSON that says what it is. It is not stored with it, as it would tell the store things:
+the record says it all. Its hash is additional data of everything that is sealed. Each object has a random key of its own,
+from which the sealing key is derived together with the header, and nonces count the frames: they cannot repeat, and a
+frame that was cut off, swapped, repeated or taken from another object does not open. Lengths are sealed too, and the
+trailer's padding rounds the object up, so that sizes tell little of what an app does.
 
 zstd and libsodium release the interpreter's lock, so frames are sealed in a few threads at once; everything here is a
 plain function of its arguments.
@@ -63,8 +64,6 @@ class Raw:
 class ObjectSeal:
     """Seals and opens the frames of one object. Thread-safe."""
 
-    header: bytes
-    """Magic, length and canonical JSON, as stored."""
     key: bytes = field(repr=False)
     """Derived from the object's own key and the header."""
     hash: bytes
@@ -78,9 +77,9 @@ class ObjectSeal:
             raise InvalidInput(f"an object's header of {len(text)} bytes: at most {_MAX_HEADER} are allowed")
         if len(object_key) != KEY_SIZE:
             raise Corrupt("an object's key has the wrong length")
-        stored = MAGIC + len(text).to_bytes(4, "big") + text
-        key = blake2b(stored, key=object_key, digest_size=KEY_SIZE, person=b"fhs-object").digest()
-        return cls(stored, key, blake2b(stored, digest_size=HASH_SIZE, person=b"fhs-header").digest())
+        text = MAGIC + text
+        key = blake2b(text, key=object_key, digest_size=KEY_SIZE, person=b"fhs-object").digest()
+        return cls(key, blake2b(text, digest_size=HASH_SIZE, person=b"fhs-header").digest())
 
     def frame(self, index: int, raw: bytes) -> tuple[bytes, bytes]:
         """Frame number `index` (from 0) as stored, and the hash of its raw bytes."""
@@ -149,8 +148,8 @@ class ObjectReader:
         if self.raw is not None:
             return None
         if self._index < 0:
-            if self._exactly(len(self._seal.header)) != self._seal.header:
-                raise Corrupt("the object's header is not what its record says")
+            if self._exactly(len(MAGIC)) != MAGIC:
+                raise Corrupt("not an object of this version")
             self._index = 0
         size, kind = self._seal.open_head(self._index, self._exactly(_HEAD_SIZE))
         sealed = self._exactly(size)

@@ -1,0 +1,316 @@
+"""A small world for tests of the archive: a store in memory that can be told to misbehave, devices of one group, volumes that are dictionaries."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import TypeVar, cast
+
+from fractal.agent.notes import MemoryNotes
+from fractal.api.errors import Ambiguous, BackendError, Conflict, Corrupt, NotFound
+from fractal.api.snapshot import Snapshot, Snapshotter, Usage
+from fractal.api.store import ObjectInfo
+from fractal.archive.archive import AppKeyring, Archive
+from fractal.archive.epochs import Epochs
+from fractal.builtin.memory_store import MemoryObjects, MemoryStore, MemoryStoreConfig
+from fractal.core.model import Point
+from fractal.crypto.keys import DeviceKeys, app_keypair
+
+GROUP = "aa" * 16
+APP = "bb" * 8
+
+Files = dict[str, bytes]
+T = TypeVar("T")
+
+
+class SeededEntropy:
+    """Reproducible, so that golden files can be made."""
+
+    def __init__(self, seed: str) -> None:
+        self._random = Random(seed)
+
+    def bytes(self, count: int) -> bytes:
+        return self._random.randbytes(count)
+
+    def uniform(self, low: float, high: float) -> float:
+        return self._random.uniform(low, high)
+
+
+class HandClock:
+    """Moves only when told, or when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def boottime(self) -> float:
+        return self.now
+
+    def wall_ms(self) -> int:
+        return 1_700_000_000_000
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        await asyncio.sleep(0)
+
+
+class InlineWorkers:
+    """Runs at once, after giving others a turn: every `await` of the code under test is a place to cancel it."""
+
+    async def run(self, function: Callable[..., T], /, *arguments: object) -> T:
+        await asyncio.sleep(0)
+        return function(*arguments)
+
+
+class Memory:
+    """A snapshotter whose volumes are dictionaries; `receive` keeps what it got even if it is then told to fail."""
+
+    format = "memory/1"
+    receives = frozenset({"memory/1"})
+
+    def __init__(self) -> None:
+        self.roots: dict[str, Files] = {}
+        self.held: dict[str, dict[str, Files]] = {}
+        self.half: Files = {}
+        self.sent = 0
+
+    async def snapshot(self, volume: str, name: str) -> Snapshot:
+        held = self.held.setdefault(volume, {})
+        if name in held:
+            raise Conflict(name)
+        held[name] = dict(self.roots.get(volume, {}))
+        return self._snapshot(volume, name)
+
+    async def snapshots(self, volume: str) -> Sequence[Snapshot]:
+        return [self._snapshot(volume, n) for n in self.held.get(volume, {})]
+
+    async def delete(self, volume: str, name: str) -> None:
+        self.held.get(volume, {}).pop(name, None)
+
+    async def send(self, volume: str, name: str, parent: str | None = None) -> AsyncIterator[bytes]:
+        new = self.held[volume][name]
+        if parent is not None and parent not in self.held[volume]:
+            raise NotFound(parent)
+        old = self.held[volume][parent] if parent else {}
+        self.sent += 1
+        for path in sorted(old.keys() | new.keys()):
+            if old.get(path) == new.get(path):
+                continue
+            data = new.get(path)
+            head = json.dumps([path, -1 if data is None else len(data)]).encode() + b"\n"
+            await asyncio.sleep(0)
+            stream = head + (data or b"")
+            for start in range(0, len(stream), 1 << 20):
+                yield stream[start : start + (1 << 20)]
+
+    async def receive(
+        self,
+        volume: str,
+        name: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        stream_format: str,
+        parent: str | None = None,
+    ) -> Snapshot:
+        held = self.held.setdefault(volume, {})
+        assert stream_format == self.format
+        assert name not in held
+        files = dict(held[parent]) if parent else {}
+        data = b"".join([chunk async for chunk in chunks])
+        while data:
+            line, _, data = data.partition(b"\n")
+            try:
+                path, size = json.loads(line)
+            except ValueError as error:
+                raise Corrupt("not a stream") from error
+            files.pop(path, None)
+            if size >= 0:
+                files[path], data = data[:size], data[size:]
+        held[name] = files
+        return self._snapshot(volume, name)
+
+    def _snapshot(self, volume: str, name: str) -> Snapshot:
+        return Snapshot(volume=volume, name=name, path=Path("/nowhere"))
+
+    async def usage(self) -> Usage:
+        return Usage(total=1, free=1)
+
+
+class Unruly(MemoryStore):
+    """A store in memory that does what it is told to do wrong."""
+
+    def __init__(self, objects: MemoryObjects, staleness: float = 0.0) -> None:
+        super().__init__(MemoryStoreConfig(objects=objects, staleness=staleness))
+        self.objects = objects.by_key
+        self.fail: Callable[[str, str], str] = lambda _call, _key: ""
+        """(call, key) -> "" | "before" | "after" (a create happened, then time-out) | "down"."""
+        self.hidden: set[str] = set()
+        self.puts: list[str] = []
+        self.gets: list[str] = []
+
+    async def put_new(self, key: str, data: bytes | AsyncIterator[bytes]) -> None:
+        await asyncio.sleep(0)
+        self.puts.append(key)
+        how = self.fail("put", key)
+        if how == "down":
+            raise BackendError("the store is down", retryable=True)
+        if how == "before":
+            raise Ambiguous("timed out before")
+        await super().put_new(key, data)
+        if how == "after":
+            raise Ambiguous("timed out after")
+
+    async def get(self, key: str, *, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+        await asyncio.sleep(0)
+        self.gets.append(key)
+        if self.fail("get", key):
+            raise BackendError("the store is down", retryable=True)
+        if key in self.hidden:
+            raise NotFound(key)
+        async for chunk in super().get(key, offset=offset, length=length):
+            yield chunk
+
+    async def head(self, key: str) -> ObjectInfo:
+        await asyncio.sleep(0)
+        if key in self.hidden:
+            raise NotFound(key)
+        return await super().head(key)
+
+    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        await asyncio.sleep(0)
+        if self.fail("list", prefix):
+            raise BackendError("the store is down", retryable=True)
+        async for info in super().list(prefix):
+            if info.key not in self.hidden:
+                yield info
+
+
+class Device:
+    """One device of the group: its keys, its durable notes, its spool, its volumes."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.keys = DeviceKeys.generate(SeededEntropy(f"keys of {name}"))
+        self.entropy = SeededEntropy(f"entropy of {name}")
+        self.notes = MemoryNotes()
+        self.volumes = Memory()
+        self.spool = world.folder / name
+        self.names: dict[Point, str] = {}
+        self.reads = True
+        self.archive = self.restart()
+        self.epochs = self.open_epochs()
+
+    @property
+    def snapshotter(self) -> Snapshotter:
+        """Only the part of a snapshotter that the archive uses is there."""
+        return cast("Snapshotter", self.volumes)
+
+    def restart(self) -> Archive:
+        """As after a crash: only notes, spool and snapshots are left."""
+        secrets = {1: self.world.app_secret} if self.reads else {}
+        self.archive = Archive(
+            group=GROUP,
+            app=APP,
+            store=self.world.store,
+            keys=self.keys,
+            app_keys=AppKeyring(generation=1, public=self.world.app_public, secrets=secrets),
+            group_key=self.world.group_key,
+            sign_key_of=self.world.sign_key_of,
+            clock=self.world.clock,
+            entropy=self.entropy,
+            workers=InlineWorkers(),
+            spool=self.spool,
+            notes=self.notes,
+        )
+        return self.archive
+
+    def open_epochs(self) -> Epochs:
+        self.epochs = Epochs(
+            group=GROUP,
+            store=self.world.store,
+            keys=self.keys,
+            group_key=self.world.group_key,
+            sign_key_of=self.world.sign_key_of,
+            clock=self.world.clock,
+            entropy=self.entropy,
+            notes=self.notes,
+            name="store",
+        )
+        return self.epochs
+
+    def name_of(self, point: Point) -> str:
+        return self.names.get(point, f"p-{point.epoch}-{point.number}")
+
+    async def save(self, epoch: int, name: str, files: Files, parent: Point | None) -> Point:
+        """Take snapshot `name` with those files, unless it was taken before, and store it."""
+        self.volumes.roots["v"] = files
+        if name not in self.volumes.held.get("v", {}):
+            await self.volumes.snapshot("v", name)
+        record = await self.archive.write(
+            epoch,
+            snapshotter=self.snapshotter,
+            volume="v",
+            name=name,
+            wall_ms=1_700_000_000_000,
+            parent=parent,
+            name_of=self.name_of,
+        )
+        self.names[record.point] = name
+        return record.point
+
+    async def fetch(self, point: Point) -> Files:
+        """Restore a moment and say what it holds."""
+        snapshot = await self.archive.restore(
+            point, snapshotter=self.snapshotter, volume="v", name_of=self.name_of
+        )
+        return self.volumes.held["v"][snapshot.name]
+
+
+class World:
+    """What all devices share."""
+
+    def killed(self, folder: Path) -> World:
+        """What is left if every process dies by SIGKILL at this instant: a world of its own, made of copies."""
+        left = World(folder)
+        left.objects.update(self.objects)
+        left.clock.now = self.clock.now
+        for name, device in self.devices.items():
+            if device.spool.exists():
+                shutil.copytree(device.spool, folder / name, dirs_exist_ok=True)
+            survivor = left.device(name)
+            survivor.notes.write(dict(device.notes.scan("")))
+            survivor.entropy = SeededEntropy(f"{folder} {name}")
+            survivor.restart()
+            survivor.names = dict(device.names)
+            survivor.volumes.roots = dict(device.volumes.roots)
+            survivor.volumes.held = {v: dict(held) for v, held in device.volumes.held.items()}
+        return left
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.clock = HandClock()
+        self.store = Unruly(MemoryObjects())
+        self.objects = self.store.objects
+        self.generation = 1
+        self.app_public, self.app_secret = app_keypair(SeededEntropy("app"))
+        self.devices: dict[str, Device] = {}
+        self.strangers: set[str] = set()
+
+    def device(self, name: str) -> Device:
+        if name not in self.devices:
+            self.devices[name] = Device(self, name)
+        return self.devices[name]
+
+    def group_key(self, generation: int | None) -> tuple[int, bytes]:
+        generation = self.generation if generation is None else generation
+        if not 1 <= generation <= self.generation:
+            raise NotFound(f"group key {generation}")
+        return generation, bytes([generation]) * 32
+
+    def sign_key_of(self, device: str) -> bytes | None:
+        keys = {d.keys.id: d.keys.sign_public for d in self.devices.values() if d.name not in self.strangers}
+        return keys.get(device)

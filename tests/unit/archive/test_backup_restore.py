@@ -1,0 +1,121 @@
+"""What was written comes back, by the shortest way, whatever was in between."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from fractal.api.errors import Corrupt, Denied, NotFound
+from fractal.core.model import Point
+from fractal.testing.archive_world import World
+
+P = Point
+
+
+async def test_every_moment_comes_back_on_another_device(world: World) -> None:
+    attic, kitchen = world.device("Attic"), world.device("Kitchen")
+    moments = [{"a": b"1"}, {"a": b"2", "b": b"x" * 100}, {"b": b"x" * 100}, {}, {"c": b""}]
+    points, parent = [], None
+    for number, files in enumerate(moments):
+        parent = await attic.save(1, f"t-{number}", files, parent)
+        points.append(parent)
+    assert points == [P(epoch=1, number=n) for n in range(1, 6)]
+    for point, files in reversed(list(zip(points, moments, strict=True))):
+        assert await kitchen.fetch(point) == files
+
+
+async def test_a_big_stream_is_cut_into_segments_and_frames(world: World) -> None:
+    files = {"noise": Random(1).randbytes(70 << 20), "text": b"again and again " * (1 << 20)}
+    attic, kitchen = world.device("Attic"), world.device("Kitchen")
+    point = await attic.save(1, "t", files, None)
+    record = (await attic.archive.timeline()).record(point)
+    sizes = [s.size for s in record.body.object.segments]
+    assert len(sizes) == 2 and sizes[0] == 64 << 20
+    assert await kitchen.fetch(point) == files
+
+
+async def test_only_what_is_missing_is_fetched(world: World) -> None:
+    attic, kitchen = world.device("Attic"), world.device("Kitchen")
+    one = await attic.save(1, "t-1", {"a": b"1"}, None)
+    two = await attic.save(1, "t-2", {"a": b"2"}, one)
+    await kitchen.fetch(two)
+    three = await attic.save(1, "t-3", {"a": b"3"}, two)
+    world.store.gets.clear()
+    assert await kitchen.fetch(three) == {"a": b"3"}
+    assert sum("/object/" in key for key in world.store.gets) == 1
+    world.store.gets.clear()
+    assert await kitchen.fetch(one) == {"a": b"1"}
+    assert not any("/object/" in key for key in world.store.gets)
+
+
+async def test_the_spools_are_empty_afterwards(world: World) -> None:
+    attic, kitchen = world.device("Attic"), world.device("Kitchen")
+    await kitchen.fetch(await attic.save(1, "t-1", {"a": b"1"}, None))
+    for device in (attic, kitchen):
+        assert [p.name for p in device.spool.rglob("*") if p.is_file() and p.name != "done"] == []
+
+
+async def test_a_device_without_the_secret_writes_and_cannot_read(world: World) -> None:
+    attic, shed = world.device("Attic"), world.device("Shed")
+    shed.reads = False
+    shed.restart()
+    one = await shed.save(1, "t-1", {"a": b"1"}, None)
+    shed.volumes.held.clear()
+    with pytest.raises(Denied, match="does not hold"):
+        await shed.fetch(one)
+    assert await attic.fetch(one) == {"a": b"1"}
+
+
+async def test_a_record_lost_in_the_middle_names_the_nearest_good_moments(world: World) -> None:
+    attic, kitchen = world.device("Attic"), world.device("Kitchen")
+    one = await attic.save(1, "t-1", {"a": b"1"}, None)
+    two = await attic.save(1, "t-2", {"a": b"2"}, one)
+    three = await attic.save(1, "t-3", {"a": b"3"}, two)
+    full = await attic.save(1, "t-4", {"a": b"4"}, None)
+    world.store.hidden.add(next(k for k in world.objects if k.endswith("/record/2")))
+    with pytest.raises(Corrupt, match=r"1\.3 cannot be restored: 1\.2.*is missing.*1\.1, 1\.4"):
+        await kitchen.fetch(three)
+    assert await kitchen.fetch(one) == {"a": b"1"}
+    assert await kitchen.fetch(full) == {"a": b"4"}
+    with pytest.raises(NotFound):
+        await kitchen.fetch(P(epoch=1, number=9))
+
+
+async def test_a_lost_parent_heals_by_a_full_snapshot(world: World) -> None:
+    attic = world.device("Attic")
+    one = await attic.save(1, "t-1", {"a": b"1"}, None)
+    del world.objects[next(k for k in world.objects if k.endswith("/record/1"))]
+    attic.restart()
+    two = await attic.save(1, "t-2", {"a": b"2"}, one)
+    assert two == P(epoch=1, number=2)
+    assert await world.device("Kitchen").fetch(two) == {"a": b"2"}
+
+
+async def test_an_interrupted_upload_goes_on_from_the_spool(world: World) -> None:
+    attic = world.device("Attic")
+    files = {"noise": Random(2).randbytes(66 << 20)}
+    world.store.fail = lambda call, key: "down" if call == "put" and key.endswith("/1") else ""
+    with pytest.raises(Exception, match="down"):
+        await attic.save(1, "t", files, None)
+    world.store.fail = lambda _call, _key: ""
+    attic.restart()
+    world.store.puts.clear()
+    point = await attic.save(1, "t", files, None)
+    assert attic.volumes.sent == 1
+    assert [k.split("/")[-1] for k in world.store.puts] == ["1", "1"]
+    assert await world.device("Kitchen").fetch(point) == files
+
+
+async def test_a_damaged_spool_is_made_anew(world: World) -> None:
+    attic = world.device("Attic")
+    world.store.fail = lambda call, _key: "down" if call == "put" else ""
+    with pytest.raises(Exception, match="down"):
+        await attic.save(1, "t", {"a": b"1"}, None)
+    segment = next(p for p in attic.spool.rglob("0"))
+    segment.write_bytes(segment.read_bytes()[:-1] + b"!")
+    world.store.fail = lambda _call, _key: ""
+    attic.restart()
+    point = await attic.save(1, "t", {"a": b"1"}, None)
+    assert attic.volumes.sent == 2
+    assert await world.device("Kitchen").fetch(point) == {"a": b"1"}

@@ -1,0 +1,274 @@
+"""A store may do what it likes with the bytes: everything is noticed, nothing is half-restored."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from random import Random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fractal.api.errors import Corrupt, FractalError
+from fractal.archive import spool
+from fractal.archive.epochs import Rollback
+from fractal.archive.records import object_header
+from fractal.core.model import Point
+from fractal.crypto.keys import unseal_with
+from fractal.crypto.stream import MAGIC, ObjectReader, ObjectSeal, Raw, RawHash
+from fractal.testing.archive_world import APP, GROUP, Files, World
+
+FILES: Files = {"a": b"text " * 1000, "noise": Random(3).randbytes(9 << 20)}
+
+
+async def stored(world: World) -> tuple[Point, Point, dict[str, bytes]]:
+    attic = world.device("Attic")
+    one = await attic.save(1, "t-1", FILES, None)
+    two = await attic.save(1, "t-2", {**FILES, "b": b"new"}, one)
+    return one, two, {k: v for k, v in world.objects.items() if "/object/" in k}
+
+
+def refs(world: World) -> list[str]:
+    return sorted(k for k in world.objects if "/object/" in k)
+
+
+async def refused(world: World, point: Point) -> None:
+    kitchen = world.device("Kitchen")
+    with pytest.raises(FractalError):
+        await kitchen.fetch(point)
+    assert kitchen.volumes.held.get("v", {}) == {}
+
+
+async def test_every_byte_class_of_a_stored_segment_flipped_or_cut(world: World) -> None:
+    one, _, objects = await stored(world)
+    record = (await world.device("Attic").archive.timeline()).record(one)
+    key = f"{GROUP}/{APP}/object/{record.body.object.id}/0"
+    data = objects[key]
+    for place in [0, 7, 9, 20, 200, 300, 330, 5000, len(data) // 2, len(data) - 5000, len(data) - 1]:
+        world.objects[key] = data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+        await refused(world, one)
+        world.objects[key] = data[:place]
+        await refused(world, one)
+    world.objects[key] = data + b"\0"
+    await refused(world, one)
+    del world.objects[key]
+    await refused(world, one)
+    world.objects[key] = data
+    assert await world.device("Kitchen").fetch(one) == FILES
+
+
+async def test_segments_swapped_between_objects_and_replayed(world: World) -> None:
+    one, two, objects = await stored(world)
+    first, second = refs(world)
+    world.objects[first], world.objects[second] = objects[second], objects[first]
+    await refused(world, one)
+    await refused(world, two)
+
+
+async def test_records_swapped_replayed_foreign_or_damaged_are_no_records(world: World) -> None:
+    one, two, _ = await stored(world)
+    keys = [f"{GROUP}/{APP}/1/record/{n}" for n in (1, 2)]
+    good = [world.objects[k] for k in keys]
+    other = World(world.folder / "other")
+    await other.device("Attic").save(1, "t", {"x": b"y"}, None)
+    for bad in (
+        good[1],
+        good[0][:-1],
+        good[0] + b"\0",
+        b"",
+        b"garbage",
+        b"FHSdoc\x01" + bytes(400),
+        bytes(2 << 20),
+    ):
+        world.objects[keys[0]] = bad
+        await refused(world, one)
+        await refused(world, two)
+    world.objects[keys[0]] = good[0]
+    kitchen = world.device("Kitchen")
+    assert await kitchen.fetch(two) == {**FILES, "b": b"new"}
+
+
+async def test_a_record_of_a_stranger_is_skipped_and_its_number_too(world: World) -> None:
+    attic, shed = world.device("Attic"), world.device("Shed")
+    one = await attic.save(1, "t-1", {"a": b"1"}, None)
+    world.strangers.add("Shed")
+    await shed.save(1, "evil", {"a": b"evil"}, None)
+    two = await attic.save(1, "t-2", {"a": b"2"}, one)
+    assert two == Point(epoch=1, number=3)
+    timeline = await world.device("Kitchen").archive.timeline()
+    assert timeline.points == (one, two)
+    assert "no device of the group" in timeline.burnt[Point(epoch=1, number=2)]
+    assert timeline.gaps == ()
+
+
+async def test_only_the_owner_of_an_epoch_writes_its_records(world: World) -> None:
+    attic, shed, kitchen = world.device("Attic"), world.device("Shed"), world.device("Kitchen")
+    one = await attic.save(1, "t-1", {"a": b"1"}, None)
+    await shed.save(1, "evil", {"a": b"evil"}, None)
+    kitchen.archive._records._owner_of = lambda epoch: attic.keys.id if epoch == 1 else None
+    timeline = await kitchen.archive.timeline()
+    assert timeline.points == (one,)
+    assert "does not own epoch 1" in next(iter(timeline.burnt.values()))
+
+
+async def test_hiding_or_replacing_the_newest_record_is_a_rollback_also_after_a_restart(world: World) -> None:
+    _, two, _ = await stored(world)
+    attic = world.device("Attic")
+    key = f"{GROUP}/{APP}/1/record/2"
+    world.store.hidden.add(key)
+    for _ in range(2):
+        with pytest.raises(Rollback, match=r"record 1\.2 of app .* is gone"):
+            await attic.archive.timeline()
+        attic.restart()
+    assert (await attic.archive.timeline(strict=False)).points == (Point(epoch=1, number=1),)
+    world.store.hidden.clear()
+    # The same device signs another record of that name, as if the first had never been acknowledged.
+    twin = World(world.folder / "twin")
+    twin.device("Attic").entropy.bytes(7)
+    await stored(twin)
+    world.objects[key] = twin.objects[key]
+    attic.restart()
+    with pytest.raises(Rollback, match="replaced"):
+        await attic.archive.timeline()
+    del world.objects[key]
+    attic.restart()
+    with pytest.raises(Rollback, match="gone"):
+        await attic.archive.timeline()
+    assert two.number == 2
+
+
+async def test_numbers_used_up_by_garbage_block_nobody(world: World) -> None:
+    attic = world.device("Attic")
+    await attic.save(1, "t-1", {"a": b"1"}, None)
+    world.objects[f"{GROUP}/{APP}/1/record/{10**15 - 1}"] = b"garbage"
+    world.objects[f"{GROUP}/{APP}/1/record/2"] = b"garbage"
+    attic.restart()
+    assert await attic.save(1, "t-2", {"a": b"2"}, None) == Point(epoch=1, number=3)
+
+
+# --- the sealed stream itself, below the hashes of the record -----------------------------------------------------------
+
+KEY = bytes(range(32))
+HEADER = {"group": GROUP, "object": "cc"}
+
+
+def sealed(raws: list[bytes], key: bytes = KEY, header: dict[str, str] = HEADER) -> list[bytes]:
+    """Header, frames and trailer of an object, separately."""
+    seal, hashes = ObjectSeal.of(key, header), RawHash()
+    parts = [MAGIC]
+    for index, raw in enumerate(raws):
+        frame, digest = seal.frame(index, raw)
+        parts.append(frame)
+        hashes.add(digest)
+    whole = Raw(sum(map(len, raws)), hashes.digest())
+    return [*parts, seal.trailer(len(raws), whole, sum(map(len, parts)))]
+
+
+def reading(data: bytes) -> Callable[[int], bytes]:
+    """`read` of a file with those bytes."""
+    return io.BytesIO(data).read
+
+
+def opened(data: bytes) -> bytes:
+    reader = ObjectReader(KEY, HEADER, reading(data))
+    frames = []
+    while (frame := reader.next_frame()) is not None:
+        frames.append(frame)
+    assert reader.raw is not None
+    return b"".join(frames)
+
+
+RAWS = [b"one" * 100, b"two" * 50, b"three"]
+
+
+def test_a_sealed_stream_opens_and_its_size_is_rounded_up() -> None:
+    data = b"".join(sealed(RAWS))
+    assert opened(data) == b"".join(RAWS)
+    assert len(data) == 4096
+    assert b"one" not in data
+
+
+def test_frames_cut_off_swapped_repeated_or_foreign_do_not_open() -> None:
+    head, one, two, three, trailer = sealed(RAWS)
+    other = sealed(RAWS, key=bytes(32))
+    renamed = sealed(RAWS, header={**HEADER, "object": "dd"})
+    shorter = sealed(RAWS[:2])
+    for parts in (
+        [head, two, one, three, trailer],
+        [head, one, two, trailer],
+        [head, one, two, three],
+        [head, one, two],
+        [head, one, one, two, three, trailer],
+        [head, one, two, three, trailer, trailer],
+        [head, one, two, three, trailer, b"\0"],
+        [head, one, other[2], three, trailer],
+        [head, one, renamed[2], three, trailer],
+        [b"FHSobj\x02\x01", one, two, three, trailer],
+        [head, one, two, shorter[-1]],
+        [head, one, two, three, shorter[-1]],
+        [head, trailer],
+        [head],
+        [],
+    ):
+        if b"".join(parts) == b"".join(shorter):
+            continue
+        with pytest.raises(Corrupt):
+            opened(b"".join(parts))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@given(place=st.integers(0, 4095), flip=st.integers(1, 255))
+def test_any_byte_changed_does_not_open(place: int, flip: int) -> None:
+    data = bytearray(b"".join(sealed(RAWS)))
+    data[place] ^= flip
+    with pytest.raises(Corrupt):
+        opened(bytes(data))
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.binary(max_size=300), keep=st.integers(0, 4096))
+def test_garbage_and_truncation_do_not_open(data: bytes, keep: int) -> None:
+    whole = b"".join(sealed(RAWS))
+    with pytest.raises(Corrupt):
+        opened(whole[: min(keep, len(whole) - 1)] + data if keep < len(whole) else data)
+
+
+@settings(max_examples=40, deadline=None)
+@given(raws=st.lists(st.binary(min_size=1, max_size=3000), max_size=5))
+def test_any_stream_comes_back(raws: list[bytes]) -> None:
+    assert opened(b"".join(sealed(raws))) == b"".join(raws)
+
+
+async def test_an_object_whose_frames_unfold_too_far_is_refused(world: World) -> None:
+    import zstandard
+
+    seal = ObjectSeal.of(KEY, HEADER)
+    bomb = zstandard.ZstdCompressor().compress(bytes(9 << 20))
+    with pytest.raises(Corrupt, match="unfold"):
+        opened(MAGIC + seal._seal(0, 0, bomb))
+
+
+async def test_the_spool_of_a_restore_is_checked_again(world: World) -> None:
+    one, _, _ = await stored(world)
+    kitchen = world.device("Kitchen")
+    record = (await kitchen.archive.timeline()).record(one)
+    await kitchen.archive._fetcher.fetch(record)
+    path = kitchen.spool / "in" / record.body.object.id / "0"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert await kitchen.fetch(one) == FILES
+
+
+async def test_nothing_readable_reaches_the_store(world: World) -> None:
+    canary = Random(4).randbytes(64).hex().encode()
+    attic = world.device("Attic")
+    point = await attic.save(1, "t-canary-name", {"canary-file": canary}, None)
+    record = (await attic.archive.timeline()).record(point)
+    everything = b"".join(world.objects.values()) + " ".join(world.objects).encode()
+    for secret in (canary, b"canary", attic.keys.id.encode(), b"memory/1"):
+        assert secret not in everything
+    key = unseal_with(world.app_secret, record.body.object.sealed_key)
+    segments = b"".join(world.objects[k] for k in refs(world))
+    frame = ObjectReader(key, object_header(GROUP, APP, 1, record.body), reading(segments)).next_frame()
+    assert frame is not None and canary in frame
+    assert spool.load_plan(attic.spool / "out" / "1-t-canary-name") is None

@@ -1,0 +1,144 @@
+"""Killed or cancelled at any await: what was committed restores, what was not can be repeated, nothing is half there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fractal.api.errors import BackendError
+from fractal.core.model import Point
+from fractal.testing.archive_world import Files, World
+
+MOMENTS: list[Files] = [{"a": b"1", "b": b"x"}, {"a": b"2"}, {"a": b"2", "c": b"3" * 5000}]
+
+
+async def save_all(world: World, done: list[Point]) -> None:
+    attic = world.device("Attic")
+    for number, files in enumerate(MOMENTS[len(done) :], len(done)):
+        point = await attic.save(1, f"t-{number}", files, done[-1] if done else None)
+        # What a caller notes durably once the call has returned.
+        done.append(point)
+
+
+async def after(steps: int, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    """Let `work` go on for that many turns of the event loop."""
+    task = asyncio.create_task(work)
+    for _ in range(steps):
+        if task.done():
+            break
+        await asyncio.sleep(0)
+    return task
+
+
+async def end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def everything_restores(world: World, done: list[Point]) -> None:
+    kitchen = world.device("Kitchen")
+    for point, files in zip(done, MOMENTS, strict=False):
+        assert await kitchen.fetch(point) == files
+    report = await kitchen.archive.verify(deep=True)
+    assert report.problems == ()
+
+
+async def test_sigkill_at_every_await_of_a_write(tmp_path: Path) -> None:
+    for steps in count(1):
+        world = World(tmp_path / f"{steps}")
+        done: list[Point] = []
+        task = await after(steps, save_all(world, done))
+        finished = task.done()
+        left, noted = world.killed(tmp_path / f"{steps}-left"), list(done)
+        await end(task)
+        await everything_restores(left, noted)
+        await save_all(left, noted)
+        await everything_restores(left, noted)
+        assert len(noted) == len(MOMENTS)
+        assert await left.device("Attic").archive.orphans() == [], "an upload that is resumed leaves nothing"
+        if finished:
+            assert steps > 30
+            return
+
+
+async def test_cancel_at_every_await_of_a_write_then_again_in_the_same_process(tmp_path: Path) -> None:
+    for steps in count(1):
+        world = World(tmp_path / f"{steps}")
+        done: list[Point] = []
+        task = await after(steps, save_all(world, done))
+        finished = task.done()
+        await end(task)
+        await save_all(world, done)
+        await everything_restores(world, done)
+        assert len((await world.device("Attic").archive.timeline()).records) == len(MOMENTS)
+        if finished:
+            return
+
+
+async def test_sigkill_and_cancel_at_every_await_of_a_restore(tmp_path: Path) -> None:
+    source = World(tmp_path / "source")
+    done: list[Point] = []
+    await save_all(source, done)
+
+    async def restore(world: World) -> None:
+        await world.device("Kitchen").fetch(done[-1])
+
+    for steps in count(1):
+        world = source.killed(tmp_path / f"{steps}")
+        task = await after(steps, restore(world))
+        finished = task.done()
+        world.device("Kitchen")
+        left = world.killed(tmp_path / f"{steps}-left")
+        await end(task)
+        for survivor in (left, world):
+            for name, files in survivor.device("Kitchen").volumes.held.get("v", {}).items():
+                number = int(name.split("-")[-1])
+                assert files == MOMENTS[number - 1], "a snapshot is there whole or not at all"
+            await everything_restores(survivor, done)
+        if finished:
+            return
+
+
+def fails_once(calls: Iterator[int], failing: int, how: str, call: str, _key: str) -> str:
+    return how if call == "put" and next(calls) == failing else ""
+
+
+@pytest.mark.parametrize("how", ["before", "after", "down"])
+async def test_every_put_fails_once(tmp_path: Path, how: str) -> None:
+    for failing in count():
+        world = World(tmp_path / f"{failing}")
+        calls = count()
+        world.store.fail = partial(fails_once, calls, failing, how)
+        done: list[Point] = []
+        try:
+            await save_all(world, done)
+        except BackendError as error:
+            assert how == "down"
+            assert error.retryable
+            await save_all(world, done)
+        await everything_restores(world, done)
+        assert len((await world.device("Attic").archive.timeline()).records) == len(MOMENTS)
+        if next(calls) <= failing:
+            return
+
+
+async def test_a_store_that_always_times_out_after_success_is_bearable(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.store.fail = lambda call, _key: "after" if call == "put" else ""
+    done: list[Point] = []
+    await save_all(world, done)
+    await everything_restores(world, done)
+
+
+async def test_a_store_that_always_times_out_gives_up_in_bounded_time(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.store.fail = lambda call, _key: "before" if call == "put" else ""
+    with pytest.raises(BackendError):
+        await save_all(world, [])
+    assert world.clock.now < 1060
