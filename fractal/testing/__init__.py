@@ -18,6 +18,8 @@ pytest.register_assert_rewrite(
     "fractal.testing.suite",
     "fractal.testing.store",
     "fractal.testing.snapshot",
+    "fractal.testing.streams",
+    "fractal.testing.chains",
     "fractal.testing.coordination",
     "fractal.testing.runtime",
     "fractal.testing.transport",
