@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import resource
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
@@ -19,6 +20,7 @@ from fractal.builtin.direct.proxy import Address
 
 CHUNK = 64 * 1024
 _BACKLOG = 512
+_FILES_OF_OTHERS = 256
 _PAUSE_WITHOUT_DESCRIPTORS = 0.2
 
 
@@ -56,6 +58,15 @@ def bind(host: str, port: int, purpose: str, *, datagram: bool = False) -> socke
         )
         raise BackendError(message, retryable=error.errno == errno.EADDRINUSE) from error
     return sock
+
+
+def affordable(most: int) -> int:
+    """`most` connections, or as many as leave the rest of the agent the files that it needs.
+
+    A connection takes two descriptors, and up to two ports of a device are busy at one time.
+    """
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most if soft == resource.RLIM_INFINITY else max(8, min(most, (soft - _FILES_OF_OTHERS) // 4))
 
 
 async def connect(host: str, port: int, *, timeout: float, source: str = "") -> socket.socket:
@@ -180,7 +191,7 @@ class Listener:
         self._sock = sock
         self._handle = handle
         self._logger = logger
-        self._most = most
+        self._most = affordable(most)
         self._most_per_client = most_per_client
         self._per_client: Counter[str] = Counter()
         self.sessions: set[Session] = set()

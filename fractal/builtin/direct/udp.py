@@ -20,7 +20,7 @@ from fractal.builtin.direct import proxy
 from fractal.builtin.direct.config import DirectConfig
 from fractal.builtin.direct.peers import Contact, read_contact
 from fractal.builtin.direct.proxy import Address
-from fractal.builtin.direct.sockets import bind
+from fractal.builtin.direct.sockets import affordable, bind
 
 MAX_FLOWS = 1024
 IDLE_FLOW = 120.0
@@ -84,6 +84,7 @@ class _Flows:
 
     def __init__(self) -> None:
         self._flows: OrderedDict[object, _Flow] = OrderedDict()
+        self._most = affordable(MAX_FLOWS)
 
     def get(self, key: object, device: str) -> tuple[_Flow, bool]:
         """The flow at `key`, and whether it is new. Old and surplus ones are closed on the way."""
@@ -95,7 +96,7 @@ class _Flows:
         if flow is None or new:
             if flow is not None:
                 self._flows.pop(key).close()
-            if len(self._flows) >= MAX_FLOWS:
+            if len(self._flows) >= self._most:
                 self._flows.popitem(last=False)[1].close()
             flow = self._flows[key] = _Flow(device, now)
         flow.used = now
