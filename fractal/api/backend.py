@@ -12,6 +12,9 @@ from fractal.api.context import Context
 B_co = TypeVar("B_co", covariant=True)
 C = TypeVar("C")
 
+API_VERSION = 1
+"""Of everything in `fractal.api` and `fractal.hookspecs`; a record made for another one is refused."""
+
 
 @dataclass(frozen=True, slots=True)
 class Probe:
@@ -50,4 +53,4 @@ class Backend(Offer, Generic[B_co, C]):
     open: Callable[[Context, C], AbstractAsyncContextManager[B_co]]
     probe: Callable[[C], Awaitable[Probe]] | None = None
     capabilities: frozenset[str] = field(default_factory=frozenset)
-    api: int = 1
+    api: int = API_VERSION
