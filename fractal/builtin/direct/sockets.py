@@ -60,6 +60,11 @@ def bind(host: str, port: int, purpose: str, *, datagram: bool = False) -> socke
     return sock
 
 
+def plain_host(host: str) -> str:
+    """An address as it is compared and told: without a zone, and IPv4 as such also where a socket serves both families."""
+    return host.partition("%")[0].removeprefix("::ffff:") if "." in host else host.partition("%")[0]
+
+
 def affordable(most: int) -> int:
     """`most` connections, or as many as leave the rest of the agent the files that it needs.
 
@@ -225,7 +230,7 @@ class Listener:
                 self._logger.warning("accepting on port %d: %s", self.port, error.strerror)
                 await asyncio.sleep(_PAUSE_WITHOUT_DESCRIPTORS)
                 continue
-            self._admit(sock, (address[0].partition("%")[0], address[1]))
+            self._admit(sock, (plain_host(address[0]), address[1]))
 
     def _admit(self, sock: socket.socket, client: Address) -> None:
         if len(self.sessions) >= self._most or self._per_client[client[0]] >= self._most_per_client:

@@ -20,7 +20,7 @@ from fractal.builtin.direct import proxy
 from fractal.builtin.direct.config import DirectConfig
 from fractal.builtin.direct.peers import Contact, read_contact
 from fractal.builtin.direct.proxy import Address
-from fractal.builtin.direct.sockets import affordable, bind
+from fractal.builtin.direct.sockets import affordable, bind, plain_host
 
 MAX_FLOWS = 1024
 IDLE_FLOW = 120.0
@@ -35,8 +35,8 @@ class _Socket(asyncio.DatagramProtocol):
     def __init__(self, take: Callable[[bytes, Address], None]) -> None:
         self._take = take
 
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        self._take(data, (addr[0], addr[1]))
+    def datagram_received(self, data: bytes, addr: Address) -> None:
+        self._take(data, addr)  # as it came, of whatever length: the answer goes to it
 
     def error_received(self, exc: Exception) -> None:
         """A lost datagram; UDP promises no more."""
@@ -163,7 +163,7 @@ class GatewayPort:
             return
         flow, new = self._flows.get(client, target.device)
         header = proxy.Header(
-            client=client,
+            client=client[:2],
             route=target.name,
             token=contact.token,
             gateway=self._context.device,
@@ -223,7 +223,7 @@ class DevicePort:
             header, data = proxy.split(datagram)
         except InvalidInput:
             return
-        if not self._admits(gateway[0], header.gateway) or not header.datagram:
+        if not self._admits(plain_host(gateway[0]), header.gateway) or not header.datagram:
             return
         if not hmac.compare_digest(header.token, self._contact.token):
             return

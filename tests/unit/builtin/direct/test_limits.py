@@ -330,3 +330,28 @@ async def test_peer_that_does_not_answer_is_down(pair: Pair) -> None:
             while not (links := await pair.gateway.links())[0].detail:
                 await asyncio.sleep(0.05)
         assert not links[0].up and "does not answer" in links[0].detail
+
+
+def _has_both_families() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as sock:
+            sock.bind(("::", 0))
+            return True
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not _has_both_families(), reason="no IPv6 here")
+async def test_socket_for_both_families_knows_a_gateway_by_its_ipv4_address(tmp_path: Path) -> None:
+    both = dataclasses.replace(QUICK, listen="::", advertise="127.0.0.1")
+    async with (
+        real_context(tmp_path / "g", device=GATEWAY) as front,
+        real_context(tmp_path / "d", device=DEVICE) as back,
+        open_direct(front, both) as gateway,
+        open_direct(back, both) as device,
+    ):
+        await device.serve([Peer(device=GATEWAY, contact=gateway.contact())], [])
+        await gateway.forward([Peer(device=DEVICE, contact=device.contact())], [])
+        async with asyncio.timeout(15):
+            while not all(link.up for link in [*await gateway.links(), *await device.links()]):
+                await asyncio.sleep(0.05)
