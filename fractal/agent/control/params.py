@@ -27,6 +27,10 @@ class Params:
         """Whether only the plan is wanted."""
         return "dry_run" in self._spec.params and self.flag("dry_run")
 
+    def given(self) -> dict[str, object]:
+        """What was given, by name, nulls left out."""
+        return {name: value for name, value in self._values.items() if value is not None}
+
     def __contains__(self, name: str) -> bool:
         return self._get(name) is not None
 
