@@ -22,7 +22,7 @@ from fractal.api.context import Clock, Context, Entropy, Run, Workers
 from fractal.api.coordination import Coordinator
 from fractal.api.errors import NotFound, Unreachable
 from fractal.api.events import Event
-from fractal.api.runtime import Runtime, RunStatus
+from fractal.api.runtime import Health, RunStatus, Runtime
 from fractal.api.snapshot import Snapshotter
 from fractal.api.store import Store
 from fractal.api.transport import Transport
@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from fractal.plugins import Plugins
 
 OBSERVE = 1.0
-"""Seconds between two looks at the runtime."""
+"""Seconds between two looks at the runtime; a routine one, as nothing is decided by it alone."""
+OBSERVE_START = 0.2
+"""The same while something starts: this is what a person waits for."""
 GUARD_EVERY = 0.5
 CLOSING = 60.0
 """Seconds that apps are given to be handed over when the agent ends."""
@@ -151,7 +153,9 @@ class Agent:
             snapshot.open(self.context("snapshot", snapshot.name), config.snapshot.settings)
         )
         self.instant_snapshots = snapshot.instant
-        self.runtime = await enter(runtime.open(self.context("runtime", runtime.name), config.runtime.settings))
+        self.runtime = await enter(
+            runtime.open(self.context("runtime", runtime.name), config.runtime.settings)
+        )
         self.transport = await enter(
             transport.open(self.context("transport", transport.name), config.transport.settings)
         )
@@ -179,7 +183,9 @@ class Agent:
         for group in self.groups.values():
             group.pulse.beat()
         end = self.clock.boottime() + CLOSING
-        while self.clock.boottime() < end and any(j.handing_over for g in self.groups.values() for j in g.jobs.values()):
+        while self.clock.boottime() < end and any(
+            j.handing_over for g in self.groups.values() for j in g.jobs.values()
+        ):
             await self.clock.sleep(0.1)
         for group in self.groups.values():
             for job in list(group.jobs.values()):
@@ -239,7 +245,8 @@ class Agent:
             async with asyncio.timeout(30.0):
                 await self.observe()
             await self._sweep()
-            await self.clock.sleep(OBSERVE)
+            starting = any(run.health is Health.STARTING for run in self.runs)
+            await self.clock.sleep(OBSERVE_START if starting else OBSERVE)
 
     async def _guarding(self) -> None:
         """A dead or hung guard is replaced at once; its successor comes up with everything frozen."""
@@ -277,7 +284,14 @@ class Agent:
     def tell(self, kind: str, *, group: GroupAgent, app: str = "", text: str = "") -> None:
         """Tell observers of an event."""
         self.plugins.event(
-            Event(kind=kind, group=group.id, app=app, device=self.keys.id, wall_ms=self.clock.wall_ms(), text=text)
+            Event(
+                kind=kind,
+                group=group.id,
+                app=app,
+                device=self.keys.id,
+                wall_ms=self.clock.wall_ms(),
+                text=text,
+            )
         )
 
     def status(self) -> Mapping[str, Any]:
@@ -285,5 +299,3 @@ class Agent:
         from fractal.agent.status import agent_status
 
         return agent_status(self)
-
-

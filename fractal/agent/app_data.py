@@ -144,7 +144,9 @@ class AppData:
     async def prune(self, *, keep: set[str]) -> None:
         """Delete local snapshots that nothing needs any more."""
         facts, snapshotter = self._job.facts.now, self._job.group.agent.snapshotter
-        keep = keep | {q.name for q in facts.queue} | {facts.name_of(q.parent) for q in facts.queue if q.parent}
+        keep = (
+            keep | {q.name for q in facts.queue} | {facts.name_of(q.parent) for q in facts.queue if q.parent}
+        )
         if facts.committed is not None:
             keep.add(facts.name_of(facts.committed))
         newest = sorted(facts.names, key=lambda k: tuple(map(int, k.split("."))))[-KEEP:]
@@ -208,7 +210,10 @@ class AppData:
         snapshotter = self._job.group.agent.snapshotter
         archive = await origin.data.archive()
         snapshot = await archive.restore(
-            source.point, snapshotter=snapshotter, volume=self.volume, name_of=lambda p: f"s-{p.epoch}-{p.number}"
+            source.point,
+            snapshotter=snapshotter,
+            volume=self.volume,
+            name_of=lambda p: f"s-{p.epoch}-{p.number}",
         )
         await snapshotter.checkout(self.volume, snapshot.name)
 
@@ -242,7 +247,9 @@ class AppData:
         facts.put(replace(now, counter=now.counter + 1, queue=(*queue, queued)))
         await snapshotter.set_aside(self.volume, name)
         facts.change(root=0)
-        self._job.logger.info("%s: what epoch %d had not stored is kept as a branch", self._app().name, now.root)
+        self._job.logger.info(
+            "%s: what epoch %d had not stored is kept as a branch", self._app().name, now.root
+        )
 
     async def clean_up(self) -> None:
         """The app was removed from the group: delete what is here of it. Its archive stays."""

@@ -154,7 +154,9 @@ class AppJob:
             await self.saver.tick()
             await self.saver.drain(REST_LIMIT)
         except FractalError as error:
-            self.logger.warning("%s: stopped, but its last changes are only on this device: %s", self.app.name, error)
+            self.logger.warning(
+                "%s: stopped, but its last changes are only on this device: %s", self.app.name, error
+            )
 
     # --- stepping -----------------------------------------------------------------------------------------------
 
@@ -281,7 +283,12 @@ class AppJob:
     async def _kill(self) -> None:
         agent = self.group.agent
         for run in self.runs():
-            if run.epoch != self.app.epoch or not self.owns or self.app.release or self.right().deadline is None:
+            if (
+                run.epoch != self.app.epoch
+                or not self.owns
+                or self.app.release
+                or self.right().deadline is None
+            ):
                 key = f"{run.group}.{run.app}.{run.epoch}"
                 await agent.guard.freeze(key, final=True)
                 await agent.runtime.kill(key)
@@ -340,7 +347,9 @@ class AppJob:
         took = self.group.agent.clock.boottime() - (self._started or 0.0)
         self.logger.info("%s became healthy after %.1f s", self.app.name, took)
         self.group.pulse.beat()
-        self.group.agent.tell("app.serving", group=self.group, app=self.id, text=f"{self.app.name} is healthy here")
+        self.group.agent.tell(
+            "app.serving", group=self.group, app=self.id, text=f"{self.app.name} is healthy here"
+        )
 
     async def _give_up(self) -> None:
         await self._stop()

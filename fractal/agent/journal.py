@@ -117,6 +117,8 @@ class Journal:
         self._state = self._refold()
         outbox = self._notes.outbox()
         self._pending = _Pending(outbox) if outbox else None
+        self._long_poll: asyncio.Timeout | None = None
+        self._interrupted = False
 
     @property
     def state(self) -> GroupState:
@@ -169,6 +171,8 @@ class Journal:
         Also sends once more what an earlier append, or an earlier run of the agent, left on its way. Raises BackendError
         (retryable for a time-out); what was read before it is kept.
         """
+        if not wait:
+            self._interrupt()
         async with self._reading:
             changed = await self._read(wait)
         if self._pending is not None and not self._appending.locked():
@@ -182,6 +186,8 @@ class Journal:
         for _ in range(MAX_PAGES):
             sent = self._clock.boottime()
             page = await self._page(wait)
+            if page is None:
+                break
             self._accept(page)
             changed |= bool(page.entries)
             wait = 0.0
@@ -195,15 +201,29 @@ class Journal:
                 break
         return changed
 
-    async def _page(self, wait: float) -> Page:
+    async def _page(self, wait: float) -> Page | None:
+        """A page; None if a long poll was given up because somebody wants a read of now."""
         limit = wait + self._state.timers.read_timeout / 1000
+        self._interrupted = False
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(limit) as scope:
+                self._long_poll = scope if wait else None
                 return await self._coordinator.read(self.address, self._cursor, limit=PAGE, wait=wait)
         except TimeoutError as error:
+            if self._interrupted:
+                return None
             raise BackendError(
                 f"log {self.address} did not answer within {limit:g} s", retryable=True
             ) from error
+        finally:
+            self._long_poll = None
+
+    def _interrupt(self) -> None:
+        """End a long poll under way: its answer would be older than what the caller needs, and it holds the lock."""
+        if self._long_poll is not None:
+            self._interrupted = True
+            self._long_poll.reschedule(asyncio.get_running_loop().time())
+            self._long_poll = None
 
     def _accept(self, page: Page) -> None:
         """Note the page and all that follows from it in one write, then believe it."""
@@ -402,6 +422,7 @@ class Journal:
             self._logger.debug("log %s: %s", self.address, error)
 
     async def _read_once(self) -> None:
+        self._interrupt()
         async with self._reading:
             await self._read(0.0)
 

@@ -72,7 +72,9 @@ class Remote:
             self._waiting.pop(number, None)
         if "error" in answer:
             wrong = answer["error"]
-            raise RemoteError(f"{known.name}: {wrong['message']}", str(wrong["code"]), int(wrong["exit_code"]))
+            raise RemoteError(
+                f"{known.name}: {wrong['message']}", str(wrong["code"]), int(wrong["exit_code"])
+            )
         return answer
 
     async def receive(self, payload: bytes) -> bool:

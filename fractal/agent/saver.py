@@ -140,7 +140,9 @@ class Saver:
         ticks = [q for q in facts.queue[1:-1] if not q.branch]
         given_up = {q.name for q in ticks[::2]}
         self._job.logger.warning(
-            "%s: %d snapshots wait for the store; every second one is given up", self._job.app.name, len(facts.queue)
+            "%s: %d snapshots wait for the store; every second one is given up",
+            self._job.app.name,
+            len(facts.queue),
         )
         self._job.facts.put(replace(facts, queue=tuple(q for q in facts.queue if q.name not in given_up)))
         for name in given_up:
@@ -157,7 +159,9 @@ class Saver:
         while self._job.facts.now.queue:
             if clock.boottime() > end:
                 why = self.problem or "the store is slow"
-                raise BackendError(f"the last snapshot could not be stored within {limit:.0f} s: {why}", retryable=True)
+                raise BackendError(
+                    f"the last snapshot could not be stored within {limit:.0f} s: {why}", retryable=True
+                )
             await clock.sleep(0.02)
 
     async def run(self) -> None:
@@ -215,10 +219,15 @@ class Saver:
         if highest > queued.epoch:
             job.facts.put(replace(facts.named(point, queued.name), queue=left))
             job.group.agent.tell(
-                "app.branch", group=job.group, app=job.id, text=f"{job.app.name}: a branch of epoch {queued.epoch} is kept"
+                "app.branch",
+                group=job.group,
+                app=job.id,
+                text=f"{job.app.name}: a branch of epoch {queued.epoch} is kept",
             )
             return
-        noted = replace(facts.named(point, queued.name), queue=left, committed=point, committed_ms=queued.wall_ms)
+        noted = replace(
+            facts.named(point, queued.name), queue=left, committed=point, committed_ms=queued.wall_ms
+        )
         job.facts.put(noted)
         job.data.newest = job.data.fetched = point
         if (taken := self._taken.pop(queued.name, None)) is not None:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from fractal.agent.group import GroupAgent
 
 
-
 def agent_status(agent: Agent) -> dict[str, Any]:
     """The answer of `agent.status`."""
     config = agent.config
@@ -119,7 +118,7 @@ def owner_says(group: GroupAgent, app: App) -> tuple[AppBeat, float] | None:
 def app_status(group: GroupAgent, app: App) -> dict[str, Any]:
     """An app as its owner last told it, never younger than it is."""
     says = owner_says(group, app)
-    said, age = says if says else (None, 0.0)
+    said, age = says or (None, 0.0)
     lose = None if said is None or said.would_lose < 0 else round(said.would_lose / 1000 + age, 1)
     stale = said is not None and not group.online(app.owner)
     return {
@@ -168,8 +167,14 @@ def note(group: GroupAgent, app: App, said: AppBeat | None, *, stale: bool) -> s
         return "no device of the group may run it: add one with the role host, or widen its trust policy"
     if set(app.failed) >= set(successors(group.state, app)):
         return "it does not get healthy on any device: look at `homeserver app logs`, then `homeserver app restart`"
+    if said is None and group.online(app.owner):
+        return f"{owner} takes it up"
     if stale or said is None:
-        failover = "another device takes it over" if app.policy.failover == "automatic" else "`homeserver app move` moves it"
+        failover = (
+            "another device takes it over"
+            if app.policy.failover == "automatic"
+            else "`homeserver app move` moves it"
+        )
         return f"{owner} is silent; {failover}"
     if said.detail:
         return said.detail
@@ -185,5 +190,3 @@ def device_name(group: GroupAgent, device: str) -> str:
     """Name of a device by id; the id where it is unknown, "" for nobody."""
     known = group.state.devices.get(device)
     return known.name if known else device
-
-

@@ -13,7 +13,9 @@ FIRST_PAUSE = 0.5
 LONGEST_PAUSE = 15.0
 
 
-async def supervise(name: str, job: Callable[[], Awaitable[None]], clock: Clock, logger: logging.Logger) -> None:
+async def supervise(
+    name: str, job: Callable[[], Awaitable[None]], clock: Clock, logger: logging.Logger
+) -> None:
     """Run `job` again and again, with a growing pause after failures, until cancelled or until it returns."""
     pause = FIRST_PAUSE
     last = ""
@@ -29,7 +31,7 @@ async def supervise(name: str, job: Callable[[], Awaitable[None]], clock: Clock,
             if str(error) != last:
                 logger.warning("%s: %s", name, error)
             last = str(error)
-        except Exception:  # noqa: BLE001  # outermost isolation: one job's bug must not take down the others
+        except Exception:  # outermost isolation: one job's bug must not take down the others
             logger.exception("%s: unexpected error, the job starts again", name)
         pause = FIRST_PAUSE if clock.boottime() - began > LONGEST_PAUSE else min(LONGEST_PAUSE, pause * 2)
         await clock.sleep(pause)

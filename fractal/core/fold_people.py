@@ -40,7 +40,7 @@ MAX_TIMER = 86_400_000
 """A day in milliseconds: no failover timer is longer."""
 MAX_TEXT = 400
 
-_BY_OTHERS = frozenset({"device", "name", "roles", "draining"})
+_BY_OTHERS = frozenset({"device", "name", "roles", "draining", "address"})
 """What a device's member and admins may update besides the device itself."""
 
 
@@ -181,7 +181,7 @@ def _with_keys_for(
 
 
 def device_updated(turn: Turn, entry: DeviceUpdated) -> GroupState:
-    """What a device says of itself; its name, roles and draining also by its member and admins."""
+    """What a device says of itself; its name, roles, public address and draining also by its member and admins."""
     device = live_device(turn.state, entry.device)
     news = {f.name: v for f in fields(entry) if (v := getattr(entry, f.name)) is not None}
     if device.id != turn.device.id:

@@ -26,7 +26,7 @@ class Step(Enum):
 
     IDLE = "nothing to do"
     KILL = "end a run that this device has no right to"
-    SET_ASIDE = "keep the data of a replaced epoch as a branch"
+    SET_ASIDE = "put the data of a replaced epoch away"
     FETCH = "fetch snapshots"
     PREPARE = "make the volume root out of the base"
     FINISH_WAIT = "note that the wait is over"

@@ -74,13 +74,14 @@ def healthy(group: GroupAgent, app: str) -> bool:
     found = group.state.apps.get(app)
     if found is None or found.removed or found.serving != found.epoch or not found.epoch:
         return False
-    return bool(app_status(group, found)["health"] == Health.HEALTHY.value)
+    # A remote owner announced it in the log; its own signal may be seconds behind.
+    return found.owner != group.me or bool(app_status(group, found)["health"] == Health.HEALTHY.value)
 
 
 def _state_words(group: GroupAgent, app: str) -> str:
     status = app_status(group, group.app(app))
     where = f" on {status['device']}" if status["device"] else ""
-    return f"{status['name']}: {status['note'] or status['health']}{where}"
+    return f"{status['name']}: {status['note'] or status['health'] + where}"
 
 
 def waiting_plan(

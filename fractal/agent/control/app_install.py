@@ -35,7 +35,7 @@ async def read_manifest(agent: Agent, name: str, params: Params) -> tuple[str, d
     if not text:
         text = await from_catalogs(agent, name)
         source = f"{name} in the catalog"
-    spec = parse(text, source=source, values=params.table("env"))
+    spec = parse(text, source=source)
     refuse_what_cannot_run(agent, spec)
     return text, to_plain_spec(spec)
 
@@ -157,7 +157,7 @@ async def app_install(agent: Agent, params: Params, _: Progress) -> Plan:
     if not wanted and not params.text("manifest"):
         raise InvalidInput("name an app of a catalog, or give a manifest with --manifest FILE")
     text, spec = await read_manifest(agent, wanted, params)
-    parsed = parse(text, source="manifest", values=params.table("env"))
+    parsed = parse(text, source="manifest")
     taken = [a.name for a in group.state.apps.values() if not a.removed]
     name = check_new_name("app", params.text("name") or wanted or parsed.name, taken)
     policy = Policy(interval=interval_ms(params)) if "interval_s" in params else Policy()

@@ -61,7 +61,11 @@ async def snapshot_create(agent: Agent, params: Params, _: Progress) -> Plan:
         outcome.update(moment=answer["moment"], done=answer["done"])
 
     where = device_name(group.state, app.owner)
-    action = Action(f"take a snapshot of {app.name} on {where}", {"app": app.name}, here if app.owner == group.me else there)
+    action = Action(
+        f"take a snapshot of {app.name} on {where}",
+        {"app": app.name},
+        here if app.owner == group.me else there,
+    )
     return plan(action, result=lambda: outcome)
 
 
@@ -93,6 +97,12 @@ async def snapshot_pin(agent: Agent, params: Params, _: Progress) -> Plan:
     async def pin(_: Progress) -> None:
         await group.journal.append(Pinned(app=app.id, point=moment.point, keep=keep))
 
-    words = f"keep snapshot {text} of {app.name} for ever" if keep else f"let retention have snapshot {text} again"
-    actions = [] if (moment.point in app.pins) == keep else [Action(words, {"app": app.name, "moment": text}, pin)]
+    words = (
+        f"keep snapshot {text} of {app.name} for ever"
+        if keep
+        else f"let retention have snapshot {text} again"
+    )
+    actions = (
+        [] if (moment.point in app.pins) == keep else [Action(words, {"app": app.name, "moment": text}, pin)]
+    )
     return plan(*actions, result={"moment": text, "pinned": keep})

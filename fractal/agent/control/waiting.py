@@ -36,7 +36,11 @@ class Waitable(Protocol):
 
 
 async def wait_until(
-    group: Waitable, seconds: float, fulfilled: Callable[[], bool], progress: Progress, words: Callable[[], str]
+    group: Waitable,
+    seconds: float,
+    fulfilled: Callable[[], bool],
+    progress: Progress,
+    words: Callable[[], str],
 ) -> bool:
     """Whether `fulfilled` became true within `seconds`; looks at least once, and at every beat of the group's pulse.
 

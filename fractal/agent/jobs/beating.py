@@ -23,6 +23,9 @@ async def exchange_signals(group: GroupAgent) -> None:
     problem = ""
     while True:
         interval = seconds(group.state.timers.beat)
+        if not group.state.generation:
+            await agent.clock.sleep(0.2)
+            continue
         number += 1
         try:
             async with asyncio.timeout(interval):
@@ -73,5 +76,3 @@ async def hear(group: GroupAgent) -> None:
         group.suspicion = group.suspicion.heard(beat.device, now, group.state.timers)
     if woken:
         group.pulse.beat()
-
-

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING
 from fractal.agent.journal import Stale
 from fractal.api.errors import BackendError, Conflict
 from fractal.core.entries import Answered, Challenged, Found, Took
-from fractal.core.lease import Take, check_timers, clean_succession, observe, seconds, takes, to_challenge, wait_until
+from fractal.core.lease import (
+    Take,
+    check_timers,
+    clean_succession,
+    observe,
+    seconds,
+    takes,
+    to_challenge,
+    wait_until,
+)
 from fractal.core.model import App, GroupState
 
 if TYPE_CHECKING:
@@ -43,7 +52,9 @@ async def challenge(group: GroupAgent) -> None:
         answers = dict(group.state.answers)
         if not group.log_problem and not group.blind and not check_timers(group.state.timers):
             for device in to_challenge(group.state, group.me, group.suspicion, now, clock.wall_ms()):
-                group.logger.info("challenging %s: silent for %.0f s", device, group.suspicion.silence(device, now))
+                group.logger.info(
+                    "challenging %s: silent for %.0f s", device, group.suspicion.silence(device, now)
+                )
                 await _challenge_one(group, device)
         await clock.sleep(LOOK)
 
@@ -143,7 +154,9 @@ async def _create(group: GroupAgent, app: App, take: Take) -> int:
     job = group.jobs.get(app.id)
     if clean and job is not None:
         job.facts.change(clean=epoch)
-    group.agent.tell("app.taken", group=group, app=app.id, text=f"{app.name}: {take.why.value}, taken at epoch {epoch}")
+    group.agent.tell(
+        "app.taken", group=group, app=app.id, text=f"{app.name}: {take.why.value}, taken at epoch {epoch}"
+    )
     return epoch
 
 
@@ -177,5 +190,3 @@ def wait_end(group: GroupAgent, app: str, epoch: int, acknowledged: float, read_
         staleness=store.store.staleness if store else 0.0,
         clean=job is not None and job.facts.now.clean == epoch,
     )
-
-

@@ -24,7 +24,9 @@ async def run_apps(group: GroupAgent) -> None:
                     job = group.jobs[app.id] = AppJob(group, app.id)
                     tasks[app.id] = [
                         asyncio.create_task(supervise(f"app {app.name}", job.run, clock, job.logger)),
-                        asyncio.create_task(supervise(f"saving {app.name}", job.saver.run, clock, job.logger)),
+                        asyncio.create_task(
+                            supervise(f"saving {app.name}", job.saver.run, clock, job.logger)
+                        ),
                     ]
             for app_id in [a for a, pair in tasks.items() if pair[0].done()]:
                 for task in tasks.pop(app_id):

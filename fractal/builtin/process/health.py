@@ -12,6 +12,8 @@ from fractal.api.errors import BackendError
 from fractal.api.runtime import Health
 from fractal.builtin.process.ports import HOST
 
+START_INTERVAL = 0.25
+"""Seconds between checks until the first good one: this is what a person waits for."""
 Exec = Callable[[HealthSpec], Awaitable[bool]]
 
 
@@ -31,7 +33,10 @@ class Watch:
 
     def due(self, now: float) -> bool:
         """Whether a check should begin."""
-        return self.task is None and now - self.last >= self.spec.interval
+        interval = self.spec.interval
+        if self.health is Health.STARTING:
+            interval = min(interval, START_INTERVAL)
+        return self.task is None and now - self.last >= interval
 
     def begin(self, now: float, port: int, run: Exec) -> asyncio.Task[None]:
         """Begin a check. Its outcome is in `health` when the task is done."""
