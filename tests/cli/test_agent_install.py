@@ -1,0 +1,59 @@
+"""`homeserver agent install`: the unit that a stranger with systemd gets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from fractal.cli.agent import unit_text
+from fractal.cli.main import cli
+
+
+@pytest.fixture
+def unit(config: Path) -> Path:
+    return config.parent / "config" / "systemd" / "user" / "homeserver.service"
+
+
+def test_writes_the_unit_and_says_what_to_do(config: Path, unit: Path) -> None:
+    shown = CliRunner().invoke(cli, ["--config", str(config), "agent", "install", "--user"])
+    assert shown.exit_code == 0
+    assert "systemctl --user enable --now homeserver" in shown.output
+    text = unit.read_text()
+    assert f"--config {config} agent run\n" in text
+    assert "WantedBy=default.target" in text
+    assert "Type=notify" in text
+
+
+def test_dry_run_writes_nothing(config: Path, unit: Path) -> None:
+    shown = CliRunner().invoke(cli, ["--config", str(config), "agent", "install", "--user", "-n", "--json"])
+    told = json.loads(shown.stdout)
+    assert told["path"] == str(unit)
+    assert "[Service]" in told["unit"]
+    assert not unit.exists()
+
+
+def test_another_unit_is_not_replaced_unasked(config: Path, unit: Path) -> None:
+    unit.parent.mkdir(parents=True)
+    unit.write_text("# mine\n")
+    argv = ["--config", str(config), "agent", "install", "--user"]
+    shown = CliRunner().invoke(cli, argv)
+    assert shown.exit_code == 1
+    assert unit.read_text() == "# mine\n"
+    assert CliRunner().invoke(cli, [*argv, "--force"]).exit_code == 0
+    assert CliRunner().invoke(cli, argv).exit_code == 0
+    assert [p.name for p in unit.parent.iterdir()] == [unit.name]
+
+
+def test_paths_are_quoted_for_systemd(tmp_path: Path) -> None:
+    text = unit_text(
+        Path("/opt/home server/bin/homeserver"), str(tmp_path / "100% $HOME.toml"), as_user=False
+    )
+    assert 'ExecStart="/opt/home server/bin/homeserver" --config "' in text
+    assert "100%% $$HOME.toml" in text
+    for bad in ('a"b', "a\\b", "a\nb"):
+        with pytest.raises(click.UsageError):
+            unit_text(Path("/usr/bin/homeserver"), str(tmp_path / bad), as_user=False)
