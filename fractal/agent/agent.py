@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from fractal import __version__
 from fractal.agent.group import GroupAgent
@@ -137,7 +137,7 @@ class Agent:
 
     # --- life ----------------------------------------------------------------------------------------------------
 
-    async def __aenter__(self) -> Agent:
+    async def __aenter__(self) -> Self:
         """Open the configured backends and every group that this device is in."""
         self.grants = GuardClient(self.guard.path)
         self._stack.push_async_callback(self.grants.close)

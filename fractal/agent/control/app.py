@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, tzinfo
+from datetime import UTC, datetime, tzinfo
 
 from fractal.agent.agent import Agent
 from fractal.agent.app_job import AppJob
@@ -26,11 +26,9 @@ from fractal.core.moments import Moment, find
 from fractal.core.placement import refusal
 
 
-def local_zone() -> tzinfo:
-    """The zone in which people at this device write times."""
-    import datetime
-
-    return datetime.datetime.now(UTC).astimezone().tzinfo or UTC
+def local_zone(wall_ms: int) -> tzinfo:
+    """The zone in which people at this device write times, as it is at that moment."""
+    return datetime.fromtimestamp(wall_ms / 1000, UTC).astimezone().tzinfo or UTC
 
 
 def named(agent: Agent, params: Params) -> tuple[GroupAgent, App]:
@@ -64,7 +62,8 @@ async def moment_of(group: GroupAgent, app: App, wanted: str) -> Moment:
     """The moment that somebody wrote. Raises InvalidInput, NotFound."""
     every, main, _ = await moments(group, app)
     try:
-        return find(every, [m.point for m in main], wanted, group.agent.clock.wall_ms(), local_zone())
+        now = group.agent.clock.wall_ms()
+        return find(every, [m.point for m in main], wanted, now, local_zone(now))
     except NotFound as error:
         raise NotFound(f"{app.name}: {error}") from error
 
