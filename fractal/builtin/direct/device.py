@@ -17,7 +17,7 @@ from fractal.builtin.direct import proxy
 from fractal.builtin.direct.config import DirectConfig
 from fractal.builtin.direct.front import Front
 from fractal.builtin.direct.hello import normal_name
-from fractal.builtin.direct.peers import Contact, Health, route_key
+from fractal.builtin.direct.peers import Contact, Health, raise_together, route_key
 from fractal.builtin.direct.sockets import Listener, Session, Traffic, connect, join, receive_exactly
 from fractal.builtin.direct.udp import DevicePort
 
@@ -64,9 +64,10 @@ class Device:
             await self._listener.close()
 
     async def apply(self, gateways: Sequence[Peer], routes: Sequence[LocalRoute]) -> None:
-        """Make exactly these gateways and routes stand. What is possible is done before the first problem is raised."""
+        """Make exactly these gateways and routes stand. What is possible is done before problems are raised."""
         wanted = {gateway.device: gateway for gateway in gateways}
-        addresses = {device: await _addresses(gateway) for device, gateway in wanted.items()}
+        found = await asyncio.gather(*(_addresses(gateway) for gateway in wanted.values()))
+        addresses = dict(zip(wanted, found, strict=True))
         served, problems = self._serve(routes)
         gone = self._gateways.keys() - wanted.keys()
         ended = {
@@ -83,10 +84,7 @@ class Device:
         if self._listener is not None:
             self._listener.close_sessions(lambda s: s.route in ended or s.device in gone)
         self._datagrams.forget({f":{key.partition(':')[2]}" for key in ended if key.startswith("udp:")})
-        for problem in problems[1:]:
-            self._context.logger.warning("%s", problem)
-        if problems:
-            raise problems[0]
+        raise_together(problems)
 
     def silence(self, now: float) -> None:
         """Note which gateways have not been heard of for three of their probes."""

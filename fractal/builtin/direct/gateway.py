@@ -13,7 +13,7 @@ from fractal.api.transport import Peer, Target
 from fractal.builtin.direct import http1, proxy
 from fractal.builtin.direct.config import DirectConfig
 from fractal.builtin.direct.hello import HelloReader, server_name
-from fractal.builtin.direct.peers import Health, read_contact, route_key
+from fractal.builtin.direct.peers import Health, raise_together, read_contact, route_key
 from fractal.builtin.direct.sockets import (
     CHUNK,
     Listener,
@@ -66,7 +66,7 @@ class Gateway:
             await listener.close()
 
     async def apply(self, peers: Sequence[Peer], targets: Sequence[Target]) -> None:
-        """Make exactly these peers and targets stand. What is possible is done before the first problem is raised."""
+        """Make exactly these peers and targets stand. What is possible is done before problems are raised."""
         table, problems = _table(targets)
         old, self._targets = self._targets, table
         self._apply_peers({peer.device: peer for peer in peers})
@@ -76,10 +76,7 @@ class Gateway:
         problems += await self._apply_ports(table)
         self._changed.set()
         self._changed = asyncio.Event()
-        for problem in problems[1:]:
-            self._context.logger.warning("%s", problem)
-        if problems:
-            raise problems[0]
+        raise_together(problems)
 
     def _close_replaced(self, key: str, target: Target | None) -> None:
         """Close connections that lead elsewhere now; those of an app that is changing hands stay until it has."""

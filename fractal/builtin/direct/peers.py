@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from fractal.api.errors import BackendError, InvalidInput
+from fractal.api.errors import BackendError, FractalError, InvalidInput
 from fractal.api.transport import Link, RouteKind
 from fractal.builtin.direct.hello import normal_name
 from fractal.builtin.direct.sockets import Traffic
@@ -49,6 +49,14 @@ def read_contact(device: str, plain: Mapping[str, str]) -> Contact:
     if not re.fullmatch(r"([0-9a-f]{2}){16,64}", token):
         raise BackendError(f"device {device} has published no token for the direct transport")
     return Contact(host=host, port=int(port), token=bytes.fromhex(token), source=plain.get("source", ""))
+
+
+def raise_together(problems: Sequence[FractalError]) -> None:
+    """Raise one error of the first one's type that tells of all of them; nothing if there are none."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise type(problems[0])("; ".join(str(problem) for problem in problems))
 
 
 @dataclass(slots=True)

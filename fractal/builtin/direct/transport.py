@@ -42,7 +42,7 @@ class DirectTransport:
         """Let in exactly these gateways, to exactly these routes.
 
         A malformed route, one without a usable certificate or a name wanted twice does not keep the others from being
-        served; afterwards the first such problem is raised (InvalidInput, Conflict), and the others are logged.
+        served; afterwards all such problems are raised as one, of the first one's type (InvalidInput, Conflict).
         """
         async with self._applying:
             await self._device.apply(gateways, routes)
