@@ -33,7 +33,11 @@ def _service(spec: AppSpec, service: ServiceSpec, ports: set[str]) -> Iterator[R
         yield Refusal(service.name, "process.argv", "is empty")
     for key, text in texts(service):
         for name in names(text):
-            if name not in known:
+            if name.startswith("secret.") and key.startswith(("process.argv", "healthcheck.test")):
+                yield Refusal(
+                    service.name, key, f"{{{name}}} would be seen in `ps`; pass it in `environment` or a file"
+                )
+            elif name not in known:
                 yield Refusal(service.name, key, f"{{{name}}} names nothing that this service has")
     for requirement in service.process.requirements:
         if not REQUIREMENT.fullmatch(requirement):

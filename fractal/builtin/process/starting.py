@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fractal.api.app import AppRun, ServiceSpec
@@ -121,6 +121,8 @@ class Start:
         values = self._values(spec, python)
         for name, text in spec.process.files.items():
             _write_private(self.folders.file(spec.name, name), fill(text, values))
+        if spec.health is not None:
+            record.health = replace(spec.health, test=tuple(fill(text, values) for text in spec.health.test))
         request = SpawnRequest(
             run=self.run.key,
             service=spec.name,

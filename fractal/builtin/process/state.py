@@ -59,7 +59,9 @@ def fixed_port(spec: ServiceSpec, port: Port) -> int:
 def _service(spec: ServiceSpec, known: ServiceRecord | None) -> ServiceRecord:
     record = known or ServiceRecord(spec.name)
     record.ports = {p.name: fixed_port(spec, p) or record.ports.get(p.name, 0) for p in spec.ports}
-    record.health, record.stop_signal = spec.health, spec.stop_signal
+    # A health command's placeholders are filled at each start; until then the last start's stands for what runs.
+    record.health = record.health if known is not None and spec.health is not None else spec.health
+    record.stop_signal = spec.stop_signal
     record.stop_grace, record.restart = spec.stop_grace, spec.restart
     return record
 
