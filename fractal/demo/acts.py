@@ -421,6 +421,7 @@ class Demo:
         """Search what store, log server and gateway saw for a text that is in every calendar entry."""
         self.head("What store, log and gateway saw")
         canary = self.canary.encode()
+        self.wait("two snapshots are stored", lambda: len(self.snapshots(self.owner())) >= 2, 60)
         stored = self.snapshots(self.owner())
         if stored:
             sizes = sorted(s["bytes"] for s in stored)

@@ -1,0 +1,55 @@
+"""`make demo` holds its promises, and would not if a part were missing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SABOTAGE = Path(__file__).parent / "sabotage"
+
+
+def play(folder: Path, *options: str, sabotage: str = "") -> tuple[int, str]:
+    """Play the demo in a process of its own, with a part of it broken from outside; exit code and output."""
+    env = dict(os.environ)
+    if sabotage:
+        env["PYTHONPATH"] = os.pathsep.join([str(SABOTAGE / sabotage), env.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, "-m", "fractal.demo", "--folder", str(folder), *options],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=800,
+        check=False,
+    )
+    print(done.stdout)
+    return done.returncode, done.stdout
+
+
+@pytest.mark.timeout(900)
+def test_every_promise_holds(tmp_path: Path) -> None:
+    code, output = play(tmp_path / "demo")
+    assert code == 0, output[-3000:]
+    assert "Every promise held." in output
+    assert not (tmp_path / "demo").exists()
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("sabotage", "acts", "broken"),
+    [
+        ("guard_off", "2", "never two running copies"),
+        ("fence_off", "", "refuses to create one name twice"),
+        ("sealing_off", "", "the canary is in none of"),
+    ],
+)
+def test_it_fails_when_a_part_is_missing(tmp_path: Path, sabotage: str, acts: str, broken: str) -> None:
+    code, output = play(tmp_path / "demo", "--acts", acts, sabotage=sabotage)
+    assert code == 1, output[-3000:]
+    promises = output.partition("BROKEN PROMISES:")[2]
+    assert broken in promises, promises
