@@ -49,5 +49,5 @@ def runtime_dir(config: Path, device: dict[str, object]) -> Path:
     for name, below in (("runtime_dir", ""), ("state_dir", "run")):
         value = device.get(name)
         if isinstance(value, str) and value:
-            return config.parent / value / below
+            return config.parent / Path(value).expanduser() / below
     return Path("/var/lib/homeserver/run")
