@@ -201,27 +201,31 @@ class Backup:
             raise Ambiguous(f"{key} exists in the store and cannot be read yet") from error
 
 
-async def _frames(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """The stream in pieces of a frame."""
-    buffer = bytearray()
+async def _frames(chunks: AsyncIterator[bytes]) -> AsyncGenerator[list[bytes], None]:
+    """The stream in pieces of a frame, each a list of chunks."""
+    frame: list[bytes] = []
+    room = FRAME
     try:
         async for chunk in chunks:
-            buffer += chunk
-            while len(buffer) >= FRAME:
-                yield bytes(memoryview(buffer)[:FRAME])
-                del buffer[:FRAME]
-        if buffer:
-            yield bytes(buffer)
+            while len(chunk) >= room:
+                frame.append(chunk[:room])
+                yield frame
+                chunk, frame, room = chunk[room:], [], FRAME
+            if chunk:
+                frame.append(chunk)
+                room -= len(chunk)
+        if frame:
+            yield frame
     finally:
         if isinstance(chunks, AsyncGenerator):
             await chunks.aclose()
 
 
 async def seal_frames(
-    frames: AsyncIterator[bytes], seal: ObjectSeal, writer: spool.ObjectWriter, workers: Workers
+    frames: AsyncIterator[list[bytes]], seal: ObjectSeal, writer: spool.ObjectWriter, workers: Workers
 ) -> Raw:
     """Compress and seal frames side by side, write them in order, end with the trailer."""
-    pending: deque[asyncio.Task[tuple[bytes, bytes]]] = deque()
+    pending: deque[asyncio.Task[tuple[list[bytes], bytes]]] = deque()
     hashes, length, count = RawHash(), 0, 0
 
     async def write_oldest() -> None:
@@ -230,14 +234,14 @@ async def seal_frames(
         hashes.add(digest)
         await spool.to_its_end(workers, writer.write, sealed)
 
-    await spool.to_its_end(workers, writer.write, MAGIC)
+    await spool.to_its_end(workers, writer.write, [MAGIC])
     try:
         async for frame in frames:
             if len(pending) == IN_FLIGHT:
                 await write_oldest()
             pending.append(asyncio.create_task(workers.run(seal.frame, count, frame)))
             count += 1
-            length += len(frame)
+            length += sum(map(len, frame))
         while pending:
             await write_oldest()
     finally:

@@ -14,7 +14,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeVar, TypeVarTuple
@@ -46,20 +46,24 @@ class ObjectWriter:
         self._hashes: list[hashlib._Hash] = []
         self.written = 0
 
-    def write(self, data: bytes) -> None:
+    def write(self, parts: Iterable[bytes]) -> None:
         """The next bytes of the object. Raises BackendError if the disk is full or fails."""
-        view = memoryview(data)
-        while view:
-            if not self._sizes or self._sizes[-1] == SEGMENT:
-                self._sizes.append(0)
-                self._hashes.append(hashlib.sha256())
-            part = view[: SEGMENT - self._sizes[-1]]
-            with _disk_errors(self._folder), self._segment(len(self._sizes) - 1).open("ab") as file:
-                file.write(part)
-            self._hashes[-1].update(part)
-            self._sizes[-1] += len(part)
-            self.written += len(part)
-            view = view[len(part) :]
+        for part in parts:
+            view = memoryview(part)
+            while view:
+                view = view[self._write(view) :]
+
+    def _write(self, view: memoryview) -> int:
+        if not self._sizes or self._sizes[-1] == SEGMENT:
+            self._sizes.append(0)
+            self._hashes.append(hashlib.sha256())
+        part = view[: SEGMENT - self._sizes[-1]]
+        with _disk_errors(self._folder), self._segment(len(self._sizes) - 1).open("ab", buffering=0) as file:
+            written = file.write(part)
+        self._hashes[-1].update(part[:written])
+        self._sizes[-1] += written
+        self.written += written
+        return written
 
     def finish(self, body: Callable[[tuple[Segment, ...]], RecordBody]) -> RecordBody:
         """Make the object durable, then its plan: what the record is going to say."""

@@ -10,8 +10,9 @@ from which the sealing key is derived together with the header, and nonces count
 frame that was cut off, swapped, repeated or taken from another object does not open. Lengths are sealed too, and the
 trailer's padding rounds the object up, so that sizes tell little of what an app does.
 
-zstd and libsodium release the interpreter's lock, so frames are sealed in a few threads at once; everything here is a
-plain function of its arguments.
+The key of an object seals nothing else, so 96-bit nonces that count need no randomness, and OpenSSL's ChaCha20-Poly1305 can
+be used: four times as fast as libsodium's XChaCha20 on a PC, more on the small ARM boards. zstd releases the interpreter's
+lock, so frames are sealed in a few threads at once; everything here may be called from any of them.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from __future__ import annotations
 import math
 import struct
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import zstandard
-from nacl import bindings
-from nacl.exceptions import CryptoError
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from fractal.api.canonical import Value, decode, encode, pack
 from fractal.api.errors import Corrupt, InvalidInput
@@ -37,7 +38,7 @@ SEGMENT = 64 << 20
 KEY_SIZE = 32
 HASH_SIZE = 32
 MAGIC = b"FHSobj\x01\x01"
-"""Format version 1, suite 1: zstd, XChaCha20-Poly1305, BLAKE2b."""
+"""Format version 1, suite 1: zstd, ChaCha20-Poly1305, BLAKE2b."""
 LEVEL = 3
 """zstd level: 6 and more take 2.5 times the time for 2 % of the bytes."""
 
@@ -64,10 +65,11 @@ class Raw:
 class ObjectSeal:
     """Seals and opens the frames of one object. Thread-safe."""
 
-    key: bytes = field(repr=False)
-    """Derived from the object's own key and the header."""
     hash: bytes
     """Of the header: additional data of everything sealed."""
+    _cipher: ChaCha20Poly1305 = field(repr=False)
+    _idle: list[zstandard.ZstdCompressor] = field(default_factory=list, repr=False)
+    """Compressors between two frames; each keeps some MiB that are costly to make anew."""
 
     @classmethod
     def of(cls, object_key: bytes, header: Value) -> ObjectSeal:
@@ -79,14 +81,25 @@ class ObjectSeal:
             raise Corrupt("an object's key has the wrong length")
         text = MAGIC + text
         key = blake2b(text, key=object_key, digest_size=KEY_SIZE, person=b"fhs-object").digest()
-        return cls(key, blake2b(text, digest_size=HASH_SIZE, person=b"fhs-header").digest())
+        return cls(blake2b(text, digest_size=HASH_SIZE, person=b"fhs-header").digest(), ChaCha20Poly1305(key))
 
-    def frame(self, index: int, raw: bytes) -> tuple[bytes, bytes]:
-        """Frame number `index` (from 0) as stored, and the hash of its raw bytes."""
-        body = zstandard.ZstdCompressor(level=LEVEL).compress(raw)
-        return self._seal(index, _DATA, body), _frame_hash(raw)
+    def frame(self, index: int, chunks: Sequence[bytes]) -> tuple[list[bytes], bytes]:
+        """Frame number `index` (from 0) as stored, in parts, and the hash of its raw bytes, at most `FRAME` of them.
 
-    def trailer(self, index: int, raw: Raw, written: int) -> bytes:
+        Chunks are never joined: copies of 8 MiB cost more than the cipher.
+        """
+        digest = _frame_hash()
+        compressor = self._idle.pop() if self._idle else zstandard.ZstdCompressor(level=LEVEL)
+        stream = compressor.compressobj(size=sum(map(len, chunks)))
+        parts = []
+        for chunk in chunks:
+            digest.update(chunk)
+            parts.append(stream.compress(chunk))
+        parts.append(stream.flush())
+        self._idle.append(compressor)
+        return self._seal(index, _DATA, b"".join(parts)), digest.digest()
+
+    def trailer(self, index: int, raw: Raw, written: int) -> list[bytes]:
         """What follows the last frame. `index` is the number of frames, `written` the bytes of the object so far."""
         text = encode(_trailer(raw, index))
         end = written + _HEAD_SIZE + len(text) + _TAG
@@ -113,21 +126,18 @@ class ObjectSeal:
             raw = zstandard.ZstdDecompressor().decompress(body, max_output_size=FRAME)
         except zstandard.ZstdError as error:
             raise Corrupt(f"frame {index} does not decompress") from error
-        return raw, _frame_hash(raw)
+        digest = _frame_hash()
+        digest.update(raw)
+        return raw, digest.digest()
 
-    def _seal(self, index: int, kind: int, body: bytes) -> bytes:
-        head = self._encrypt(2 * index, _HEAD.pack(len(body), kind))
-        return head + self._encrypt(2 * index + 1, body)
-
-    def _encrypt(self, counter: int, plain: bytes) -> bytes:
-        nonce = bytes(16) + counter.to_bytes(8, "big")
-        return bindings.crypto_aead_xchacha20poly1305_ietf_encrypt(plain, self.hash, nonce, self.key)
+    def _seal(self, index: int, kind: int, body: bytes) -> list[bytes]:
+        head = self._cipher.encrypt(_nonce(2 * index), _HEAD.pack(len(body), kind), self.hash)
+        return [head, self._cipher.encrypt(_nonce(2 * index + 1), body, self.hash)]
 
     def _open(self, counter: int, sealed: bytes) -> bytes:
-        nonce = bytes(16) + counter.to_bytes(8, "big")
         try:
-            return bindings.crypto_aead_xchacha20poly1305_ietf_decrypt(sealed, self.hash, nonce, self.key)
-        except (CryptoError, ValueError) as error:
+            return self._cipher.decrypt(_nonce(counter), sealed, self.hash)
+        except (InvalidTag, ValueError) as error:
             raise Corrupt(f"frame {counter // 2} is damaged or from elsewhere") from error
 
 
@@ -212,5 +222,9 @@ def _trailer(raw: Raw, frames: int) -> Value:
     return {"length": raw.length, "hash": pack(raw.hash), "frames": frames}
 
 
-def _frame_hash(raw: bytes) -> bytes:
-    return blake2b(raw, digest_size=HASH_SIZE, person=b"fhs-frame").digest()
+def _frame_hash() -> blake2b:
+    return blake2b(digest_size=HASH_SIZE, person=b"fhs-frame")
+
+
+def _nonce(counter: int) -> bytes:
+    return bytes(4) + counter.to_bytes(8, "big")

@@ -158,11 +158,11 @@ def sealed(raws: list[bytes], key: bytes = KEY, header: dict[str, str] = HEADER)
     seal, hashes = ObjectSeal.of(key, header), RawHash()
     parts = [MAGIC]
     for index, raw in enumerate(raws):
-        frame, digest = seal.frame(index, raw)
-        parts.append(frame)
+        frame, digest = seal.frame(index, [raw])
+        parts.append(b"".join(frame))
         hashes.add(digest)
     whole = Raw(sum(map(len, raws)), hashes.digest())
-    return [*parts, seal.trailer(len(raws), whole, sum(map(len, parts)))]
+    return [*parts, b"".join(seal.trailer(len(raws), whole, sum(map(len, parts))))]
 
 
 def reading(data: bytes) -> Callable[[int], bytes]:
@@ -246,7 +246,7 @@ async def test_an_object_whose_frames_unfold_too_far_is_refused(world: World) ->
     seal = ObjectSeal.of(KEY, HEADER)
     bomb = zstandard.ZstdCompressor().compress(bytes(9 << 20))
     with pytest.raises(Corrupt, match="unfold"):
-        opened(MAGIC + seal._seal(0, 0, bomb))
+        opened(MAGIC + b"".join(seal._seal(0, 0, bomb)))
 
 
 async def test_the_spool_of_a_restore_is_checked_again(world: World) -> None:
