@@ -104,14 +104,17 @@ def broken(
     return type(f"Test{suite.__name__}", (suite,), members)
 
 
-def run_suites(classes: Mapping[str, type[Contract[Any]]], *options: str) -> dict[str, list[Outcome]]:
+def run_suites(
+    classes: Mapping[str, type[Contract[Any]]], *options: str, only: Mapping[str, str] | None = None
+) -> dict[str, list[Outcome]]:
     """Run each class in one pytest session inside this process; its outcomes by the class's key.
 
-    Must not be called from a running event loop. `options` are further pytest options. An empty list means that nothing ran.
+    Must not be called from a running event loop. `options` are further pytest options. `only` names, by a
+    class's key, the one test to run of it. An empty list means that nothing ran.
     """
-    recorder = _Recorder()
-    token = f"suites_{id(recorder):x}"
     names = {f"Test_{number}": key for number, key in enumerate(classes)}
+    recorder = _Recorder({name: only[key] for name, key in names.items() if key in only} if only else {})
+    token = f"suites_{id(recorder):x}"
     _handed_over[token] = {name: classes[key] for name, key in names.items()}
     try:
         with tempfile.TemporaryDirectory(prefix="fractal-suite-") as folder:
@@ -154,8 +157,16 @@ _handed_over: dict[str, dict[str, type]] = {}
 class _Recorder:
     """A pytest plugin that keeps each test's outcome."""
 
-    def __init__(self) -> None:
+    def __init__(self, only: Mapping[str, str]) -> None:
         self.outcomes: list[tuple[str, Outcome]] = []
+        self._only = only
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = [item for item in items if self._wanted(item)]
+
+    def _wanted(self, item: pytest.Item) -> bool:
+        _, group, test = item.nodeid.split("::", 2)
+        return self._only.get(group) in {None, test.partition("[")[0]}
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         if report.failed:

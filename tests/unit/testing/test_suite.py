@@ -84,6 +84,13 @@ def test_a_fixture_that_fails_is_an_error_not_a_finding() -> None:
     assert any("must override the fixture" in outcome.detail for outcome in outcomes)
 
 
+def test_one_test_alone_may_be_run() -> None:
+    suites = {name: broken(BellContract, bell(Bell(""))) for name in ("all", "one")}
+    outcomes = run_suites(suites, only={"one": "test_name"})
+    assert [outcome.test for outcome in outcomes["one"]] == ["test_name"]
+    assert len(outcomes["all"]) == 4
+
+
 def test_a_contract_test_cannot_be_replaced_silently() -> None:
     async def test_name(self: object, backend: object) -> None:
         pass
