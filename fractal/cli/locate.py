@@ -45,9 +45,17 @@ def control_socket(given: str | None) -> Path:
 
 
 def runtime_dir(config: Path, device: dict[str, object]) -> Path:
-    """`device.runtime_dir`, else `run` below `device.state_dir`; relative paths start at the configuration's folder."""
+    """`device.runtime_dir`, else `run` below `device.state_dir`; relative paths start at the configuration's folder.
+
+    As `fractal.config` has it, which is too heavy to load here. Raises Misconfigured.
+    """
     for name, below in (("runtime_dir", ""), ("state_dir", "run")):
         value = device.get(name)
         if isinstance(value, str) and value:
-            return config.parent / Path(value).expanduser() / below
+            try:
+                return config.parent / Path(value).expanduser() / below
+            except RuntimeError as error:
+                raise Misconfigured(
+                    f"device.{name}", f"{value!r} in {config}: no such home folder"
+                ) from error
     return Path("/var/lib/homeserver/run")

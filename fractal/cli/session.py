@@ -92,7 +92,8 @@ class Session:
                 f"{question} Nobody is there to ask: say --yes, or look first with --dry-run."
             )
         show_plan(self.call(command, {**params, "dry_run": True}), err=True)
-        click.confirm(question, abort=True, err=True)
+        if not click.confirm(question, err=True):
+            raise click.ClickException("nothing was done")
 
 
 pass_session: Callable[[Callable[..., Any]], Callable[..., Any]] = click.make_pass_decorator(Session)
