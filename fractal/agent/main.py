@@ -119,7 +119,7 @@ async def _open(config: DeviceConfig) -> AsyncIterator[Agent]:
             )
             agent = Agent(
                 config=config,
-                plugins=Plugins.discover(disabled=config.plugins.disabled),
+                plugins=Plugins.discover(disabled=config.plugins.disabled, enabled=config.plugins.enabled),
                 keys=device_keys(notes, entropy),
                 shell=shell,
                 logger=logger,
