@@ -155,7 +155,10 @@ class Journal:
         return self._notes.entries(after)
 
     def show(self, *, after: int = 0) -> list[Mapping[str, Any]]:
-        """Entries for people: position, author, kind, body as far as this device may read them. Nothing is verified."""
+        """Entries for people: position, author, kind, body as far as this device may read them, and why one was skipped.
+
+        Nothing is verified. Bodies hold keys and credentials: whoever prints them leaves those out.
+        """
         skipped = dict(self._state.skips)
         return [
             {"position": at, "author": author, "kind": kind, "body": body, "skipped": skipped.get(at, "")}
