@@ -47,6 +47,8 @@ _HEAD = struct.Struct(">IB")
 _HEAD_SIZE = _HEAD.size + _TAG
 _DATA, _TRAILER = 0, 1
 _MAX_HEADER = 4096
+_PIECE = 1 << 20
+"""Bytes of compressed output at a time: small enough that the allocator keeps and reuses its memory."""
 _MAX_BODY = 2 * FRAME
 _BUCKETS = tuple(math.ceil(2 ** (power / 16)) for power in range(12 * 16, 26 * 16 + 1))
 """Sizes of the part of an object that lies in its last segment, from 4 KiB to a whole segment."""
@@ -90,12 +92,12 @@ class ObjectSeal:
         """
         digest = _frame_hash()
         compressor = self._idle.pop() if self._idle else zstandard.ZstdCompressor(level=LEVEL)
-        stream = compressor.compressobj(size=sum(map(len, chunks)))
-        parts = []
+        stream = compressor.chunker(size=sum(map(len, chunks)), chunk_size=_PIECE)
+        parts: list[bytes] = []
         for chunk in chunks:
             digest.update(chunk)
-            parts.append(stream.compress(chunk))
-        parts.append(stream.flush())
+            parts.extend(stream.compress(chunk))
+        parts.extend(stream.finish())  # type: ignore[no-untyped-call]  # the stub forgot its types
         self._idle.append(compressor)
         return self._seal(index, _DATA, b"".join(parts)), digest.digest()
 
