@@ -17,9 +17,22 @@ DEFAULT_TAIL = 50
 MAX_VALUE = 60
 """Characters shown of one field."""
 _HIDDEN = frozenset(
-    {"secrets", "sealed_keys", "group_keys", "certificate", "config", "lobby_key", "key", "app_keys"}
+    {
+        *(
+            "secrets",
+            "config",
+            "key",
+            "app_keys",
+            "sealed",
+            "sealed_keys",
+            "group_keys",
+            "lobby_key",
+            "key_check",
+        ),
+        *("certificate", "sign_key", "box_key", "verify_key", "contact", "manifest", "spec"),
+    }
 )
-"""Fields that hold keys or credentials, sealed or not: nobody needs to read them, and logs are copied around."""
+"""Fields that hold keys or credentials, sealed or not, or are too long for a line: outputs are copied around."""
 
 
 @command("log.show")
@@ -52,13 +65,16 @@ def summary(body: object) -> str:
     for name, value in body.items():
         if name in _HIDDEN or value in (None, "", [], {}):
             continue
-        text = (
-            value
-            if isinstance(value, str)
-            else json.dumps(_without_hidden(value), ensure_ascii=False, default=repr)
-        )
+        text = value if isinstance(value, str) else _brief(value)
         parts.append(f"{name}={text[:MAX_VALUE]}{'...' if len(text) > MAX_VALUE else ''}")
     return " ".join(parts).replace("\n", " ")
+
+
+def _brief(value: object) -> str:
+    """A value by its name where it has one, else as JSON."""
+    if isinstance(value, Mapping) and isinstance(value.get("name"), str):
+        return str(value["name"])
+    return json.dumps(_without_hidden(value), ensure_ascii=False, default=repr)
 
 
 def _without_hidden(value: object) -> object:

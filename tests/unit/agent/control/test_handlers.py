@@ -406,3 +406,21 @@ def test_route_names(tmp_path: Path) -> None:
     for bad in ("", ":0", ":65536", ":x", "22:", "::1"):
         with pytest.raises(InvalidInput):
             route.route_name(bad, RouteKind.UDP)
+
+
+def test_a_log_line_is_short_and_without_secrets() -> None:
+    body = {
+        "name": "Cal\n" + "x" * 100,
+        "device": {"name": "Attic", "box_key": "hunter2"},
+        "policy": {"interval": 1, "key": "hunter2"},
+        "secrets": {"A": "hunter2"},
+        "list": [{"config": "hunter2"}],
+        "empty": "",
+    }
+    line = log.summary(body)
+    assert "hunter2" not in line
+    assert "device=Attic" in line
+    assert 'policy={"interval": 1}' in line
+    assert "\n" not in line
+    assert len(line) < 200
+    assert log.summary(None) == ""
