@@ -81,7 +81,7 @@ def shown(record: Backend[Any, Any]) -> list[dict[str, Any]]:
                 "name": name,
                 "type": _words(kind),
                 "required": required(field),
-                "default": _plain(default_of(field)),
+                "default": plain(default_of(field)),
                 "help": field.metadata.get("help", ""),
             }
         )
@@ -135,15 +135,14 @@ def _words(kind: Any) -> str:
     return f"list of {_words(get_args(kind)[0])}" if found["type"] == "array" else str(found["type"])
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A setting as JSON shows it."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, tuple | list | frozenset):
-        return (
-            sorted(_plain(v) for v in value) if isinstance(value, frozenset) else [_plain(v) for v in value]
-        )
+        return sorted(plain(v) for v in value) if isinstance(value, frozenset) else [plain(v) for v in value]
     if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
+        return {str(k): plain(v) for k, v in value.items()}
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
@@ -159,7 +158,7 @@ def _commented(kind: type, given: Mapping[str, Any]) -> list[str]:
             lines.append(f"{name} = {_toml(given[name])}")
             continue
         default = default_of(field)
-        lines.append(f"# {name} = {_toml(_plain(default)) if default is not None else '...'}")
+        lines.append(f"# {name} = {_toml(plain(default)) if default is not None else '...'}")
     return lines
 
 
