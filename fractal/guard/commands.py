@@ -20,7 +20,7 @@ from fractal.guard.wire import BadMessageError, Fields, Message
 if TYPE_CHECKING:
     from fractal.guard.server import Guard
 
-MAX_RUNS = 1024
+MAX_RUNS = 256
 SIGNALS = frozenset({"SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGKILL"})
 """What a manifest may name as stop signal. Neither SIGSTOP nor SIGCONT: only the guard halts and thaws."""
 

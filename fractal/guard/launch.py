@@ -18,16 +18,18 @@ SOCKET = "guard.sock"
 LOCK = "guard.lock"
 
 
-async def ensure_guard(directory: Path, *, run: Run, clock: Clock, timeout: float = 20.0) -> GuardClient:
+async def ensure_guard(
+    directory: Path, *, run: Run, clock: Clock, timeout: float = 20.0, patience: float = 3.0
+) -> GuardClient:
     """A client of the guard of `directory`, which is started if there is none.
 
     The guard is detached: it outlives the caller. One that holds its socket but does not answer (hung, stopped) is
-    killed, and with it the apps; its successor comes up with everything frozen. Raises Unreachable after `timeout`
+    killed, and with it the apps, after twice `patience` seconds; its successor comes up with everything frozen. Raises Unreachable after `timeout`
     seconds, with the end of the guard's log.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory = directory.resolve()
-    client = GuardClient(directory / SOCKET)
+    client = GuardClient(directory / SOCKET, timeout=patience)
     end = clock.boottime() + timeout
     while clock.boottime() < end:
         if await _answers(client):
@@ -77,7 +79,10 @@ async def end_guard(directory: Path, *, clock: Clock, timeout: float = 20.0) -> 
 
 def kill_hung(directory: Path) -> bool:
     """SIGKILL the process that listens on the guard's socket, if there is one; its undertaker does the rest."""
-    folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.settimeout(1.0)

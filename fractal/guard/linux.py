@@ -40,6 +40,18 @@ def set_process_name(name: str) -> None:
     _libc.prctl(_PR_SET_NAME, ctypes.c_char_p(name.encode("ascii")[:15]), 0, 0, 0)
 
 
+def spare_from_oom(*, spare: bool) -> None:
+    """Ask the kernel not to choose us when memory runs out, or (for what we start) to choose as usual.
+
+    Lowering needs a privilege; without it nothing changes.
+    """
+    path = Path("/proc/self/oom_score_adj")
+    with contextlib.suppress(OSError, ValueError):
+        now = int(path.read_text(encoding="ascii"))
+        if spare or now < 0:
+            path.write_text("-800" if spare else "0", encoding="ascii")
+
+
 def close_all_but(keep: set[int]) -> None:
     """Close every descriptor above 2 that is not in `keep`."""
     for entry in list(Path("/proc/self/fd").iterdir()):

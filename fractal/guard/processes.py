@@ -38,21 +38,28 @@ def read_process(pid: int) -> Process | None:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - hot path, ten times a second
             raw = file.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None  # gone, or another user's on a machine that hides those
     # The command name stands in parentheses and may itself hold parentheses and spaces.
     fields = raw[raw.rindex(b")") + 2 :].split()
     return Process(pid, int(fields[1]), fields[0].decode("ascii"), int(fields[19]))
 
 
-def scan() -> dict[int, Process]:
+class Table(dict[int, Process]):
+    """Processes by pid at the time of a scan."""
+
+    complete = False
+    """Whether the scan came to an end: only then does absence prove anything."""
+
+
+def scan() -> Table:
     """Every process of the machine that we can see, without a gap: the listing is repeated until it names nothing new.
 
     So whoever is absent was born after the last listing, of a parent that was alive then and is in the table, running.
     A table in which all of a tree is stopped therefore proves that all of the tree is stopped, which one pass over /proc
     does not: a program that forks and exits faster than we read hides between the listing and the reads.
     """
-    table: dict[int, Process] = {}
+    table = Table()
     seen: set[int] = set()
     for _ in range(_MAX_LISTINGS):
         with os.scandir("/proc") as entries:
@@ -61,6 +68,7 @@ def scan() -> dict[int, Process]:
         orphans = {p.pid for p in table.values() if p.parent and p.parent not in table}
         fresh = (listed - seen) | orphans
         if not fresh:
+            table.complete = True
             break
         for pid in sorted(fresh):
             process = read_process(pid)
@@ -127,13 +135,14 @@ def bury(find: Callable[[Mapping[int, Process]], Iterable[Process]], *, limit: f
     killed: set[tuple[int, int]] = set()
     end = boottime() + limit
     while boottime() < end:
-        alive = [p for p in find(scan()) if p.state not in DEAD and p.pid != os.getpid()]
+        table = scan()
+        alive = [p for p in find(table) if p.state not in DEAD and p.pid != os.getpid()]
         for process in alive:
             # Nobody may fork away between the scan and the signal: each round catches what the last one missed.
             if send(process, signal.SIGKILL):
                 killed.add((process.pid, process.started))
         reap()
-        if not alive:
+        if not alive and table.complete:
             break
         time.sleep(0.005)
     return len(killed)

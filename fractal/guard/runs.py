@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from fractal.guard.cgroups import Cgroup
-from fractal.guard.processes import DEAD, STOPPED, Process, descendants, read_process, send
+from fractal.guard.processes import DEAD, STOPPED, Process, Table, descendants, read_process, send
 from fractal.guard.wire import Lines, Message
 
 TRANSIENT = "~"
@@ -77,7 +77,7 @@ class Run:
         return self.killing or (self.halted and (not self.settled or now - self.last_scan >= RESCAN))
 
 
-def halt(run: Run, table: Mapping[int, Process] | None, now: float) -> None:
+def halt(run: Run, table: Table | None, now: float) -> None:
     """One pass of stopping. `table` is a fresh scan, or None to look only at the known processes."""
     if run.cgroup is not None:
         run.settled = run.cgroup.freeze()
@@ -90,13 +90,13 @@ def halt(run: Run, table: Mapping[int, Process] | None, now: float) -> None:
         _halt_tree(run, table, now)
 
 
-def _halt_tree(run: Run, table: Mapping[int, Process], now: float) -> None:
+def _halt_tree(run: Run, table: Table, now: float) -> None:
     tree = {p.pid: p for p in descendants(table, run.keeper) if p.state not in DEAD}
     moving = [p for p in tree.values() if p.state not in STOPPED]
     for process in moving:
         send(process, signal.SIGSTOP)
     # Waiting in the kernel (state D) with SIGSTOP pending counts as stopped: it stops before it computes again.
-    run.settled = all(p.state == "D" and p.pid in run.members for p in moving)
+    run.settled = table.complete and all(p.state == "D" and p.pid in run.members for p in moving)
     run.members = tree
     run.last_scan = now
 
@@ -112,14 +112,14 @@ def release(run: Run, table: Mapping[int, Process]) -> None:
                 send(process, signal.SIGCONT)
 
 
-def kill(run: Run, table: Mapping[int, Process]) -> bool:
+def kill(run: Run, table: Table) -> bool:
     """One pass of killing, without thawing; True once nothing is left."""
     if run.cgroup is not None:
         return run.cgroup.kill()
     alive = [p for p in descendants(table, run.keeper) if p.state not in DEAD] if run.keeper else []
     for process in alive:
         send(process, signal.SIGKILL)
-    return not alive
+    return not alive and (table.complete or not run.keeper)
 
 
 def population(run: Run, table: Mapping[int, Process]) -> list[int]:

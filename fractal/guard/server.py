@@ -19,7 +19,7 @@ from fractal.guard.cgroups import Cgroup
 from fractal.guard.commands import COMMANDS, RefusedError, Wait
 from fractal.guard.keeper import fork_keeper
 from fractal.guard.linux import boottime, set_process_name
-from fractal.guard.processes import DEAD, Process, descendants, reap, scan, send
+from fractal.guard.processes import DEAD, Process, Table, descendants, reap, scan, send
 from fractal.guard.runs import Run
 from fractal.guard.wire import BadMessageError, Lines, Message
 
@@ -147,6 +147,12 @@ class Guard:
             if operation is None:
                 raise BadMessageError("op: unknown operation")
             answer = operation(self, message, lambda reply: lines.send({"ticket": ticket, **reply}))
+        except (
+            OSError
+        ) as error:  # out of descriptors or processes, a cgroup in between: the others must not suffer
+            lines.send({"ticket": ticket, "error": "failed", "message": str(error)})
+            say(f"{message.get('op')}: {error}")
+            return
         except (BadMessageError, RefusedError) as error:
             code = error.code if isinstance(error, RefusedError) else "invalid"
             lines.send({"ticket": ticket, "error": code, "message": str(error)})
@@ -243,7 +249,7 @@ class Guard:
         for run in self.runs.values():
             try:
                 if run.killing:
-                    run.killing = not runs.kill(run, table or {})
+                    run.killing = not runs.kill(run, table if table is not None else Table())
                     run.unsettle()
                 elif run.halted:
                     runs.halt(run, table if run.needs_scan(now) else None, now)

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fractal.guard.linux import close_all_but, die_with_parent
+from fractal.guard.linux import close_all_but, die_with_parent, spare_from_oom
 from fractal.guard.processes import GUARD_MARK, RUN_MARK
 from fractal.guard.wire import BadMessageError, Fields, Message
 
@@ -89,6 +89,7 @@ def _become(order: Order, guard: str, keeper: int, tell: int) -> None:
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGPIPE, signal.SIGCHLD):
         signal.signal(signum, signal.SIG_DFL)
     os.umask(0o077)
+    spare_from_oom(spare=False)
     stdin = os.open(order.stdin or os.devnull, os.O_RDONLY)
     log = os.open(order.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o600)
     os.dup2(stdin, 0)

@@ -19,6 +19,7 @@ from fractal.guard.linux import (
     die_with_parent,
     ignore_polite_signals,
     set_process_name,
+    spare_from_oom,
 )
 from fractal.guard.processes import Process, bury, descendants, marked
 from fractal.guard.server import Guard, say
@@ -62,6 +63,7 @@ def _detached(directory: Path, tell: int) -> int:
     for descriptor, target in ((null, 0), (output, 1), (output, 2)):
         os.dup2(descriptor, target)
     become_subreaper()
+    spare_from_oom(spare=True)
     ignore_polite_signals()
     set_process_name("fractal-undertk")
     if not _take_lock(directory):

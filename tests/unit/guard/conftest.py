@@ -14,9 +14,10 @@ import pytest
 import fractal
 from fractal.api.app import Limits
 from fractal.api.runtime import Freezable
+from fractal.guard import book
 from fractal.guard.client import GuardClient, SpawnRequest
 from fractal.guard.launch import end_guard, ensure_guard
-from fractal.guard.processes import DEAD, read_process
+from fractal.guard.processes import DEAD, marked, read_process, scan
 from fractal.shell.clock import SystemClock
 from fractal.shell.process import ProcessRun
 
@@ -146,8 +147,8 @@ class Bench:
     async def end(self) -> None:
         await end_guard(self.folder, clock=self.clock)
 
-    async def ensure(self) -> GuardClient:
-        return await ensure_guard(self.folder, run=self.run, clock=self.clock)
+    async def ensure(self, **options: float) -> GuardClient:
+        return await ensure_guard(self.folder, run=self.run, clock=self.clock, **options)
 
     def family(self, name: str = "family") -> Family:
         folder = self.folder.parent / name
@@ -193,9 +194,14 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     try:
         yield made
     finally:
-        # A guard that the test killed left nothing that the next one does not bury first.
-        await (await made.ensure()).close()
-        await end_guard(folder, clock=made.clock)
+        await made.end()
+        noted = book.read(folder.resolve()).members
+        left = {(p.pid, p.started) for p in scan().values() if p.state not in DEAD} & noted
+        if left or marked(
+            scan(), str(folder.resolve())
+        ):  # the test failed after killing everything that buries
+            await (await made.ensure()).close()
+            await made.end()
 
 
 @pytest.fixture

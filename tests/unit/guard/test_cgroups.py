@@ -176,12 +176,11 @@ async def test_the_guard_starts_nothing_in_an_engines_run(
         await guard.register(Freezable(run="g.c.1"))
 
 
-@pytest.mark.parametrize(
-    "path", ["/etc", "/sys/fs/cgroup", "/sys/fs/cgroup/freezer", "/sys/fs/cgroup/a/../../../etc", "x"]
-)
-async def test_only_a_cgroup_of_one_run_is_taken(guard: GuardClient, path: str) -> None:
-    with pytest.raises(BackendError, match="not a cgroup"):
-        await guard.register(Freezable(run="g.c.1", cgroup=Path(path)))
+async def test_only_a_cgroup_of_one_run_is_taken(guard: GuardClient) -> None:
+    outside = "/sys/fs/cgroup/a/../../../etc"
+    for path in ("/etc", "/sys/fs/cgroup", "/sys/fs/cgroup/freezer", outside, "x"):
+        with pytest.raises(BackendError, match="not a cgroup"):
+            await guard.register(Freezable(run="g.c.1", cgroup=Path(path)))
 
 
 def test_a_link_out_of_the_cgroups_is_refused(tmp_path: Path) -> None:

@@ -81,37 +81,37 @@ def exchange(path: Path, data: bytes) -> list[Any]:
     return [json.loads(line) for line in answer.splitlines()]
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"\n",
-        b"\x00\xff\xfe\n",
-        b"[1, 2]\n",
-        b'{"op": "nonsense"}\n',
-        b'{"op": ["ping"]}\n',
-        b'{"op": "grant", "runs": {"g.a.1": 1e999}}\n',
-        b'{"op": "grant", "runs": {"g.a.1": true}}\n',
-        b'{"op": "grant", "runs": [1]}\n',
-        b'{"op": "freeze"}\n',
-        b'{"op": "freeze", "run": "g.a.1", "final": "yes"}\n',
-        b'{"op": "register", "run": "x", "cgroup": "/etc"}\n',
-        b'{"op": "register", "run": "x", "cgroup": "/sys/fs/cgroup/../../etc"}\n',
-        b'{"op": "register", "run": ""}\n',
-        b'{"op": "spawn", "run": "g.a.1"}\n',
-        b'{"op": "spawn", "run": "g.a.1", "service": "x", "argv": ["a\\u0000b"], "cwd": "/", "log": "/x"}\n',
-        b'{"op": "spawn", "run": "g.a.1", "service": "x", "argv": ["true"], "cwd": ".", "log": "x"}\n',
-        b'{"op": "spawn", "run": "g.a.1", "service": "x", "argv": ["\\ud800"], "cwd": "/", "log": "/x"}\n',
-        b'{"op": "signal", "run": "g.a.1", "service": "x", "signal": "SIGCONT"}\n',
-        b'{"op": "signal", "run": "g.a.1", "service": "x", "signal": "SIGSTOP"}\n',
-        b"[" * 100_000 + b"\n",
-        b'{"op": "ping", "x": "' + b"a" * (2 << 20) + b'"}\n',
-    ],
-)
-async def test_nonsense_is_refused_and_changes_nothing(bench: Bench, guard: GuardClient, data: bytes) -> None:
+NONSENSE = [
+    b"\n",
+    b"\x00\xff\xfe\n",
+    b"[1, 2]\n",
+    b'{"op": "nonsense"}\n',
+    b'{"op": ["ping"]}\n',
+    b'{"op": "grant", "runs": {"g.a.1": 1e999}}\n',
+    b'{"op": "grant", "runs": {"g.a.1": true}}\n',
+    b'{"op": "grant", "runs": [1]}\n',
+    b'{"op": "freeze"}\n',
+    b'{"op": "freeze", "run": "g.a.1", "final": "yes"}\n',
+    b'{"op": "register", "run": "x", "cgroup": "/etc"}\n',
+    b'{"op": "register", "run": "x", "cgroup": "/sys/fs/cgroup/../../etc"}\n',
+    b'{"op": "register", "run": ""}\n',
+    b'{"op": "spawn", "run": "g.a.1"}\n',
+    b'{"op": "spawn", "run": "g.a.1", "service": "x", "argv": ["a\\u0000b"], "cwd": "/", "log": "/x"}\n',
+    b'{"op": "spawn", "run": "g.a.1", "service": "x", "argv": ["true"], "cwd": ".", "log": "x"}\n',
+    b'{"op": "spawn", "run": "g.a.1", "service": "x", "argv": ["\\ud800"], "cwd": "/", "log": "/x"}\n',
+    b'{"op": "signal", "run": "g.a.1", "service": "x", "signal": "SIGCONT"}\n',
+    b'{"op": "signal", "run": "g.a.1", "service": "x", "signal": "SIGSTOP"}\n',
+    b"[" * 100_000 + b"\n",
+    b'{"op": "ping", "x": "' + b"a" * (2 << 20) + b'"}\n',
+]
+
+
+async def test_nonsense_is_refused_and_changes_nothing(bench: Bench, guard: GuardClient) -> None:
     await guard.register(Freezable(run="g.a.1"))
     before = await guard.status()
-    assert all("error" in answer for answer in exchange(guard.path, data))
-    assert await guard.status() == before
+    for data in NONSENSE:
+        assert all("error" in answer for answer in exchange(guard.path, data)), data[:100]
+        assert await guard.status() == before, data[:100]
 
 
 async def test_many_silent_connections_do_not_lock_the_agent_out(bench: Bench, guard: GuardClient) -> None:
