@@ -489,6 +489,24 @@ async def test_without_a_key_nothing_is_proved_until_it_comes(world: World) -> N
     assert bench.restart().group_key() == (2, new)
 
 
+async def test_a_long_blindness_does_not_overwrite_what_was_folded_before(world: World) -> None:
+    bench = Bench(world, "kitchen")
+    world.join("den", "cat")
+    entry, new = world.removal("den")
+    kitchen = world.machines["kitchen"]
+    world.must("attic", replace(entry, sealed_keys={**entry.sealed_keys, kitchen.id: b"damaged"}))
+    world.group_keys[2] = new
+    world.must("attic", GroupChanged(name="sealed"))
+    for number in range(2 * SAVE_EVERY):
+        world.put(b"noise %d" % number)
+    bench.log.entries, bench.log.page = list(world.log), 7
+    await bench.journal.poll(0)
+    journal = bench.restart()
+    await journal.poll(0)
+    journal.add_keys({2: new})
+    assert state_hash(journal.state) == state_hash(world.state)
+
+
 async def test_begins_with_a_checkpoint_and_ends_like_the_others(world: World) -> None:
     data, expected = checkpoint_bytes(world.state), state_hash(world.state)
     world.must("kitchen", GroupChanged(name="since"))

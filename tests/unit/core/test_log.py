@@ -18,6 +18,7 @@ from fractal.core.entries import (
     DeviceUpdated,
     GroupChanged,
     GroupCreated,
+    Invited,
     MemberRemoved,
     Released,
     Serving,
@@ -411,6 +412,8 @@ def test_a_first_entry_that_does_not_hold_together_founds_nothing() -> None:
         replace(good, founder=replace(good.founder, role=Role.ADMIN)),
         replace(good, founder=replace(good.founder, certificate=bytes(64))),
         replace(good, founder=replace(good.founder, by="somebody")),
+        replace(good, founder=replace(good.founder, name="a\nb")),
+        replace(good, device=replace(good.device, name="")),
         replace(good, device=replace(good.device, member="somebody")),
         replace(good, device=replace(good.device, certificate=bytes(64))),
         replace(good, device=replace(good.device, sign_key=other.sign_public)),
@@ -440,3 +443,106 @@ def test_serving_needs_the_present_epoch(world: World) -> None:
     assert world.say("kitchen", Serving(app=APP, epoch=1)) != ""
     world.must("attic", Serving(app=APP, epoch=1))
     assert world.state.apps[APP].serving == 1
+
+
+# --- what only a careful look tells apart ----------------------------------------------------------------------------
+
+
+def test_another_history_at_the_same_length_is_noticed(world: World) -> None:
+    """Nothing is missing and nobody is ahead: only the running hash tells that noise was swapped."""
+    told = fold(world.state, b"told to kitchen", world.opener)
+    world.put(b"told to attic")
+    raw = world.seal("kitchen", GroupChanged(name="x"), state=told)
+    assert "another history" in world.put(raw)
+    assert "another history" in world.state.forked
+    assert world.state.name == "Group 1"
+
+
+def test_a_refused_entry_uses_its_number_up(world: World) -> None:
+    den = world.machines["den"].id
+    before = world.state.authors.get(den)
+    raw = world.seal("den", GroupChanged(name="x"))
+    assert "only admins" in world.put(raw)
+    assert world.state.authors[den].number == (before.number if before else 0) + 1
+    assert "repeated" in world.put(raw)
+
+
+def test_behind_an_entry_that_cannot_be_unsealed_nothing_is_believed(world: World) -> None:
+    """Also not what could be unsealed: it may build on what could not."""
+    start = world.state
+    entry, new = world.removal("den")
+    kitchen = world.machines["kitchen"]
+    world.must("attic", replace(entry, sealed_keys={**entry.sealed_keys, kitchen.id: b"damaged"}))
+    world.group_keys[2] = new
+    world.must("attic", GroupChanged(name="unreadable"))
+    late = custom(world, "kitchen", "lease.answered", {"seen": 1}, generation=1)
+    assert world.put(late) == ""
+    opener = GroupOpener(kitchen.keys, {1: world.group_keys[1]})
+    state = world.read(world.log[start.position :], state=start, opener=opener)
+    assert state.sealed_out == start.position + 2
+    assert kitchen.id not in state.answers
+    assert state.position == world.state.position
+
+
+@pytest.mark.parametrize(
+    ("what", "reason"),
+    [
+        ("certified by somebody else", "who approves"),
+        ("with a forged certificate of the member", "new member's certificate"),
+        ("with a forged certificate of the device", "device's certificate"),
+        ("with another's device", "not the new member's"),
+        ("without the present group key", "present group key"),
+        ("with a key of a generation to come", "unknown generation"),
+        ("on an invitation that does not exist", "is not open"),
+        ("on an invitation for another role", "another role"),
+        ("on an invitation for another member", "another member"),
+    ],
+)
+def test_who_is_let_in_must_be_certified_and_get_the_key(world: World, what: str, reason: str) -> None:
+    eve, cat = world.person("eve", Role.MEMBER), world.people["cat"]
+    machine = world.machine("laptop", eve)
+    good = world.approval(machine, by="kitchen")
+    assert good.member is not None
+    ann = world.people["ann"]
+    world.must("attic", Invited(id="1" * 16, verify_key=bytes(32), role=Role.ADMIN, expires_ms=0))
+    world.must(
+        "attic", Invited(id="2" * 16, verify_key=bytes(32), role=Role.MEMBER, expires_ms=0, member=cat.id)
+    )
+    others = world.certified_device(world.machine("others", cat))
+    bad = {
+        "certified by somebody else": replace(good, member=world.certified_member(eve, by=ann)),
+        "with a forged certificate of the member": replace(
+            good, member=replace(good.member, certificate=bytes(64))
+        ),
+        "with a forged certificate of the device": replace(
+            good, device=replace(good.device, certificate=bytes(64))
+        ),
+        "with another's device": replace(good, device=others),
+        "without the present group key": replace(good, sealed_keys={}),
+        "with a key of a generation to come": replace(good, sealed_keys={**good.sealed_keys, "2": b"x"}),
+        "on an invitation that does not exist": replace(good, invitation="3" * 16),
+        "on an invitation for another role": replace(good, invitation="1" * 16),
+        "on an invitation for another member": replace(good, invitation="2" * 16),
+    }[what]
+    assert reason in world.say("kitchen", bad)
+    assert eve.id not in world.state.members
+    assert world.say("kitchen", good) == ""
+
+
+def test_an_invitation_serves_once(world: World) -> None:
+    world.must("attic", Invited(id="1" * 16, verify_key=bytes(32), role=Role.MEMBER, expires_ms=0))
+    for name, reason in (("eve", ""), ("fay", "is not open")):
+        machine = world.machine(name, world.person(name, Role.MEMBER))
+        said = world.say("attic", replace(world.approval(machine, by="attic"), invitation="1" * 16))
+        assert reason in said
+        assert (said == "") == (reason == "")
+
+
+def test_codes_of_a_removed_device_serve_no_longer(world: World) -> None:
+    cat = world.people["cat"]
+    world.must(
+        "den", Invited(id="1" * 16, verify_key=bytes(32), role=Role.MEMBER, expires_ms=0, member=cat.id)
+    )
+    world.must("attic", Invited(id="2" * 16, verify_key=bytes(32), role=Role.MEMBER, expires_ms=0))
+    world.remove("den")
+    assert set(world.state.invitations) == {"2" * 16}

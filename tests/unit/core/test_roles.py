@@ -37,7 +37,7 @@ from fractal.core.entries import (
     StoreRemoved,
     Took,
 )
-from fractal.core.model import Desired, DeviceRole, Point, Policy, Role
+from fractal.core.model import Desired, DeviceRole, Point, Policy, Role, Source
 from fractal.crypto.keys import seal_to
 from fractal.crypto.seal import key_check
 from fractal.testing.group import World
@@ -266,3 +266,55 @@ def test_who_a_policy_does_not_trust_gets_no_key() -> None:
             key=world.app_key(1, [world.machines["den"]]),
         )
         assert world.say("den", good) == ""
+
+
+def test_passing_a_key_on_changes_nothing_else() -> None:
+    world = build()
+    late = world.join("late", "bob")
+    newest = world.state.apps[APP].keys[-1]
+    sealed = {late.id: b"for late", world.machines["attic"].id: b"garbage instead"}
+    assert "is another" in world.say(
+        "shed", AppKeyAdded(app=APP, key=replace(newest, public=bytes(32), sealed=sealed))
+    )
+    assert world.say("shed", AppKeyAdded(app=APP, key=replace(newest, sealed=sealed))) == ""
+    assert world.state.apps[APP].keys == (replace(newest, sealed={**newest.sealed, late.id: b"for late"}),)
+
+
+def test_only_who_manages_an_app_forks_it() -> None:
+    world = build()
+    fork = replace(installation(world), source=Source(app=APP, point=Point(epoch=1, number=1)))
+    assert "may fork it" in world.say("shed", fork)
+    assert "unknown" in world.say(
+        "den", replace(fork, source=Source(app="9" * 16, point=Point(epoch=1, number=1)))
+    )
+    assert world.say("den", fork) == ""
+
+
+def test_the_device_an_app_is_placed_on_gets_its_key() -> None:
+    world = build()
+    entry = replace(installation(world), key=world.app_key(1, [world.machines["den"]]))
+    assert "placed on" in world.say("den", entry)
+
+
+def test_routes_go_with_their_app() -> None:
+    world = build()
+    world.must("den", AppRemoved(app=APP))
+    assert not world.state.routes
+
+
+def test_checkpoints_only_get_newer() -> None:
+    world = build()
+    world.must("attic", checkpoint(world))
+    stated = world.state.checkpoint
+    assert stated is not None
+    world.must("attic", Answered(seen=1))
+    assert world.say("kitchen", replace(checkpoint(world), position=stated.position)) != ""
+    assert world.say("kitchen", replace(checkpoint(world), position=world.state.position + 2)) != ""
+    assert world.state.checkpoint == stated
+
+
+def test_a_move_to_where_the_app_is_is_none() -> None:
+    world = build()
+    world.must("den", AppMoved(app=APP, to=world.machines["kitchen"].id))
+    world.must("den", AppMoved(app=APP, to=world.machines["den"].id))
+    assert world.state.apps[APP].move_to == ""
