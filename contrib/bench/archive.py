@@ -4,7 +4,8 @@
 
 Figures are CPU seconds of whole process trees (wait4, getrusage), wall seconds, stored bytes, and the peak memory of one
 process that does nothing but a large backup. A tick is measured in a process that is warm, as the agent is; the shell's
-tools start anew each time, as they would. Medians of a few rounds: read CPU and bytes, walls depend on what else runs.
+tools start anew each time, as they would. Ours writes the sealed bytes twice, into the spool and into the store, and flushes
+both to the disk; the shell's output is left to the page cache. Medians of a few rounds: read CPU and bytes, walls depend on what else runs.
 """
 
 from __future__ import annotations

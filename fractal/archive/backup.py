@@ -70,7 +70,7 @@ class Backup:
         another snapshot is given up.
         """
         folder = self.folder / f"{source.epoch}-{source.name}"
-        await self.workers.run(spool.discard_others, folder)
+        await self.workers.run(spool.keep_only, self.folder, {folder.name})
         if (stored := await self._done(source.epoch, folder)) is not None:
             return stored
         plan = await self.workers.run(spool.load_plan, folder)

@@ -63,6 +63,11 @@ class Fetcher:
             ahead.cancel()
             await asyncio.gather(ahead, return_exceptions=True)
 
+    async def keep_only(self, records: Sequence[Record]) -> None:
+        """Forget what earlier calls fetched, except for these records: a restore that was broken off goes on there."""
+        ids = {record.body.object.id for record in records}
+        await self.workers.run(spool.keep_only, self.folder, ids)
+
     async def discard(self, record: Record) -> None:
         """Forget what was fetched."""
         await self.workers.run(spool.discard, self.folder / record.body.object.id)
@@ -103,6 +108,7 @@ class Restore:
                     return held[name]
                 break
         self._refuse_formats(missing)
+        await self.fetcher.keep_only(missing)
         return await self._apply(missing, app_keys)
 
     def _refuse_formats(self, missing: Sequence[Record]) -> None:

@@ -14,7 +14,7 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeVar, TypeVarTuple
@@ -149,11 +149,11 @@ def done_as(folder: Path) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
-def discard_others(folder: Path) -> None:
-    """Delete every other object that was on its way to the store: it is stored, or was given up."""
-    if folder.parent.is_dir():
-        for other in folder.parent.iterdir():
-            if other != folder:
+def keep_only(folder: Path, names: Collection[str]) -> None:
+    """Delete every object in `folder` but those: the others are done with, or were given up."""
+    if folder.is_dir():
+        for other in folder.iterdir():
+            if other.name not in names:
                 discard(other)
 
 

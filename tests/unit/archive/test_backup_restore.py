@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
 from random import Random
 
 import pytest
 
-from fractal.api.errors import Corrupt, Denied, NotFound
+from fractal.api.errors import BackendError, Corrupt, Denied, NotFound
 from fractal.core.model import Point
 from fractal.testing.archive_world import World
 
@@ -118,4 +120,43 @@ async def test_a_damaged_spool_is_made_anew(world: World) -> None:
     attic.restart()
     point = await attic.save(1, "t", {"a": b"1"}, None)
     assert attic.volumes.sent == 2
+    assert await world.device("Kitchen").fetch(point) == {"a": b"1"}
+
+
+async def test_what_a_restore_that_was_given_up_had_fetched_goes_with_the_next_one(world: World) -> None:
+    attic, kitchen = world.device("Attic"), world.device("Kitchen")
+    one = await attic.save(1, "t-1", {"a": b"1"}, None)
+    two = await attic.save(1, "t-2", {"b": b"2"}, None)
+    world.store.hidden.add(next(k for k in world.objects if "/object/" in k))
+    records = (await kitchen.archive.timeline()).records
+    await kitchen.archive._fetcher.fetch(records[two])
+    with pytest.raises(Corrupt, match="missing in the store"):
+        await kitchen.fetch(one)
+    assert not (kitchen.spool / "in" / records[two].body.object.id).exists()
+    assert kitchen.volumes.held.get("v", {}) == {}
+
+
+async def test_a_snapshot_that_was_given_up_leaves_no_spool(world: World) -> None:
+    attic = world.device("Attic")
+    world.store.fail = lambda call, _key: "down" if call == "put" else ""
+    with pytest.raises(BackendError, match="down"):
+        await attic.save(1, "given-up", {"a": b"1"}, None)
+    world.store.fail = lambda _call, _key: ""
+    await attic.save(1, "next", {"a": b"2"}, None)
+    assert [p.name for p in (attic.spool / "out").iterdir()] == ["1-next"]
+
+
+async def test_a_full_disk_is_told_and_changes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    attic = world.device("Attic")
+
+    def full(_self: Path, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(BackendError, match="free some space") as caught:
+            await attic.save(1, "t", {"a": b"1"}, None)
+    assert caught.value.retryable
+    assert world.objects == {}
+    point = await attic.save(1, "t", {"a": b"1"}, None)
     assert await world.device("Kitchen").fetch(point) == {"a": b"1"}
