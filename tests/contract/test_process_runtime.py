@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fractal.api.app import AppRun, Port, ProcessSpec, ServiceSpec
-from fractal.api.context import Context
 from fractal.api.runtime import Runtime
 from fractal.builtin.process.config import ProcessConfig
 from fractal.builtin.process.runtime import open_process
 from fractal.guard.client import GuardClient
 from fractal.guard.launch import end_guard, ensure_guard
 from fractal.shell.clock import SystemClock
-from fractal.shell.entropy import SystemEntropy
 from fractal.shell.process import ProcessRun
-from fractal.shell.workers import ThreadWorkers
+from fractal.testing.context import real_context
 from fractal.testing.runtime import RuntimeContract
 
 
@@ -40,20 +38,8 @@ async def opened(tmp_path: Path) -> AsyncIterator[Runtime]:
 @contextlib.asynccontextmanager
 async def again(tmp_path: Path) -> AsyncIterator[Runtime]:
     """A runtime beside another one."""
-    for name in ("state", "run"):
-        (tmp_path / name).mkdir(mode=0o700, exist_ok=True)
-    async with ThreadWorkers() as workers:
-        context = Context(
-            device="device",
-            state_dir=tmp_path / "state",
-            runtime_dir=tmp_path / "run",
-            logger=logging.getLogger("test"),
-            clock=SystemClock(),
-            entropy=SystemEntropy(),
-            workers=workers,
-            run=ProcessRun(),
-            guard_socket=tmp_path / "guard" / "guard.sock",
-        )
+    async with real_context(tmp_path) as context:
+        context = replace(context, guard_socket=tmp_path / "guard" / "guard.sock")
         async with open_process(context, ProcessConfig()) as runtime:
             yield runtime
 
