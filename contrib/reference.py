@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from local_documents import LOCAL
 
 from fractal.agent.control.contract import Items, Leaf, Nested, Shape, Spec
 from fractal.agent.control.specs import SPECS
@@ -78,6 +79,9 @@ def exit_codes_page() -> str:
 def json_page() -> str:
     """docs/reference/json-output.md."""
     parts = [MADE, "# JSON output and the control API\n", _template("json-output.md")]
+    for name, shape in LOCAL.items():
+        parts.append(f"### `homeserver {name} --json`\n")
+        parts.append(_table(("Field", "Type", "Meaning"), _fields(shape)))
     for spec in SPECS.values():
         parts.append(f"## `{spec.name}`\n")
         parts.append(f"{spec.summary} `POST /v1/{spec.name.replace('.', '/')}`\n")
@@ -106,7 +110,7 @@ def _fields(shape: Shape, prefix: str = "") -> list[tuple[str, str, str]]:
                 kind = field.kind.value + (" or null" if field.null else "")
                 rows.append((f"`{prefix}{name}`", kind, field.help))
             case Nested():
-                rows.append((f"`{prefix}{name}`", "object", field.help))
+                rows.append((f"`{prefix}{name}`", "object or null" if field.null else "object", field.help))
                 rows += _fields(field.shape, f"{prefix}{name}.")
             case Items():
                 rows.append((f"`{prefix}{name}`", "list of objects", field.help))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ from types import ModuleType
 
 import click
 import pytest
+from click.testing import CliRunner
 
-from fractal.agent.control.contract import Items, Nested, Shape
+from fractal.agent.control.contract import Items, Nested, Shape, mismatches
 from fractal.agent.control.handlers import COMMANDS
 from fractal.agent.control.specs import SPECS
 from fractal.api import errors
@@ -89,6 +91,30 @@ def test_json_page_has_every_parameter_and_field_and_no_other() -> None:
         assert set(re.findall(r"^\| `([^`]+)` \|", params, flags=re.MULTILINE)) == set(spec.params)
         wanted = fields(spec.result) | fields(spec.output or {})
         assert set(re.findall(r"^\| `([^`]+)` \|", results, flags=re.MULTILINE)) == wanted
+
+
+def test_documents_of_commands_without_an_agent(
+    generate: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from local_documents import LOCAL
+
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    config = tmp_path / "config.toml"
+    argv = {
+        "agent install": ["agent", "install", "--user"],
+        "config init": ["config", "init", "--name", "Attic", "--state-dir", str(tmp_path / "state")],
+        "config check": ["config", "check"],
+        "plugin list": ["plugin", "list"],
+        "plugin show": ["plugin", "show", "directory"],
+        "plugin check": ["plugin", "check", "memory", "--kind", "store"],
+    }
+    assert set(argv) == set(LOCAL)
+    text = page("json-output.md")
+    for name, words in argv.items():
+        shown = CliRunner().invoke(generate.cli, ["--config", str(config), *words, "--json"])
+        assert mismatches(json.loads(shown.stdout), LOCAL[name]) == [], (name, shown.output)
+        section = text.split(f"### `homeserver {name} --json`", 1)[1].split("\n#", 1)[0]
+        assert set(re.findall(r"^\| `([^`]+)` \|", section, flags=re.MULTILINE)) == fields(LOCAL[name])
 
 
 def test_error_codes_named_in_the_page_exist() -> None:

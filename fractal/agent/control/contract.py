@@ -22,6 +22,7 @@ class Kind(Enum):
     LIST = "list of text"
     TABLE = "table of text"
     """An object whose values are texts."""
+    ANY = "any value"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class Nested:
 
     help: str
     shape: Shape
+    null: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +168,7 @@ def mismatches(value: object, shape: Shape, where: str = "result") -> list[str]:
             continue
         item = value[name]
         if isinstance(want, Nested):
-            found += mismatches(item, want.shape, f"{where}.{name}")
+            found += [] if item is None and want.null else mismatches(item, want.shape, f"{where}.{name}")
         elif isinstance(want, Items):
             if not isinstance(item, Sequence) or isinstance(item, str):
                 found.append(f"{where}.{name}: not a list")
@@ -181,8 +183,10 @@ def mismatches(value: object, shape: Shape, where: str = "result") -> list[str]:
 def fits(kind: Kind, value: object) -> bool:
     """Whether a JSON value has that type. A flag is no number."""
     if isinstance(value, bool):
-        return kind is Kind.FLAG
+        return kind in (Kind.FLAG, Kind.ANY)
     match kind:
+        case Kind.ANY:
+            return True
         case Kind.TEXT:
             return isinstance(value, str)
         case Kind.INTEGER:
