@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,8 @@ AT_HELP = (
 
 
 ELSEWHERE = {
+    "logs": ("fractal.cli.app_inside:logs", "Show what an app's services print."),
+    "exec": ("fractal.cli.app_inside:exec", "Run a command inside an app's service."),
     "move": ("fractal.cli.app_changes:move", "Move an app to another device while it runs."),
     "restore": ("fractal.cli.app_changes:restore", "Bring an app back to an earlier moment."),
     "fork": ("fractal.cli.app_changes:fork", "Start a second app from a moment of another."),
@@ -194,78 +195,3 @@ _wish(
     "removed; its archive stays in the store",
     "Remove {name}?",
 )
-
-
-@app.command()
-@click.argument("name", metavar="APP")
-@click.argument("service", required=False)
-@group_option
-@click.option(
-    "-n", "--tail", type=click.IntRange(min=0), default=100, show_default=True, help="Last lines; 0: all."
-)
-@click.option("-f", "--follow", is_flag=True, help="Go on with new lines.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-@pass_session
-def logs(session: Session, name: str, service: str | None, group: str | None, **options: Any) -> None:
-    """Show what an app's services print."""
-    import json
-
-    def show_line(line: Mapping[str, Any]) -> None:
-        if options["as_json"]:
-            click.echo(json.dumps(line, ensure_ascii=False))
-        else:
-            click.echo(clean(line["line"]) if service else f"{clean(line['service'])}  {clean(line['line'])}")
-
-    session.call(
-        "app.logs",
-        {
-            "group": group,
-            "app": name,
-            "service": service,
-            "tail": options["tail"],
-            "follow": options["follow"] or None,
-        },
-        on_output=show_line,
-        timeout=10 * 365 * 86400.0 if options["follow"] else 900.0,
-    )
-
-
-@app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.argument("name", metavar="APP")
-@click.argument("argv", nargs=-1, required=True, metavar="COMMAND [ARGUMENT]...", type=click.UNPROCESSED)
-@group_option
-@click.option(
-    "--service", metavar="SERVICE", help="In which one. [default: the web service, else the only one]"
-)
-@click.option("-i", "--stdin", "feed", is_flag=True, help="Give it our standard input, read to its end.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=0.1),
-    default=60.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Kill it then.",
-)
-@json_option
-@pass_session
-def exec(session: Session, name: str, argv: tuple[str, ...], group: str | None, **options: Any) -> int:  # noqa: A001 - the command's name
-    """Run a command inside an app's service and exit as it does. Options go before APP."""
-    from fractal.cli.output import show_json
-
-    result = session.call(
-        "app.exec",
-        {
-            "group": group,
-            "app": name,
-            "argv": list(argv),
-            "service": options["service"],
-            "stdin": sys.stdin.read() if options["feed"] else None,
-            "timeout_s": options["timeout"],
-        },
-        timeout=options["timeout"] + 60,
-    )
-    if options["as_json"]:
-        show_json(result)
-    else:
-        click.echo(result["output"], nl=False)
-    return int(result["exit_code"])

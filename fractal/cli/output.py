@@ -53,7 +53,9 @@ def show_plan(result: Mapping[str, Any], *, err: bool = False) -> None:
 
 def clean(text: str) -> str:
     """Text for one line of a terminal: what others named cannot move the cursor or change colours."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text.replace("\n", " "))
+    return "".join(
+        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text.expandtabs(4).replace("\n", " ")
+    )
 
 
 def seconds(value: float | None) -> str:
