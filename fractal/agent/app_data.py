@@ -240,16 +240,26 @@ class AppData:
             await snapshotter.delete_root(self.volume)
             facts.change(root=0)
             return
-        name = f"b-{now.root}-{now.counter + 1}"
-        wall_ms = self._job.group.agent.clock.wall_ms()
-        queued = Queued(name=name, epoch=now.root, wall_ms=wall_ms, parent=now.committed, branch=True)
-        queue = tuple(q for q in now.queue if q.name != name)
-        facts.put(replace(now, counter=now.counter + 1, queue=(*queue, queued)))
+        name = await self._branch_name()
         await snapshotter.set_aside(self.volume, name)
         facts.change(root=0)
         self._job.logger.info(
             "%s: what epoch %d had not stored is kept as a branch", self._app().name, now.root
         )
+
+    async def _branch_name(self) -> str:
+        """Name of the branch that is about to be made, queued durably before it exists so that no crash forgets it."""
+        job, snapshotter = self._job, self._job.group.agent.snapshotter
+        now = job.facts.now
+        held = {s.name for s in await snapshotter.snapshots(self.volume)}
+        begun = [q.name for q in now.queue if q.branch and q.epoch == now.root and q.name not in held]
+        if begun:
+            return begun[0]
+        name = f"b-{now.root}-{now.counter + 1}"
+        wall_ms = job.group.agent.clock.wall_ms()
+        queued = Queued(name=name, epoch=now.root, wall_ms=wall_ms, parent=now.committed, branch=True)
+        job.facts.put(replace(now, counter=now.counter + 1, queue=(*now.queue, queued)))
+        return name
 
     async def clean_up(self) -> None:
         """The app was removed from the group: delete what is here of it. Its archive stays."""

@@ -153,6 +153,15 @@ class GroupAgent:
         limit = (timers.patience + timers.beat) / 1000
         return beat is not None and self.agent.clock.boottime() - beat.heard <= limit
 
+    def certificate(self, route: str) -> str:
+        """PEM chain of a route's certificate; "" where this device does not hold the app's key."""
+        wish = self.state.routes.get(route)
+        job = self.jobs.get(wish.app) if wish else None
+        try:
+            return job.data.secrets().get(f"tls.{route}.chain", "") if job else ""
+        except BackendError:
+            return ""
+
     def status(self) -> Mapping[str, Any]:
         """One item of `groups` of `status.show`."""
         from fractal.agent.status import group_status

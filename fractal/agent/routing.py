@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from fractal.api.errors import FractalError
@@ -27,18 +28,26 @@ async def route(agent: Agent) -> None:
         now = agent.clock.boottime()
         if desired != applied or now - last > 60:
             (gateways, routes), (peers, targets) = desired
-            try:
-                async with asyncio.timeout(APPLY_LIMIT):
-                    await agent.transport.serve(gateways, routes)
-                    if peers or targets or applied is not None:
-                        await agent.transport.forward(peers, targets)
-                applied, last, agent.link_problem = desired, now, ""
-            except (FractalError, TimeoutError) as error:
-                problem = str(error) or "the transport did not answer in time"
-                if problem != agent.link_problem:
-                    agent.logger.warning("routes: %s", problem)
-                agent.link_problem = problem
+            problems = [await _apply(agent.transport.serve(gateways, routes))]
+            if peers or targets or applied is not None:
+                # Also when serving failed: one bad route of this device must not stop its work as a gateway.
+                problems.append(await _apply(agent.transport.forward(peers, targets)))
+            problem = "; ".join(p for p in problems if p)
+            if problem and problem != agent.link_problem:
+                agent.logger.warning("routes: %s", problem)
+            agent.link_problem = problem
+            applied, last = (desired, now) if not problem else (applied, last)
         await agent.clock.sleep(APPLY_EVERY)
+
+
+async def _apply(call: Awaitable[None]) -> str:
+    """Carry one half out; what went wrong, "" if nothing."""
+    try:
+        async with asyncio.timeout(APPLY_LIMIT):
+            await call
+    except (FractalError, TimeoutError) as error:
+        return str(error) or "the transport did not answer in time"
+    return ""
 
 
 def desired_serving(agent: Agent) -> tuple[tuple[Peer, ...], tuple[LocalRoute, ...]]:
@@ -53,7 +62,7 @@ def desired_serving(agent: Agent) -> tuple[tuple[Peer, ...], tuple[LocalRoute, .
             wish = group.state.routes[name]
             job = group.jobs.get(wish.app)
             local = _local(group, wish, job) if job is not None else None
-            if local is not None:
+            if local is not None and (local.certificate or local.kind is not RouteKind.HTTPS):
                 routes.append(local)
     return tuple(gateways[g] for g in sorted(gateways)), tuple(routes)
 

@@ -24,7 +24,7 @@ class Saver:
 
     def __init__(self, job: AppJob) -> None:
         self._job = job
-        self.due = 0.0
+        self._ticked: float | None = None
         self.problem = ""
         self.rounds = 0
         self.last_round: int | None = None
@@ -32,17 +32,21 @@ class Saver:
         """The root was last seen equal to the newest snapshot."""
         self._taken: dict[str, float] = {}
         self._safe_at: float | None = None
-        self._stored = asyncio.Event()
+
+    @property
+    def due(self) -> float:
+        """When the next snapshot is due, by the interval as it is now."""
+        return 0.0 if self._ticked is None else self._ticked + seconds(self._job.app.policy.interval)
 
     def reset(self) -> None:
         """The root was replaced: what was known of it is void."""
-        self.due = 0.0
+        self._ticked = None
         self.settled = False
         self.rounds, self.last_round = 0, None
 
     def hurry(self) -> None:
         """Take the next snapshot as soon as possible."""
-        self.due = 0.0
+        self._ticked = None
 
     # --- how much would be lost ------------------------------------------------------------------------------------
 
@@ -65,9 +69,8 @@ class Saver:
         """Take a snapshot, unless nothing changed since the last one. A late tick skips, it never piles up."""
         job = self._job
         agent = job.group.agent
-        interval = seconds(job.app.policy.interval)
         now = agent.clock.boottime()
-        self.due = now + interval
+        self._ticked = now
         if self._target_moving():
             self.rounds += 1
         if await self._unchanged():
@@ -87,7 +90,7 @@ class Saver:
         job.facts.put(replace(facts, queue=(*facts.queue, queued)))
         self.settled = False
         await self._thin()
-        self._stored.set()
+        job.group.pulse.beat()
 
     async def _unchanged(self) -> bool:
         facts, snapshotter = self._job.facts.now, self._job.group.agent.snapshotter
@@ -155,7 +158,6 @@ class Saver:
         """Wait until everything queued is stored, at most `limit` seconds. Raises BackendError with the reason."""
         clock = self._job.group.agent.clock
         end = clock.boottime() + limit
-        self._stored.set()
         while self._job.facts.now.queue:
             if clock.boottime() > end:
                 why = self.problem or "the store is slow"
@@ -168,11 +170,10 @@ class Saver:
         """Store what is queued, oldest first, for ever."""
         clock = self._job.group.agent.clock
         pause = 0.5
+        pulse = 0
         while True:
             if not self._job.facts.now.queue:
-                self._stored.clear()
-                if not self._job.facts.now.queue:
-                    await self._stored.wait()
+                pulse = await self._job.group.pulse.wait(pulse, 1.0)
                 continue
             try:
                 await self._store(self._job.facts.now.queue[0])
@@ -191,6 +192,8 @@ class Saver:
         archive = await job.data.archive()
         facts = job.facts.now
         held = {s.name for s in await job.group.agent.snapshotter.snapshots(job.data.volume)}
+        if queued.name not in held and queued.branch and facts.root == queued.epoch:
+            raise BackendError(f"branch {queued.name} is still being put aside", retryable=True)
         if queued.name not in held:
             job.facts.put(replace(facts, queue=tuple(q for q in facts.queue if q != queued)))
             return

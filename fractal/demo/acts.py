@@ -121,9 +121,7 @@ class Demo:
             "Shelf",
             "--group",
             GROUP,
-            "--backend",
             "directory",
-            "--set",
             f"path={shared / 'store'}",
         )
         check = self.kitchen.ask("store", "check", "Shelf", "--group", GROUP)
@@ -273,7 +271,7 @@ class Demo:
         self.wait("the target is ready", lambda: self.behind(target) is not None, 40)
         before = len(self.writer.acknowledged())
         began = time.monotonic()
-        source.run("app", "move", APP, "--group", GROUP, "--device", target.name)
+        source.run("app", "move", APP, target.name, "--group", GROUP)
         ended = time.monotonic()
         time.sleep(2)
         gap = self.writer.longest_gap(began, time.monotonic())
@@ -298,7 +296,7 @@ class Demo:
     def fork(self) -> None:
         """A second copy of an earlier moment, beside the live one."""
         moment = self.snapshots(self.owner())[1]["moment"]
-        self.owner().run("app", "fork", APP, "--group", GROUP, "--at", moment, "--name", "yesterday")
+        self.owner().run("app", "fork", APP, "yesterday", "--group", GROUP, "--at", moment)
         calendar = self.open_calendar("yesterday.demo.localhost")
         then, now = self.entries_soon(calendar), self.calendar.entries()
         self.promise(
@@ -366,7 +364,7 @@ class Demo:
         self.wait("a branch is stored", lambda: bool(branches()), 40)
         moment = branches()[-1]["moment"]
         name = f"branch-{moment.replace('.', '-')}"
-        owner.run("app", "fork", APP, "--group", GROUP, "--at", moment, "--name", name)
+        owner.run("app", "fork", APP, name, "--group", GROUP, "--at", moment)
         there = self.entries_soon(self.open_calendar(f"{name}.demo.localhost"))
         missing = [a for a in lost if a.uid not in there]
         self.promise(
@@ -413,7 +411,8 @@ class Demo:
         began = self.watch.started(device.name, since)
         if began is None:
             raise DemoFailed(f"no process of the app was seen on {device.name}")
-        return self.writer.outage(began) or 0.0
+        answers = [a.done for a in self.writer.acknowledged() if a.done >= began]
+        return min(answers) - began if answers else 0.0
 
     # --- the end -------------------------------------------------------------------------------------------------------
 

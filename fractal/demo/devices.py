@@ -157,8 +157,8 @@ https_port = {self.https_port}
 
 
 def command() -> list[str]:
-    """The command line program of the interpreter that runs the demo."""
-    return [sys.executable, "-m", "fractal.cli.main"]
+    """The `homeserver` command that was installed beside the interpreter that runs the demo."""
+    return [str(Path(sys.executable).with_name("homeserver"))]
 
 
 def all_pids() -> list[int]:

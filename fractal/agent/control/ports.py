@@ -47,6 +47,9 @@ class ControlGroup(Protocol):
     def status(self) -> Mapping[str, Any]:
         """One item of `groups` of `status.show`."""
 
+    def certificate(self, route: str) -> str:
+        """PEM chain of a route's certificate; "" where this device does not hold the app's key."""
+
 
 class ControlAgent(Protocol):
     """The agent (`fractal.agent.agent.Agent`)."""

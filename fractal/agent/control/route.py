@@ -45,8 +45,13 @@ def route_name(text: str, kind: RouteKind) -> str:
 @command("route.list")
 async def list_routes(agent: ControlAgent, params: Params, _: Progress) -> dict[str, Any]:
     """All routes, with the device that serves each."""
-    state = find_group(agent, params).journal.state
-    return {"routes": [_shown(state, name) for name in sorted(state.routes)]}
+    group = find_group(agent, params)
+    state = group.journal.state
+    return {
+        "routes": [
+            {**_shown(state, name), "certificate": group.certificate(name)} for name in sorted(state.routes)
+        ]
+    }
 
 
 @command("route.add")

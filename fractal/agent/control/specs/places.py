@@ -40,6 +40,9 @@ ROUTE: Shape = {
     "service": text("Service that it leads to; empty: the manifest's web service."),
     "port": text("Name of that service's port; empty: the manifest's web port."),
     "device": text("Name of the device that serves it now; empty while none does."),
+    "certificate": text(
+        "PEM chain that clients see, to trust where it is self-signed; empty where this device cannot know it."
+    ),
 }
 STORE_NAME = Param(Kind.TEXT, "Store, by name or id.", required=True)
 
