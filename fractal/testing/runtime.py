@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -16,68 +15,30 @@ import pytest
 
 from fractal.api.app import AppRun, AppSpec, HealthSpec, Mount, ServiceSpec
 from fractal.api.errors import BackendError, NotFound
-from fractal.api.runtime import Health, RunStatus, Runtime, ServiceStatus, SupportsImages
+from fractal.api.runtime import Health, Runtime, SupportsImages
+from fractal.testing.runtime_parts import (
+    BEAT,
+    DAEMON,
+    LIMIT,
+    POLITE,
+    QUIET,
+    SERVER,
+    STUBBORN,
+    VOLUME,
+    log,
+    logged,
+    notes,
+    quiet,
+    running,
+    seen,
+    service_where,
+    size,
+    started_again,
+    status_of,
+    until,
+    until_async,
+)
 from fractal.testing.suite import Contract
-
-VOLUME = "data"
-LIMIT = 60.0
-"""Seconds after which the suite gives up on something that must happen."""
-QUIET = 0.3
-"""Seconds for which a stopped program is watched. Too short never fails a good runtime."""
-
-BEAT = """
-import os, signal, sys, time
-data = os.environ["DATA"]
-name = os.environ.get("NAME", "beat")
-def note(text):
-    with open(f"{data}/{name}.notes", "a") as file:
-        file.write(text + "\\n")
-def beat(as_name=name):
-    with open(f"{data}/{as_name}", "ab", buffering=0) as file:
-        while True:
-            file.write(b".")
-            time.sleep(0.01)
-note("start")
-"""
-POLITE = (
-    BEAT
-    + """
-def leave(*_):
-    note("bye")
-    sys.exit(0)
-signal.signal(signal.SIGTERM, leave)
-print("hello from", name, flush=True)
-print("trouble from", name, file=sys.stderr, flush=True)
-beat()
-"""
-)
-STUBBORN = BEAT + "\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nbeat()\n"
-DAEMON = (
-    BEAT
-    + """
-if os.fork() == 0:
-    os.setsid()
-    if os.fork() == 0:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        beat("daemon")
-    os._exit(0)
-os.wait()
-beat()
-"""
-)
-SERVER = (
-    BEAT
-    + """
-import socket
-server = socket.create_server((os.environ["HOST"], int(os.environ["PORT"])), backlog=8)
-while True:
-    end, _ = server.accept()
-    if end.recv(4096):
-        status = os.environ.get("STATUS", "200")
-        end.sendall(f"HTTP/1.1 {status} X\\r\\nContent-Length: 2\\r\\nConnection: close\\r\\n\\r\\nok".encode())
-    end.close()
-"""
-)
 
 
 class RuntimeContract(Contract[Runtime]):
@@ -137,7 +98,7 @@ class RuntimeContract(Contract[Runtime]):
         run = self.app(tmp_path, self.named("main", POLITE))
         await backend.prepare(run)
         assert not any(s.running for r in await backend.observe() for s in r.services)
-        assert not _notes(run, "main")
+        assert not notes(run, "main")
 
     async def test_a_started_app_is_observed_with_its_labels(self, backend: Runtime, tmp_path: Path) -> None:
         """Group, app, epoch and services, running."""
@@ -152,17 +113,17 @@ class RuntimeContract(Contract[Runtime]):
         """`start` is idempotent."""
         run = self.app(tmp_path, self.named("main", POLITE))
         await self.up(backend, run)
-        await until(lambda: bool(_notes(run, "main")))
+        await until(lambda: bool(notes(run, "main")))
         await backend.start(run)
         await backend.prepare(run)
         await asyncio.sleep(QUIET)
-        assert _notes(run, "main") == ["start"]
+        assert notes(run, "main") == ["start"]
 
     async def test_another_agent_sees_and_kills_what_runs(self, backend: Runtime, tmp_path: Path) -> None:
         """Nothing that matters is in the runtime's memory."""
         run = self.app(tmp_path, self.named("main", POLITE))
         await self.up(backend, run)
-        await until(lambda: _size(run, "main") > 0)
+        await until(lambda: size(run, "main") > 0)
         async with self.reopen(tmp_path) as other:
             status = await seen(other, run)
             assert (status.group, status.app, status.epoch) == ("group", "app", 1)
@@ -170,7 +131,7 @@ class RuntimeContract(Contract[Runtime]):
             await other.start(run)
             await other.kill(run.key)
         assert await quiet(run, "main")
-        assert _notes(run, "main") == ["start"]
+        assert notes(run, "main") == ["start"]
 
     async def test_the_endpoint_answers_and_health_is_seen(self, backend: Runtime, tmp_path: Path) -> None:
         """A port has an address on this device; health follows the HTTP check."""
@@ -180,7 +141,7 @@ class RuntimeContract(Contract[Runtime]):
         service = await service_where(backend, run, "main", lambda s: s.health is Health.HEALTHY)
         ((name, host, port),) = service.endpoints
         assert name == "web"
-        assert await _get(host, port) == 200
+        assert await status_of(host, port) == 200
 
     async def test_an_app_that_answers_500_never_gets_healthy(self, backend: Runtime, tmp_path: Path) -> None:
         """Running is not healthy."""
@@ -211,18 +172,18 @@ class RuntimeContract(Contract[Runtime]):
             tmp_path, self.named("main", BEAT + "note(os.environ['COLOUR'])\nbeat()", env={"COLOUR": "blue"})
         )
         await self.up(backend, run)
-        await until(lambda: _notes(run, "main") == ["start", "blue"])
+        await until(lambda: notes(run, "main") == ["start", "blue"])
 
     async def test_data_outlives_the_run(self, backend: Runtime, tmp_path: Path) -> None:
         """Stop, remove and start again: the volume is as it was left."""
         run = self.app(tmp_path, self.named("main", POLITE))
         await self.up(backend, run)
-        await until(lambda: _size(run, "main") > 0)
+        await until(lambda: size(run, "main") > 0)
         await backend.stop(run.key)
         await backend.remove(run.key)
-        assert _notes(run, "main") == ["start", "bye"]
+        assert notes(run, "main") == ["start", "bye"]
         await self.up(backend, run)
-        await until(lambda: _notes(run, "main") == ["start", "bye", "start"])
+        await until(lambda: notes(run, "main") == ["start", "bye", "start"])
 
     # -- dependencies and restarts
 
@@ -232,7 +193,7 @@ class RuntimeContract(Contract[Runtime]):
         program = BEAT + "note(open(f'{data}/setup.notes').read().split()[-1])\nbeat()"
         run = self.app(tmp_path, setup, self.named("main", program, depends_on={"setup": "completed"}))
         await self.up(backend, run)
-        await until(lambda: _notes(run, "main") == ["start", "done"])
+        await until(lambda: notes(run, "main") == ["start", "done"])
 
     async def test_a_failed_dependency_is_an_error_that_names_it(
         self, backend: Runtime, tmp_path: Path
@@ -242,7 +203,7 @@ class RuntimeContract(Contract[Runtime]):
         run = self.app(tmp_path, setup, self.named("main", POLITE, depends_on={"setup": "completed"}))
         with pytest.raises(BackendError, match="setup"):
             await self.up(backend, run)
-        assert not _notes(run, "main")
+        assert not notes(run, "main")
 
     async def test_a_service_that_does_not_start_is_named(self, backend: Runtime, tmp_path: Path) -> None:
         """A dependency that ends instead of getting healthy."""
@@ -251,7 +212,7 @@ class RuntimeContract(Contract[Runtime]):
         run = self.app(tmp_path, broken_one, self.named("main", POLITE, depends_on={"database": "healthy"}))
         with pytest.raises(BackendError, match="database"):
             await self.up(backend, run)
-        assert not _notes(run, "main")
+        assert not notes(run, "main")
 
     async def test_an_ended_service_is_seen_and_started_again(self, backend: Runtime, tmp_path: Path) -> None:
         """`observe` tells the exit code, `start` applies the restart policy."""
@@ -262,9 +223,9 @@ class RuntimeContract(Contract[Runtime]):
         service = await service_where(backend, run, "once", lambda s: not s.running)
         assert service.exit_code == 5
         assert service.health is Health.STOPPED
-        await until_async(lambda: _started_again(backend, run, "crash"))
-        assert _notes(run, "once") == ["start"]
-        assert _notes(run, "main") == ["start"]
+        await until_async(lambda: started_again(backend, run, "crash"))
+        assert notes(run, "once") == ["start"]
+        assert notes(run, "main") == ["start"]
 
     # -- stopping
 
@@ -272,16 +233,16 @@ class RuntimeContract(Contract[Runtime]):
         """The stop signal comes first, and there is time to act on it."""
         run = self.app(tmp_path, self.named("main", POLITE))
         await self.up(backend, run)
-        await until(lambda: _size(run, "main") > 0)
+        await until(lambda: size(run, "main") > 0)
         await backend.stop(run.key)
-        assert _notes(run, "main") == ["start", "bye"]
+        assert notes(run, "main") == ["start", "bye"]
         assert not await running(backend, run)
 
     async def test_stop_ends_what_ignores_the_signal(self, backend: Runtime, tmp_path: Path) -> None:
         """After the grace there is SIGKILL."""
         run = self.app(tmp_path, self.named("main", STUBBORN, stop_grace=0.3))
         await self.up(backend, run)
-        await until(lambda: _size(run, "main") > 0)
+        await until(lambda: size(run, "main") > 0)
         await backend.stop(run.key)
         assert await quiet(run, "main")
         assert not await running(backend, run)
@@ -290,7 +251,7 @@ class RuntimeContract(Contract[Runtime]):
         """A process that detached from its service belongs to the run all the same."""
         run = self.app(tmp_path, self.named("main", DAEMON))
         await self.up(backend, run)
-        await until(lambda: _size(run, "daemon") > 0)
+        await until(lambda: size(run, "daemon") > 0)
         await backend.stop(run.key)
         assert await quiet(run, "daemon")
 
@@ -298,11 +259,11 @@ class RuntimeContract(Contract[Runtime]):
         """Neither a last word nor a survivor."""
         run = self.app(tmp_path, self.named("main", POLITE), self.named("family", DAEMON))
         await self.up(backend, run)
-        await until(lambda: _size(run, "main") > 0 and _size(run, "daemon") > 0)
+        await until(lambda: size(run, "main") > 0 and size(run, "daemon") > 0)
         await backend.kill(run.key)
         assert await quiet(run, "main")
         assert await quiet(run, "daemon")
-        assert _notes(run, "main") == ["start"]
+        assert notes(run, "main") == ["start"]
         assert not await running(backend, run)
 
     async def test_ending_twice_or_nothing_is_fine(self, backend: Runtime, tmp_path: Path) -> None:
@@ -320,7 +281,7 @@ class RuntimeContract(Contract[Runtime]):
         other = self.app(tmp_path, self.named("main", POLITE), app="other")
         for run in (old, new, other):
             await self.up(backend, run)
-            await until(lambda run=run: _size(run, "main") > 0)  # type: ignore[misc]
+            await until(lambda run=run: size(run, "main") > 0)  # type: ignore[misc]
         await backend.kill(old.key)
         await backend.remove(old.key)
         assert await quiet(old, "main")
@@ -332,11 +293,11 @@ class RuntimeContract(Contract[Runtime]):
         """And `observe` forgets the run."""
         run = self.app(tmp_path, self.named("main", POLITE))
         await self.up(backend, run)
-        await until(lambda: _size(run, "main") > 0)
+        await until(lambda: size(run, "main") > 0)
         await backend.stop(run.key)
-        size = _size(run, "main")
+        before = size(run, "main")
         await backend.remove(run.key)
-        assert _size(run, "main") == size
+        assert size(run, "main") == before
         assert [r for r in await backend.observe() if r.app == "app"] == []
 
     async def test_a_cancelled_start_can_be_cleared(self, backend: Runtime, tmp_path: Path) -> None:
@@ -346,7 +307,7 @@ class RuntimeContract(Contract[Runtime]):
         setup = self.named("setup", program, restart="no")
         run = self.app(tmp_path, setup, self.named("main", POLITE, depends_on={"setup": "completed"}))
         task = asyncio.create_task(self.up(backend, run))
-        await until(lambda: bool(_notes(run, "setup")))
+        await until(lambda: bool(notes(run, "setup")))
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
@@ -354,7 +315,7 @@ class RuntimeContract(Contract[Runtime]):
         assert not await running(backend, run)
         gate.touch()
         await self.up(backend, run)
-        await until(lambda: _size(run, "main") > 0)
+        await until(lambda: size(run, "main") > 0)
 
     # -- pausing, looking in
 
@@ -362,22 +323,22 @@ class RuntimeContract(Contract[Runtime]):
         """Between `pause` and `unpause` nothing writes."""
         run = self.app(tmp_path, self.named("main", DAEMON))
         await self.up(backend, run)
-        await until(lambda: _size(run, "main") > 0 and _size(run, "daemon") > 0)
+        await until(lambda: size(run, "main") > 0 and size(run, "daemon") > 0)
         await backend.pause(run.key)
         assert await quiet(run, "main")
         assert await quiet(run, "daemon")
         await backend.pause(run.key)
         await backend.unpause(run.key)
-        before = _size(run, "main"), _size(run, "daemon")
-        await until(lambda: _size(run, "main") > before[0] and _size(run, "daemon") > before[1])
+        before = size(run, "main"), size(run, "daemon")
+        await until(lambda: size(run, "main") > before[0] and size(run, "daemon") > before[1])
 
     async def test_logs_hold_both_outputs(self, backend: Runtime, tmp_path: Path) -> None:
         """Whole, and the last lines; of services that exist."""
         run = self.app(tmp_path, self.named("main", POLITE))
         await self.up(backend, run)
-        await until_async(lambda: _logged(backend, run, 0, b"trouble from main"))
-        assert b"hello from main" in await _log(backend, run, 0)
-        assert len((await _log(backend, run, 1)).splitlines()) == 1
+        await until_async(lambda: logged(backend, run, 0, b"trouble from main"))
+        assert b"hello from main" in await log(backend, run, 0)
+        assert len((await log(backend, run, 1)).splitlines()) == 1
         with pytest.raises(NotFound):
             async for _ in backend.logs(run.key, "nobody"):
                 pass
@@ -430,92 +391,3 @@ class RuntimeContract(Contract[Runtime]):
         """The guard knows a run by its key, before it starts."""
         run = self.app(tmp_path, self.named("main", POLITE))
         assert (await backend.freezable(run)).run == run.key
-
-
-def _notes(run: AppRun, service: str) -> list[str]:
-    path = run.volume_root / VOLUME / f"{service}.notes"
-    return path.read_text().split() if path.exists() else []
-
-
-def _size(run: AppRun, name: str) -> int:
-    path = run.volume_root / VOLUME / name
-    return path.stat().st_size if path.exists() else 0
-
-
-async def quiet(run: AppRun, name: str) -> bool:
-    """Whether nothing writes to a heartbeat file."""
-    before = _size(run, name)
-    await asyncio.sleep(QUIET)
-    return _size(run, name) == before
-
-
-async def running(backend: Runtime, run: AppRun) -> bool:
-    """Whether any service of the run is said to run."""
-    return any(
-        s.running
-        for r in await backend.observe()
-        if (r.app, r.epoch) == (run.app, run.epoch)
-        for s in r.services
-    )
-
-
-async def seen(backend: Runtime, run: AppRun) -> RunStatus:
-    """The run's status; it must be there."""
-    found = [
-        r for r in await backend.observe() if (r.group, r.app, r.epoch) == (run.group, run.app, run.epoch)
-    ]
-    assert len(found) == 1, f"{run.key} is observed {len(found)} times"
-    return found[0]
-
-
-async def service_where(
-    backend: Runtime, run: AppRun, name: str, condition: Callable[[ServiceStatus], bool]
-) -> ServiceStatus:
-    """The service's status as soon as it fulfils the condition."""
-    end = time.monotonic() + LIMIT
-    while True:
-        for service in (await seen(backend, run)).services:
-            if service.name == name and condition(service):
-                return service
-        assert time.monotonic() < end, f"{name} did not come to what was expected"
-        await asyncio.sleep(0.02)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition."""
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end, "what was expected did not happen"
-        await asyncio.sleep(0.02)
-
-
-async def until_async(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for a condition that must itself be awaited."""
-    end = time.monotonic() + LIMIT
-    while not await condition():
-        assert time.monotonic() < end, "what was expected did not happen"
-        await asyncio.sleep(0.02)
-
-
-async def _started_again(backend: Runtime, run: AppRun, service: str) -> bool:
-    await backend.start(run)
-    return len(_notes(run, service)) > 1
-
-
-async def _log(backend: Runtime, run: AppRun, tail: int) -> bytes:
-    return b"".join([chunk async for chunk in backend.logs(run.key, "main", tail=tail)])
-
-
-async def _logged(backend: Runtime, run: AppRun, tail: int, text: bytes) -> bool:
-    return text in await _log(backend, run, tail)
-
-
-async def _get(host: str, port: int) -> int:
-    reader, writer = await asyncio.open_connection(host, port)
-    try:
-        writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
-        return int((await reader.readline()).split()[1])
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()

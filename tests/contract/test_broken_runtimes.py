@@ -233,7 +233,7 @@ class _Suite(RuntimeContract):
 
 @pytest.mark.parametrize("damage", CASES, ids=lambda damage: damage.__name__)
 def test_the_suite_fails_it(damage: type[Damaged], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fractal.testing.runtime.LIMIT", 1.5)
+    monkeypatch.setattr("fractal.testing.runtime_parts.LIMIT", 1.5)
 
     @contextlib.asynccontextmanager
     async def opened(tmp_path: Path) -> AsyncIterator[Any]:
