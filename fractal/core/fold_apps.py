@@ -50,6 +50,8 @@ MAX_INTERVAL = 86_400_000
 MAX_STANDBY = 16
 MAX_NUMBER = 2**48
 MAX_PINS = 1_000
+CERTIFICATE = "tls."
+"""How the names of an app's secrets begin that hold certificates of its routes."""
 
 _DNS_NAME = re.compile(
     r"(?=.{1,253}\Z)([a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9])?)(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*\Z"
@@ -121,8 +123,13 @@ def app_installed(turn: Turn, entry: AppInstalled) -> GroupState:
 
 
 def app_changed(turn: Turn, entry: AppChanged) -> GroupState:
-    """New manifest, policy, name, wish or secrets; by who manages it."""
-    app = turn.managed(entry.app)
+    """New manifest, policy, name, wish or secrets; by who manages it.
+
+    The device that owns the app, whoever's it is, may bring its certificates: it serves them.
+    """
+    app = live_app(turn.state, entry.app)
+    if not (app.owner == turn.device.id and _only_certificates(app, entry)):
+        turn.managed(entry.app)
     if entry.name is not None:
         require_name(entry.name, "app name")
     if entry.policy is not None:
@@ -133,6 +140,13 @@ def app_changed(turn: Turn, entry: AppChanged) -> GroupState:
         if (value := getattr(entry, name)) is not None
     }
     return with_app(turn.state, replace(app, **news))
+
+
+def _only_certificates(app: App, entry: AppChanged) -> bool:
+    if entry.secrets is None or replace(entry, secrets=None) != AppChanged(app=entry.app):
+        return False
+    changed = dict(entry.secrets.items() ^ app.secrets.items())
+    return all(name.startswith(CERTIFICATE) for name in changed)
 
 
 def app_key_added(turn: Turn, entry: AppKeyAdded) -> GroupState:

@@ -318,3 +318,21 @@ def test_a_move_to_where_the_app_is_is_none() -> None:
     world.must("den", AppMoved(app=APP, to=world.machines["kitchen"].id))
     world.must("den", AppMoved(app=APP, to=world.machines["den"].id))
     assert world.state.apps[APP].move_to == ""
+
+
+def test_the_device_that_runs_an_app_brings_its_certificates_and_no_other_secret() -> None:
+    world = build()
+    world.must("den", AppChanged(app=APP, secrets={"password": b"p"}))
+    certified = AppChanged(app=APP, secrets={"password": b"p", "tls.x.org.key": b"k"})
+    assert "only the app's own member" in world.say("shed", certified)
+    world.must("shed", Took(epochs={APP: 2}))
+    for more in (
+        {"secrets": {"tls.x.org.key": b"k"}},
+        {"secrets": {"password": b"q", "tls.x.org.key": b"k"}},
+        {"secrets": {"password": b"p", "other": b"o"}},
+        {"name": "mine"},
+        {"desired": Desired.STOPPED},
+    ):
+        assert world.say("shed", replace(certified, **more)) != ""
+    world.must("shed", certified)
+    world.must("shed", AppChanged(app=APP, secrets={"password": b"p"}))
