@@ -66,7 +66,7 @@ class InlineWorkers:
 
 
 class Memory:
-    """A snapshotter whose volumes are dictionaries; `receive` keeps what it got even if it is then told to fail."""
+    """A snapshotter whose volumes are dictionaries."""
 
     format = "memory/1"
     receives = frozenset({"memory/1"})
@@ -74,8 +74,8 @@ class Memory:
     def __init__(self) -> None:
         self.roots: dict[str, Files] = {}
         self.held: dict[str, dict[str, Files]] = {}
-        self.half: Files = {}
         self.sent = 0
+        self.received = 0
 
     async def snapshot(self, volume: str, name: str) -> Snapshot:
         held = self.held.setdefault(volume, {})
@@ -115,6 +115,7 @@ class Memory:
         stream_format: str,
         parent: str | None = None,
     ) -> Snapshot:
+        self.received += 1
         held = self.held.setdefault(volume, {})
         assert stream_format == self.format
         assert name not in held

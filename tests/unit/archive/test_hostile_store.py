@@ -11,11 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fractal.api.errors import Corrupt, FractalError
+from fractal.api.plain import to_plain
 from fractal.archive import spool
 from fractal.archive.epochs import Rollback
 from fractal.archive.records import object_header
+from fractal.archive.sealed import seal_statement
 from fractal.core.model import Point
-from fractal.crypto.keys import unseal_with
+from fractal.crypto.keys import DeviceKeys, unseal_with
 from fractal.crypto.stream import MAGIC, ObjectReader, ObjectSeal, Raw, RawHash
 from fractal.testing.archive_world import APP, GROUP, Files, World
 
@@ -38,6 +40,7 @@ async def refused(world: World, point: Point) -> None:
     with pytest.raises(FractalError):
         await kitchen.fetch(point)
     assert kitchen.volumes.held.get("v", {}) == {}
+    assert kitchen.volumes.received == 0, "not a byte may act before the whole object was checked"
 
 
 async def test_every_byte_class_of_a_stored_segment_flipped_or_cut(world: World) -> None:
@@ -136,6 +139,33 @@ async def test_hiding_or_replacing_the_newest_record_is_a_rollback_also_after_a_
     with pytest.raises(Rollback, match="gone"):
         await attic.archive.timeline()
     assert two.number == 2
+
+
+async def test_a_parent_that_was_exchanged_for_another_of_the_same_name_is_noticed(world: World) -> None:
+    one, two, _ = await stored(world)
+    twin = World(world.folder / "twin")
+    twin.device("Attic").entropy.bytes(7)
+    await twin.device("Attic").save(1, "t-1", {"a": b"other"}, None)
+    world.objects.update(twin.objects)
+    kitchen = world.device("Kitchen")
+    assert await kitchen.fetch(one) == {"a": b"other"}
+    with pytest.raises(Corrupt, match="is not the one that it was taken against"):
+        await kitchen.fetch(two)
+
+
+async def test_a_member_cannot_sign_for_another_device(world: World) -> None:
+    attic, shed = world.device("Attic"), world.device("Shed")
+    one = await attic.save(1, "t-1", {"a": b"1"}, None)
+    forged = DeviceKeys(shed.keys.sign_seed, shed.keys.box_secret)
+    forged.__dict__["id"] = attic.keys.id
+    key = f"{GROUP}/{APP}/1/record/2"
+    body = to_plain((await attic.archive.timeline()).record(one).body)
+    world.objects[key] = seal_statement(
+        "archive-record", key, body, keys=forged, group_key=world.group_key, entropy=shed.entropy
+    )
+    timeline = await world.device("Kitchen").archive.timeline()
+    assert timeline.points == (one,)
+    assert "the signature is not that of" in timeline.burnt[Point(epoch=1, number=2)]
 
 
 async def test_numbers_used_up_by_garbage_block_nobody(world: World) -> None:

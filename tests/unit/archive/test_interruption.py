@@ -61,6 +61,9 @@ async def test_sigkill_at_every_await_of_a_write(tmp_path: Path) -> None:
         await save_all(left, noted)
         await everything_restores(left, noted)
         assert len(noted) == len(MOMENTS)
+        assert len((await left.device("Attic").archive.timeline()).records) == len(MOMENTS), (
+            "nothing stored twice"
+        )
         assert await left.device("Attic").archive.orphans() == [], "an upload that is resumed leaves nothing"
         if finished:
             assert steps > 30
