@@ -100,8 +100,21 @@ def run_of(pid: int) -> str:
 
 
 def state_of(pid: int) -> str:
-    """A process's state letter; "" if it is gone."""
+    """A process's state letter; "" if it is gone, X if it was killed and only has to disappear.
+
+    A stopped process that gets SIGKILL is runnable for a moment, but runs nothing of its own any more: it has the signal
+    pending, or flags that say that it exits (PF_EXITING 0x4, PF_SIGNALED 0x400 of the kernel's sched.h).
+    """
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        if fields[0] in RUNNING and (int(fields[6]) & 0x404 or _killed(pid)):
+            return "X"
+        return fields[0]
     except (OSError, IndexError):
         return ""
+
+
+def _killed(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    pending = [line.split()[1] for line in status.splitlines() if line.startswith(("SigPnd:", "ShdPnd:"))]
+    return any(int(mask, 16) & (1 << 8) for mask in pending)
