@@ -189,6 +189,7 @@ class Demo:
         self.writer = Writer(self.calendar, self.canary)
         self.writer.start()
         self.say("a client puts an entry every quarter of a second through https://radicale.demo.localhost")
+        self.wait("two snapshots are stored", lambda: len(self.snapshots(self.attic)) >= 2, 60)
 
     def open_calendar(self, name: str) -> Calendar:
         """A client of a route, which trusts the certificate that a device of the group shows for it."""
@@ -229,7 +230,6 @@ class Demo:
     def act_death(self) -> None:
         """Kitchen dies: agent, guard and app."""
         self.head("Act 1: Kitchen dies (SIGKILL to its agent, its guard and its app)")
-        self.wait("two snapshots are stored", lambda: len(self.snapshots(self.attic)) >= 2, 60)
         time.sleep(INTERVAL / 2)
         died = time.monotonic()
         self.kitchen.kill_everything()
@@ -434,7 +434,6 @@ class Demo:
         """Search what store, log server and gateway saw for a text that is in every calendar entry."""
         self.head("What store, log and gateway saw")
         canary = self.canary.encode()
-        self.wait("two snapshots are stored", lambda: len(self.snapshots(self.owner())) >= 2, 60)
         stored = self.snapshots(self.owner())
         if stored:
             sizes = sorted(s["bytes"] for s in stored)
