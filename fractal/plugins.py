@@ -222,7 +222,8 @@ class Plugins:
     def _skip(self, name: str, reason: str) -> None:
         _log.warning("plugin %s is skipped: %s", name, reason)
         self._broken[name] = reason
-        self._loaded.pop(name, None)
+        if name != BUILTIN:  # a stranger of that name takes nothing from the builtins
+            self._loaded.pop(name, None)
 
     def _register(self, name: str, module: object, distribution: str) -> None:
         self._manager.register(module, name)
@@ -236,6 +237,7 @@ class Plugins:
                 checks=checked_check(results.get("fractal_health_checks", ())),
                 observer=observer,
             )
+            self._refuse_taken(plugin)
         except BaseException:
             self._manager.unregister(module)
             raise
@@ -262,6 +264,16 @@ class Plugins:
                 raise BadRecord(f"{caller.name} gives {type(found).__name__}, not records: write `yield`")
             results[caller.name] = tuple(found)
         return results, observer
+
+    def _refuse_taken(self, plugin: Plugin) -> None:
+        """A backend that nobody could reach, as a builtin has its name."""
+        for kind, records in plugin.backends.items() if plugin.name != BUILTIN else ():
+            own = self._loaded[BUILTIN].backends[kind]
+            for record in records.values():
+                if full_name(plugin.name, record) in own:
+                    raise BadRecord(
+                        f"{kind} {record.name!r} is the name of a builtin, which cannot be replaced"
+                    )
 
     def _not_installed(self, kind: str, name: str) -> str:
         installed = [*self._loaded[BUILTIN].backends[kind], *sorted(self._entries)]

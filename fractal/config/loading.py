@@ -62,9 +62,10 @@ def parse(data: bytes, path: Path, plugins: Plugins | None = None) -> DeviceConf
 def _read(path: Path) -> bytes:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise ConfigError(path, [Located(1, "", "is not a file")])
         with os.fdopen(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise ConfigError(path, [Located(1, "", "is not a file")])
             return file.read(LIMIT + 1)
     except OSError as error:
         message = f"cannot be read: {error.strerror}; `homeserver config init` makes one"
