@@ -19,7 +19,7 @@ from fractal.api.transport import TransportBackend
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 
-class BadRecord(ValueError):  # noqa: N818 - says what it is about
+class BadRecord(ValueError):
     """A plugin yields something that cannot be used; the text says what and what to change."""
 
 

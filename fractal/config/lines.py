@@ -36,7 +36,7 @@ def line_of(key: Key, lines: dict[Key, int]) -> int:
     return 1
 
 
-class _Lost(Exception):  # noqa: N818 - never leaves this module
+class _Lost(Exception):
     """The text is not what was expected."""
 
 
