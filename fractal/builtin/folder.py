@@ -70,9 +70,10 @@ class FolderCatalog(Catalog):
         except OSError as error:
             reason = "is a link; put the file itself there" if error.errno == errno.ELOOP else error.strerror
             raise BackendError(f"{path}: {reason}") from error
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise BackendError(f"{path}: not a file")
         with os.fdopen(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise BackendError(f"{path}: not a file")
             try:
                 data = file.read(MANIFEST_LIMIT + 1)
             except OSError as error:

@@ -1,0 +1,88 @@
+"""The folder catalog: reads manifests, and nothing else, out of its folder."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from fractal.api.catalog import Catalog
+from fractal.api.errors import BackendError, NotFound
+from fractal.builtin.folder import MANIFEST_LIMIT, open_folder
+from fractal.builtin.folder_config import FolderConfig
+from fractal.testing.context import real_context
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "apps"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+async def catalog(tmp_path: Path, folder: Path) -> AsyncIterator[Catalog]:
+    async with real_context(tmp_path) as context, open_folder(context, FolderConfig(path=folder)) as found:
+        yield found
+
+
+async def test_the_bundled_apps_are_on_offer(tmp_path: Path) -> None:
+    async with real_context(tmp_path) as context, open_folder(context, FolderConfig()) as bundled:
+        items = {item.name: item for item in await bundled.items()}
+        assert items["radicale"].summary
+        assert "services:" in await bundled.manifest("radicale")
+
+
+async def test_headings_tell_what_an_app_is(folder: Path, catalog: Catalog) -> None:
+    (folder / "b.yml").write_text(
+        "# title: Bee\n# summary: Hums.\n# version: 1.2\nservices:\n# title: not this\n"
+    )
+    (folder / "a.yml").write_text("# A thing that is.\n# More.\nservices: {}\n")
+    (folder / "notes.txt").write_text("not a manifest")
+    first, second = await catalog.items()
+    assert (first.name, first.title, first.summary, first.version) == ("a", "a", "A thing that is.", "")
+    assert (second.name, second.title, second.summary, second.version) == ("b", "Bee", "Hums.", "1.2")
+
+
+async def test_an_edited_manifest_is_on_offer_at_once(folder: Path, catalog: Catalog) -> None:
+    (folder / "a.yml").write_text("one")
+    assert await catalog.manifest("a") == "one"
+    (folder / "a.yml").write_text("two")
+    assert await catalog.manifest("a") == "two"
+
+
+@pytest.mark.parametrize(
+    "name", ["absent", "../secret", "/etc/passwd", "", ".", "a/b", "x" * 100, "a\0b", "A"]
+)
+async def test_names_never_lead_out_of_the_folder(tmp_path: Path, catalog: Catalog, name: str) -> None:
+    (tmp_path / "secret.yml").write_text("secret")
+    with pytest.raises(NotFound):
+        await catalog.manifest(name)
+
+
+async def test_what_cannot_be_read_is_left_out_and_logged(
+    tmp_path: Path, folder: Path, catalog: Catalog, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (folder / "link.yml").symlink_to(tmp_path / "secret")
+    (folder / "folder.yml").mkdir()
+    os.mkfifo(folder / "pipe.yml")
+    (folder / "bytes.yml").write_bytes(b"\xff\xfe")
+    (folder / "large.yml").write_bytes(b"#" * (MANIFEST_LIMIT + 1))
+    (folder / "good.yml").write_text("services: {}\n")
+    with caplog.at_level(logging.WARNING):
+        assert [item.name for item in await catalog.items()] == ["good"]
+    assert caplog.text.count("left out of the catalog") == 5
+    for name in ("link", "folder", "pipe", "bytes", "large"):
+        with pytest.raises(BackendError, match=f"{name}.yml"):
+            await catalog.manifest(name)
+
+
+async def test_an_absent_folder_is_named(tmp_path: Path) -> None:
+    config = FolderConfig(path=tmp_path / "absent")
+    async with real_context(tmp_path) as context, open_folder(context, config) as catalog:
+        with pytest.raises(BackendError, match="absent: No such file"):
+            await catalog.items()
