@@ -38,7 +38,7 @@ MAX_SEALS = 4
 """How often one entry is sealed again because the group's keys were rotated meanwhile."""
 
 
-class Stale(FractalError):  # noqa: N818 - named like the errors of fractal.api
+class Stale(FractalError):
     """An entry was not sent, as the log moved on and nobody wants it any more. Nothing was changed."""
 
     code = "stale"
@@ -69,7 +69,7 @@ class _Folded:
     reason: str = ""
 
 
-class _OtherHistory(Exception):  # noqa: N818 - a signal inside this module, not an error
+class _OtherHistory(Exception):
     """The entries so far do not lead to the checkpoint that the journal began with."""
 
 

@@ -22,7 +22,7 @@ from fractal.core.model import Point, Timers
 from fractal.crypto.keys import DeviceKeys
 
 
-class Rollback(BackendError):  # noqa: N818 - named like the errors of fractal.api
+class Rollback(BackendError):
     """A store no longer shows what it once showed: it was rolled back, or hides something. What it shows proves nothing."""
 
     exit_code = ExitCode.CONFLICT

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 
-class DemoFailed(Exception):  # noqa: N818  # reads as what happened
+class DemoFailed(Exception):  # reads as what happened
     """A command of the demo failed, or a promise was broken."""
 
 
