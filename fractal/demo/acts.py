@@ -346,8 +346,9 @@ class Demo:
         acked = [a for a in fresh if a.done < (self.watch.started(by.name, since) or since)]
         self.lost = [a for a in acked if a.uid not in known]
         self.gone |= {a.uid for a in self.lost}
-        loss = max((a.done for a in acked), default=since) - min((a.done for a in self.lost), default=since)
-        loss = max(loss, 0.0) if self.lost else 0.0
+        # From the newest entry that is there to the last moment at which the old copy acknowledged anything.
+        kept = max((a.done for a in acked if a.uid in known), default=since)
+        loss = max(a.done for a in acked) - kept if self.lost else 0.0
         self.figure(
             f"{title}: data lost",
             f"{loss:.1f} s ({len(self.lost)} of {len(acked)} entries)",
