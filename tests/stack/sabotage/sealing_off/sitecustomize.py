@@ -1,15 +1,22 @@
 """Sealing off: snapshots are compressed, but neither encrypted nor authenticated."""
 
+from __future__ import annotations
+
 import sys
 
 if sys.orig_argv[-2:] == ["agent", "run"]:
-    from fractal.crypto.stream import ObjectSeal
+    from fractal.crypto import stream
 
-    def in_clear(self, counter, plain):
-        return plain + bytes(16)
+    class InClear:
+        """Instead of the cipher: a tag of zeros."""
 
-    def out_of_clear(self, counter, sealed):
-        return sealed[:-16]
+        def __init__(self, key: bytes) -> None:
+            pass
 
-    ObjectSeal._encrypt = in_clear
-    ObjectSeal._open = out_of_clear
+        def encrypt(self, nonce: bytes, data: bytes, associated: bytes) -> bytes:
+            return bytes(data) + bytes(16)
+
+        def decrypt(self, nonce: bytes, data: bytes, associated: bytes) -> bytes:
+            return bytes(data[:-16])
+
+    stream.ChaCha20Poly1305 = InClear  # type: ignore[assignment, attr-defined]  # the sabotage
