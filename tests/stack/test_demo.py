@@ -44,7 +44,7 @@ def test_every_promise_holds(tmp_path: Path) -> None:
     ("sabotage", "acts", "broken"),
     [
         ("guard_off", "2", "never two running copies"),
-        ("fence_off", "", "refuses to create one name twice"),
+        ("fence_off", "", "it cannot fence"),
         ("sealing_off", "", "the canary is in none of"),
     ],
 )
