@@ -56,7 +56,7 @@ async def serve(config: DeviceConfig) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         notifier = Notifier()
-        async with _open(config) as agent:
+        async with open_agent(config) as agent:
             socket = config.device.runtime_dir / CONTROL
             async with open_control(socket, agent, COMMANDS):
                 notifier.ready(f"device {config.device.name}, {len(agent.groups)} group(s)")
@@ -97,7 +97,7 @@ async def _tell(agent: Agent, notifier: Notifier) -> None:
 
 
 @asynccontextmanager
-async def _open(config: DeviceConfig) -> AsyncIterator[Agent]:
+async def open_agent(config: DeviceConfig) -> AsyncIterator[Agent]:
     logger = logging.getLogger("homeserver")
     clock, entropy, runner = SystemClock(), SystemEntropy(), ProcessRun()
     notes = SqliteNotes(config.device.state_dir / "agent.sqlite")
