@@ -55,6 +55,13 @@ def _suite(kind: str, record: Backend[Any, Any], settings: Any) -> type[Contract
             from fractal.testing.coordination import CoordinationContract
 
             return broken(CoordinationContract, _log_bed(record, settings), **declared)
+        case "runtime", "process":
+            from fractal.testing.process_bed import ProcessContract, opened
+
+            def open_(folder: Path) -> AbstractAsyncContextManager[Any]:
+                return opened(folder, settings)
+
+            return broken(ProcessContract, open_, settings=settings, **declared)
         case "transport", "direct":
             from fractal.testing.direct_bed import direct_bed
             from fractal.testing.transport import TransportContract

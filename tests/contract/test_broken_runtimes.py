@@ -6,24 +6,20 @@ import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fractal.api.app import AppRun, Port, ProcessSpec, ServiceSpec
+from fractal.api.app import AppRun
 from fractal.api.errors import BackendError
 from fractal.api.runtime import ExecResult, Freezable, Health, Refusal, RunStatus, Runtime
 from fractal.builtin.process.config import ProcessConfig
-from fractal.builtin.process.runtime import ProcessRuntime, open_process
+from fractal.builtin.process.runtime import ProcessRuntime
 from fractal.guard.client import GuardClient
-from fractal.guard.launch import end_guard, ensure_guard
 from fractal.shell.clock import SystemClock
-from fractal.shell.process import ProcessRun
-from fractal.testing.context import real_context
-from fractal.testing.runtime import RuntimeContract
+from fractal.testing.process_bed import ProcessContract, opened
 from fractal.testing.suite import broken, failures, run_suites
 
 
@@ -216,19 +212,12 @@ CASES: dict[type[Damaged], str] = {
 }
 
 
-class _Suite(RuntimeContract):
-    def service(self, name: str, program: str) -> ServiceSpec:
-        process = ProcessSpec(argv=("{python}", "-S", "-c", program))
-        env = {"DATA": "{data.data}", "PORT": "{port.web}", "HOST": "127.0.0.1"}
-        return ServiceSpec(name=name, process=process, ports=(Port(name="web", container=0),), env=env)
-
+class Suite(ProcessContract):
     async def allow(self, run: AppRun, backend: Runtime) -> None:
+        """Asks nothing of the runtime: a broken one may name another run."""
         async with GuardClient(run.volume_root.parent / "guard" / "guard.sock") as guard:
             await guard.register(Freezable(run=run.key))
             await guard.grant({run.key: SystemClock().boottime() + 600})
-
-    def reopen(self, tmp_path: Path) -> AbstractAsyncContextManager[Runtime]:
-        raise NotImplementedError
 
 
 @pytest.mark.parametrize("damage", CASES, ids=lambda damage: damage.__name__)
@@ -236,18 +225,11 @@ def test_the_suite_fails_it(damage: type[Damaged], monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("fractal.testing.runtime_parts.LIMIT", 1.5)
 
     @contextlib.asynccontextmanager
-    async def opened(tmp_path: Path) -> AsyncIterator[Any]:
-        guard, clock = tmp_path / "guard", SystemClock()
-        await (await ensure_guard(guard, run=ProcessRun(), clock=clock)).close()
-        try:
-            async with real_context(tmp_path) as context:
-                context = replace(context, guard_socket=guard / "guard.sock")
-                async with open_process(context, ProcessConfig()) as good:
-                    yield damage(good)
-        finally:
-            await end_guard(guard, clock=clock)
+    async def spoiled(tmp_path: Path) -> AsyncIterator[Any]:
+        async with opened(tmp_path, ProcessConfig()) as good:
+            yield damage(good)
 
     expected = CASES[damage]
-    outcomes = run_suites({"it": broken(_Suite, opened)}, "-k", expected)["it"]
+    outcomes = run_suites({"it": broken(Suite, spoiled)}, "-k", expected)["it"]
     assert [outcome.test for outcome in outcomes] == [expected]
     assert failures(outcomes) == {expected}, outcomes
