@@ -47,7 +47,7 @@ property: dev ## hypothesis and seeds
 	@$(PYTEST) tests/property -q
 
 contract: dev ## every backend against its kind's contract, and every contract against broken backends
-	@$(PYTEST) tests/contract -q
+	@$(PYTEST) tests/contract $(wildcard plugins/*/tests) -q
 
 cli: dev ## the command line
 	@$(PYTEST) tests/cli -q
