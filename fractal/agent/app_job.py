@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fractal.agent.app_data import AppData
 from fractal.agent.beats import AppBeat
+from fractal.agent.care import Care
 from fractal.agent.jobs.failover import wait_end
 from fractal.agent.local import LocalFacts
 from fractal.agent.saver import Saver
 from fractal.api.app import AppRun, AppSpec
-from fractal.api.errors import BackendError, FractalError
+from fractal.api.canonical import encode
+from fractal.api.errors import BackendError, FractalError, NotFound
+from fractal.api.plain import to_plain
 from fractal.api.runtime import Health, RunStatus
 from fractal.core.entries import AppRestored, Released, Serving
 from fractal.core.lease import Right, right_to_run
@@ -26,9 +31,19 @@ if TYPE_CHECKING:
     from fractal.agent.group import GroupAgent
 
 START_LIMIT = 120.0
-REST_LIMIT = 20.0
+START_AGAIN = 0.5
+"""Seconds between two starts of what does not stay up; the runtime's own back-off is longer for each service that fails."""
+RESTORE_AGAIN = 20.0
+"""Seconds before a restore that failed is tried again; the app runs and is saved meanwhile."""
+UPDATE_PATIENCE = 30.0
+"""Seconds after which an app that is not healthy with its new manifest is worth a word."""
 HAND_OVER_LIMIT = 120.0
 """Seconds for the last snapshot of a handover to be stored; after that the app goes on where it is."""
+
+
+def digest_of(value: Mapping[str, object]) -> str:
+    """Tells apart what an app is started with."""
+    return hashlib.blake2b(encode(to_plain(value)), digest_size=8, person=b"fhs-spec").hexdigest()
 
 
 class AppJob:
@@ -41,11 +56,15 @@ class AppJob:
         self.logger = group.logger.getChild(app[:8])
         self.data = AppData(self)
         self.saver = Saver(self)
+        self.care = Care(self)
         self.trouble = ""
         self._wait: tuple[int, float] | None = None
         self._started: float | None = None
         self._spec: tuple[str, AppSpec] | None = None
+        self._digest: tuple[object, object, str] | None = None
         self._backoff = 0.0
+        self._start_at = 0.0
+        self._restore_at = 0.0
 
     @staticmethod
     def left_here(group: GroupAgent, app: str) -> bool:
@@ -67,6 +86,22 @@ class AppJob:
         if self._spec is None or self._spec[0] != key:
             self._spec = (key, from_plain_spec(self.app.spec))
         return self._spec[1]
+
+    def digest(self) -> str:
+        """What a start depends on, in short: the specification and the secrets that its services see. Raises BackendError."""
+        app, used = self.app, {name for service in self.spec.services for name in service.secrets}
+        if self._digest is None or self._digest[0] is not app.spec or self._digest[1] is not app.secrets:
+            seen = {name: value for name, value in self.data.secrets().items() if name in used}
+            self._digest = (app.spec, app.secrets, digest_of({"spec": app.spec, "secrets": seen}))
+        return self._digest[2]
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the present run was started with something else than the log has now."""
+        try:
+            return bool(self.runs()) and self.facts.now.spec not in ("", self.digest())
+        except BackendError:
+            return False  # it runs with what it has; a start would say what is wrong
 
     @property
     def owns(self) -> bool:
@@ -126,11 +161,14 @@ class AppJob:
             frozen=run.frozen if run else False,
             committed=self.facts.now.committed,
             would_lose=self.saver.would_lose(),
+            spec=digest_of(self.app.spec) if run and not self.outdated else "",
             detail=self.problem()[:200],
         )
 
     def problem(self) -> str:
         """What is wrong here in one line; "" if nothing is."""
+        if update := self._update_problem():
+            return f"{self.trouble}; {update}" if self.trouble else update
         if self.trouble:
             return self.trouble
         right = self.right()
@@ -138,25 +176,35 @@ class AppJob:
             return f"not running: {right.reason}"
         if self.owns and right.deadline is not None and right.deadline < self.group.agent.clock.boottime():
             return "frozen: neither log nor store could be read lately"
-        return self.saver.problem
+        return self.saver.problem or self.care.problem
+
+    def _update_problem(self) -> str:
+        """Why people should look after a new manifest; "" while there is hope, and when all is well."""
+        since = self.facts.now.updated_ms
+        if not since or not self.owns:
+            return ""
+        waited = (self.group.agent.clock.wall_ms() - since) / 1000
+        run = self.health()
+        if (run is None or run.health is Health.STARTING) and waited < UPDATE_PATIENCE:
+            return ""
+        name = self.app.name
+        return (
+            f"not healthy since its new manifest: see `homeserver app logs {name!r}`; `homeserver app update {name!r}` "
+            f"with the old one undoes it, `homeserver app restore {name!r}` its data"
+        )
 
     @property
     def handing_over(self) -> bool:
         """Whether the agent's end still waits for this app to be released to somebody."""
         return self.owns and self.app.release is None and bool(self._hand_over_to())
 
-    async def rest(self) -> None:
-        """The agent ends: stop what still runs, store its last snapshot if that is quick; the lease stays."""
-        if not self.owns or not self.runs():
-            return
-        await self._stop()
-        try:
-            await self.saver.tick()
-            await self.saver.drain(REST_LIMIT)
-        except FractalError as error:
-            self.logger.warning(
-                "%s: stopped, but its last changes are only on this device: %s", self.app.name, error
-            )
+    @property
+    def resting(self) -> bool:
+        """Whether nothing of the app runs here and its last snapshot is stored: what an agent's end waits for."""
+        if not self.owns or self.app.release is not None:
+            return not self.runs()
+        ticked = self.saver.due > self.group.agent.clock.boottime()
+        return not self.runs() and (ticked or not self.facts.now.root) and not self.facts.now.queue
 
     # --- stepping -----------------------------------------------------------------------------------------------
 
@@ -169,6 +217,7 @@ class AppJob:
         self._backoff = 0.0
         pulse = self.group.pulse.count
         while True:
+            self._note_health()
             view = self.view()
             step = next_step(view)
             if step is Step.IDLE:
@@ -189,6 +238,7 @@ class AppJob:
             Step.FINISH_WAIT: self._finish_wait,
             Step.RESTORE: self._restore,
             Step.STOP: self._stop,
+            Step.UPDATE: self._stop,
             Step.START: self._start,
             Step.ANNOUNCE: self._announce,
             Step.GIVE_UP: self._give_up,
@@ -241,6 +291,10 @@ class AppJob:
             last_round=self.saver.last_round,
             saving=bool(facts.queue),
             target_ready=self._target_ready(target),
+            outdated=self.outdated,
+            ending=group.agent.stopping,
+            start_at=self._start_at,
+            restore_at=self._restore_at,
             others_left=any(d not in app.failed for d in successors(group.state, app, without=[group.me])),
         )
 
@@ -255,7 +309,8 @@ class AppJob:
     def _idle(self, view: View) -> float:
         waits = [1.0]
         if self.owns:
-            waits += [at - view.now for at in (view.tick_due, view.wait_over or 0.0) if at > view.now]
+            soon = (view.tick_due, view.wait_over or 0.0, view.start_at, view.restore_at)
+            waits += [at - view.now for at in soon if at > view.now]
         return max(0.02, min(waits))
 
     def _hand_over_to(self) -> str:
@@ -290,7 +345,8 @@ class AppJob:
                 or self.right().deadline is None
             ):
                 key = f"{run.group}.{run.app}.{run.epoch}"
-                await agent.guard.freeze(key, final=True)
+                with suppress(NotFound):  # a new guard knows nothing of what its predecessor took along
+                    await agent.guard.freeze(key, final=True)
                 await agent.runtime.kill(key)
                 await agent.runtime.remove(key)
         await agent.observe()
@@ -325,8 +381,26 @@ class AppJob:
         await agent.guard.grant({run.key: min(right.deadline, agent.clock.boottime() + 3600)})
         if self._started is None or self.app.serving == self.app.epoch:
             self._started = agent.clock.boottime()
+        self._start_at = agent.clock.boottime() + START_AGAIN
+        await self._note_spec()
         await agent.runtime.start(run)
+        self._start_at = agent.clock.boottime() + START_AGAIN
         await agent.observe()
+
+    async def _note_spec(self) -> None:
+        """Note what is about to be started. Before it is something else than last time, the data as it is becomes a snapshot."""
+        before, now = self.facts.now.spec, self.digest()
+        if before and before != now:
+            await self.saver.tick()
+            self.facts.change(spec=now, updated_ms=self.group.agent.clock.wall_ms())
+        elif before != now:
+            self.facts.change(spec=now)
+
+    def _note_health(self) -> None:
+        """An update is over when the app is healthy with it."""
+        run = self.health()
+        if self.facts.now.updated_ms and run and run.health is Health.HEALTHY and not self.outdated:
+            self.facts.change(updated_ms=0)
 
     async def _stop(self) -> None:
         agent = self.group.agent
@@ -381,13 +455,18 @@ class AppJob:
         wish = self.app.restore
         if wish is None or wish.id == self.app.restored:
             return
+        self._restore_at = self.group.agent.clock.boottime() + RESTORE_AGAIN
+        # Fetched while the app runs: what cannot be had costs no downtime.
+        await self.data.hold(wish.point)
         if self.runs():
             await self._stop()
-        # The present is stored first: a restore can itself be undone.
-        await self.saver.tick()
-        await self.saver.drain(HAND_OVER_LIMIT)
+        if await self.data.has_root():
+            # The present is stored first: a restore can itself be undone.
+            await self.saver.tick()
+            await self.saver.drain(HAND_OVER_LIMIT)
         await self.data.put_back(wish.point)
         self.saver.reset()
         await self.group.journal.append(
             AppRestored(app=self.id, id=wish.id), wanted=lambda state: state.apps[self.id].restored != wish.id
         )
+        self._restore_at = 0.0
