@@ -39,6 +39,10 @@ class Local:
     committed: Point | None = None
     committed_ms: int = 0
     """Wall-clock label of the last committed snapshot."""
+    spec: str = ""
+    """Digest of the specification and secrets that the root's epoch was last started with; "" before the first start."""
+    updated_ms: int = 0
+    """When it was given another specification, until it is healthy with that; then 0."""
 
     @property
     def standing(self) -> Standing:
@@ -61,7 +65,8 @@ class LocalFacts:
         self._notes = notes
         self._key = f"app/{group}/{app}"
         stored = notes.get(self._key)
-        self.now = from_plain(Local, decode(stored)) if stored else Local()
+        # A newer agent may have noted more.
+        self.now = from_plain(Local, decode(stored), drop_unknown=True) if stored else Local()
 
     def change(self, **changes: object) -> Local:
         """Replace fields durably before returning."""
