@@ -45,6 +45,11 @@ class Local:
     """When it was given another specification, until it is healthy with that; then 0."""
 
     @property
+    def ticks(self) -> tuple[Queued, ...]:
+        """What is queued of the present epoch; branches of replaced ones are in nobody's way."""
+        return tuple(q for q in self.queue if not q.branch and q.epoch == self.root)
+
+    @property
     def standing(self) -> Standing:
         """The part that the lease rules use."""
         return Standing(waited=self.waited, released=self.released, clean=self.clean, root=self.root)

@@ -75,7 +75,7 @@ class Saver:
             self.rounds += 1
         if await self._unchanged():
             self.settled = True
-            if not job.facts.now.queue:
+            if not job.facts.now.ticks:
                 self._safe_at = now
             if self._target_moving() and self.last_round is None:
                 self.last_round = 0
@@ -94,8 +94,8 @@ class Saver:
 
     async def _unchanged(self) -> bool:
         facts, snapshotter = self._job.facts.now, self._job.group.agent.snapshotter
-        if facts.queue:
-            newest = facts.queue[-1].name
+        if facts.ticks:
+            newest = facts.ticks[-1].name
         elif facts.committed is not None:
             newest = facts.name_of(facts.committed)
         else:
@@ -158,7 +158,7 @@ class Saver:
         """Wait until everything queued is stored, at most `limit` seconds. Raises BackendError with the reason."""
         clock = self._job.group.agent.clock
         end = clock.boottime() + limit
-        while self._job.facts.now.queue:
+        while self._job.facts.now.ticks:
             if clock.boottime() > end:
                 why = self.problem or "the store is slow"
                 raise BackendError(
