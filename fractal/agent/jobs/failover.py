@@ -120,9 +120,10 @@ async def _take(group: GroupAgent, due: list[Take]) -> None:
         if take.app in still:
             try:
                 epoch = await _create(group, group.app(take.app), take)
-            except BackendError as error:
+            except (BackendError, TimeoutError) as error:
                 # One app's store being away must not keep this device from taking the others.
-                group.logger.warning("cannot take %s: %s", group.app(take.app).name, error)
+                why = error or "its store did not answer in time"
+                group.logger.warning("cannot take %s: %s", group.app(take.app).name, why)
                 continue
             if epoch:
                 taken[take.app], acknowledged[take.app] = epoch, clock.boottime()
