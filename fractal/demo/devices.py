@@ -27,6 +27,8 @@ class DemoDevice:
     roles: tuple[str, ...]
     shared: Path
     https_port: int = 0
+    env: dict[str, str] = field(default_factory=dict)
+    """Variables that its agent gets beside those of this process."""
     agent: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -78,6 +80,7 @@ https_port = {self.https_port}
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            env={**os.environ, **self.env},
             start_new_session=True,
         )
         log.close()

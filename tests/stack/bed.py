@@ -159,7 +159,7 @@ class Bed:
 
     # --- apps ------------------------------------------------------------------------------------------------------
 
-    def manifest(self, *modes: str, name: str = "ledger", more: str = "") -> Path:
+    def manifest(self, *modes: str, name: str = "ledger") -> Path:
         """A manifest of the ledger app."""
         words = ["{python}", "-I", "{file.ledger}", "{port.web}", "{data.data}", *modes]
         text = f"""\
@@ -168,7 +168,6 @@ services:
   ledger:
     stop_grace_period: 2s
     restart: always
-{more}
     x-homeserver:
       process:
         argv: {json.dumps(words)}
@@ -177,7 +176,7 @@ services:
         files:
           ledger: |
 {textwrap.indent(LEDGER.read_text(), " " * 12)}
-      health: {{http: /health, port: web, interval: 0.5s, retries: 3, start_period: 30s}}
+      health: {{http: /health, port: web, interval: 500ms, retries: 3, start_period: 30s}}
 x-homeserver:
   web: {{service: ledger, port: web}}
 """
@@ -186,7 +185,7 @@ x-homeserver:
         return path
 
     def install(
-        self, on: Device, *modes: str, name: str = "ledger", group: str = GROUP, interval: int = 2, wait: int = 60
+        self, on: Device, *modes: str, name: str = "ledger", group: str = GROUP, interval: int = 10, wait: int = 60
     ) -> Ledger:
         """Install the app on a device and wait until it is healthy there."""
         manifest = self.manifest(*modes, name=name)
@@ -321,6 +320,20 @@ def comm_of(pid: int) -> str:
         return ""
 
 
+def nothing(found: Callable[[], object], limit: float, what: str) -> None:
+    """Until nothing is found; what was found last is told."""
+    last: list[object] = []
+
+    def empty() -> bool:
+        last[:] = [found()]
+        return not last[0]
+
+    try:
+        until(empty, limit, what)
+    except AssertionError as error:
+        raise AssertionError(f"{error}; still: {last}") from error
+
+
 def until(condition: Callable[[], bool], limit: float, what: str) -> float:
     """Wait for a condition; an agent that does not answer at the moment does not count. Seconds that it took."""
     begin = time.monotonic()
@@ -338,6 +351,6 @@ def until(condition: Callable[[], bool], limit: float, what: str) -> float:
 
 
 __all__ = [
-    *("GROUP", "GUARD", "KEEPER", "UNDERTAKER", "Bed", "DemoFailed", "Device", "Ledger", "all_pids"),
+    *("GROUP", "GUARD", "KEEPER", "UNDERTAKER", "Bed", "DemoFailed", "Device", "Ledger", "all_pids", "nothing"),
     *("kill", "mentions", "os", "state_of", "takeover_bound", "until"),
 ]
