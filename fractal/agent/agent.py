@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from fractal import __version__
 from fractal.agent.group import GroupAgent
+from fractal.agent.jobs.coming_going import resume_joins, say_away
 from fractal.agent.journal import Journal
 from fractal.agent.membership import group_addresses
 from fractal.agent.notes import Notes
@@ -31,6 +32,7 @@ from fractal.crypto.keys import DeviceKeys
 from fractal.guard.client import GuardClient
 
 if TYPE_CHECKING:
+    from fractal.agent.app_job import AppJob
     from fractal.config.model import DeviceConfig
     from fractal.plugins import Plugins
 
@@ -39,8 +41,14 @@ OBSERVE = 1.0
 OBSERVE_START = 0.2
 """The same while something starts: this is what a person waits for."""
 GUARD_EVERY = 0.5
-CLOSING = 60.0
+HANDING_OVER = 60.0
 """Seconds that apps are given to be handed over when the agent ends."""
+RESTING = 75.0
+"""Seconds that those which nobody takes are given to stop and to store their last snapshot."""
+SAYING_AWAY = 5.0
+"""Seconds to tell a group that this device is away. The three together stay below the unit's TimeoutStopSec."""
+AWAY_MS = 240_000
+"""How long the others are asked to wait for this device: below the five minutes that they grant, for clocks that differ."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +82,9 @@ class Agent:
     groups: dict[str, GroupAgent] = field(default_factory=dict)
     runs: Sequence[RunStatus] = ()
     stopping: bool = False
+    """The agent is about to end: apps are handed over."""
+    resting: bool = False
+    """Handing over has had its time: what is still here comes to rest."""
     runtime: Runtime = field(init=False)
     snapshotter: Snapshotter = field(init=False)
     transport: Transport = field(init=False)
@@ -81,6 +92,8 @@ class Agent:
     instant_snapshots: bool = field(init=False, default=False)
     grants: GuardClient = field(init=False)
     """A second connection, so that no slow command delays a grant."""
+    awaiting: set[str] = field(default_factory=set)
+    """Groups whose welcome a command awaits at present."""
     link_problem: str = ""
     guard_problem: str = ""
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
@@ -141,6 +154,7 @@ class Agent:
         """Open the configured backends and every group that this device is in."""
         self.grants = GuardClient(self.guard.path)
         self._stack.push_async_callback(self.grants.close)
+        self._stack.push_async_callback(self.guard.close)
         config, plugins, enter = self.config, self.plugins, self._stack.enter_async_context
         coordination = plugins.coordinator(config.coordination.backend)
         snapshot = plugins.snapshotter(config.snapshot.backend)
@@ -176,20 +190,35 @@ class Agent:
             tasks.create_task(supervise("runtime", self._observing, self.clock, self.logger))
             tasks.create_task(supervise("routes", lambda: route(self), self.clock, self.logger))
             tasks.create_task(supervise("guard", self._guarding, self.clock, self.logger))
+            tasks.create_task(supervise("joining", lambda: resume_joins(self), self.clock, self.logger))
 
     async def hand_over(self) -> None:
-        """Give apps to other devices, or stop them where there is none: the orderly end of an agent."""
+        """Give apps to other devices, or bring them to rest where there is none: the orderly end of an agent.
+
+        The apps' own jobs do it, as they see that the agent is stopping; this waits for them, within bounds. Where apps stay
+        with this device, the others are asked to wait for it a few minutes: a reboot moves nothing.
+        """
         self.stopping = True
         for group in self.groups.values():
             group.pulse.beat()
-        end = self.clock.boottime() + CLOSING
-        while self.clock.boottime() < end and any(
-            j.handing_over for g in self.groups.values() for j in g.jobs.values()
+        await self._wait(HANDING_OVER, lambda job: not job.handing_over)
+        self.resting = True
+        await self._wait(RESTING, lambda job: job.resting)
+        for group in self.groups.values():
+            for job in group.jobs.values():
+                if not job.resting:
+                    self.logger.warning(
+                        "%s: not at rest in time: %s", job.app.name, job.problem() or "it still stops"
+                    )
+        await asyncio.gather(*(say_away(group, AWAY_MS, SAYING_AWAY) for group in self.groups.values()))
+
+    async def _wait(self, limit: float, true: Callable[[AppJob], bool]) -> None:
+        """Wait until something is true for every app here, at most `limit` seconds."""
+        end = self.clock.boottime() + limit
+        while self.clock.boottime() < end and not all(
+            true(job) for group in self.groups.values() for job in group.jobs.values()
         ):
             await self.clock.sleep(0.1)
-        for group in self.groups.values():
-            for job in list(group.jobs.values()):
-                await job.rest()
 
     async def open_group(self, group: str) -> GroupAgent:
         """Start taking part in a group that this device is a member of. Raises NotFound."""
@@ -257,7 +286,9 @@ class Agent:
             except Unreachable as error:
                 self.guard_problem = str(error)
                 self.logger.warning("starting a new guard: %s", error)
-                await self.shell.ensure_guard()
+                # Our own connections find the new one by its socket; whoever had runs there starts them again.
+                await (await self.shell.ensure_guard()).close()
+                await self.observe()
             await self.clock.sleep(GUARD_EVERY)
 
     async def _sweep(self) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fractal.agent.local import Queued
-from fractal.api.errors import BackendError, NotFound
+from fractal.api.errors import BackendError, Corrupt, NotFound
 from fractal.archive.archive import AppKeyring, Archive
 from fractal.core.chain import EMPTY, tip
 from fractal.core.model import App, Point
@@ -29,7 +32,7 @@ class AppData:
         self._bases: dict[int, Point] = {}
         self._archive: tuple[object, Archive] | None = None
         """With the keys that it was last given."""
-        self._secrets: tuple[object, dict[str, str]] | None = None
+        self._secrets: tuple[object, object, dict[str, tuple[int, str]]] | None = None
 
     # --- names ---------------------------------------------------------------------------------------------------
 
@@ -58,17 +61,30 @@ class AppData:
         return AppKeyring(generation=newest.generation, public=newest.public, secrets=held)
 
     def secrets(self) -> dict[str, str]:
-        """The app's secrets in clear. Raises BackendError if this device cannot open them."""
+        """The app's secrets in clear. Raises BackendError naming one that no key held by this device opens."""
+        return {name: value for name, (_, value) in self._opened().items()}
+
+    def outdated(self) -> frozenset[str]:
+        """Secrets that are not sealed to the app's newest key: a device that joins later could not open them."""
+        newest = self._app().keys[-1].generation
+        return frozenset(name for name, (generation, _) in self._opened().items() if generation != newest)
+
+    def _opened(self) -> dict[str, tuple[int, str]]:
+        """Name -> generation of the key that opens it, and value."""
+        app = self._app()
+        if self._secrets is None or self._secrets[0] is not app.secrets or self._secrets[1] is not app.keys:
+            held = self.keyring().secrets
+            opened = {name: self._open(name, sealed, held) for name, sealed in app.secrets.items()}
+            self._secrets = (app.secrets, app.keys, opened)
+        return self._secrets[2]
+
+    def _open(self, name: str, sealed: bytes, held: Mapping[int, bytes]) -> tuple[int, str]:
         from fractal.crypto.keys import unseal_with
 
-        app = self._app()
-        if self._secrets is None or self._secrets[0] is not app.secrets:
-            held = self.keyring().secrets.get(app.keys[-1].generation)
-            if held is None and app.secrets:
-                raise BackendError(f"this device does not hold the key of {app.name}'s secrets")
-            opened = {n: unseal_with(held, v).decode() for n, v in app.secrets.items()} if held else {}
-            self._secrets = (app.secrets, opened)
-        return self._secrets[1]
+        for generation in sorted(held, reverse=True):
+            with suppress(Corrupt, UnicodeDecodeError):
+                return generation, unseal_with(held[generation], sealed).decode()
+        raise BackendError(f"no key of {self._app().name} on this device opens its secret {name!r}")
 
     async def archive(self) -> Archive:
         """The app's archive in its store."""
@@ -149,6 +165,9 @@ class AppData:
         )
         if facts.committed is not None:
             keep.add(facts.name_of(facts.committed))
+        wish = self._app().restore
+        if wish is not None:
+            keep.add(facts.name_of(wish.point))  # fetched, and about to be put in place
         newest = sorted(facts.names, key=lambda k: tuple(map(int, k.split("."))))[-KEEP:]
         keep |= {facts.names[k] for k in newest}
         for snapshot in await snapshotter.snapshots(self.volume):
@@ -179,7 +198,7 @@ class AppData:
         await self._make_folders()
         self.fetched = base
         committed = base if base != EMPTY else None
-        facts.change(root=app.epoch, committed=committed)
+        facts.change(root=app.epoch, committed=committed, spec="", updated_ms=0)
 
     async def _make_folders(self) -> None:
         root = await self.root()
@@ -217,13 +236,22 @@ class AppData:
         )
         await snapshotter.checkout(self.volume, snapshot.name)
 
+    async def hold(self, point: Point) -> None:
+        """Have a local snapshot that holds the point. Raises NotFound, Corrupt, Denied, BackendError."""
+        await self._restore(point)
+
+    async def has_root(self) -> bool:
+        """Whether there is a volume root: not between the two steps of a restore that a crash broke off."""
+        return await self._job.group.agent.snapshotter.root(self.volume) is not None
+
     async def put_back(self, point: Point) -> None:
         """Make the root hold an earlier moment; the present one was stored before and is kept aside until then."""
         facts, snapshotter = self._job.facts, self._job.group.agent.snapshotter
         name = await self._restore(point)
-        counter = facts.now.counter + 1
-        facts.change(counter=counter)
-        await snapshotter.set_aside(self.volume, f"before-restore-{counter}")
+        if await self.has_root():
+            counter = facts.now.counter + 1
+            facts.change(counter=counter)
+            await snapshotter.set_aside(self.volume, f"before-restore-{counter}")
         await snapshotter.checkout(self.volume, name)
         await self._make_folders()
 
@@ -271,4 +299,6 @@ class AppData:
         await agent.snapshotter.delete_root(self.volume)
         for snapshot in await agent.snapshotter.snapshots(self.volume):
             await agent.snapshotter.delete(self.volume, snapshot.name)
+        await agent.workers.run(shutil.rmtree, agent.folder("spool") / self.volume, True)
         self._job.facts.forget()
+        self._job.care.forget()

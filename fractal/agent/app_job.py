@@ -37,6 +37,8 @@ RESTORE_AGAIN = 20.0
 """Seconds before a restore that failed is tried again; the app runs and is saved meanwhile."""
 UPDATE_PATIENCE = 30.0
 """Seconds after which an app that is not healthy with its new manifest is worth a word."""
+STAY = 60.0
+"""Seconds for which an app stays after a handover failed, before the next try."""
 HAND_OVER_LIMIT = 120.0
 """Seconds for the last snapshot of a handover to be stored; after that the app goes on where it is."""
 
@@ -63,8 +65,10 @@ class AppJob:
         self._spec: tuple[str, AppSpec] | None = None
         self._digest: tuple[object, object, str] | None = None
         self._backoff = 0.0
+        self._stay_until = 0.0
         self._start_at = 0.0
         self._restore_at = 0.0
+        self._restore_trouble = ""
 
     @staticmethod
     def left_here(group: GroupAgent, app: str) -> bool:
@@ -171,6 +175,8 @@ class AppJob:
             return f"{self.trouble}; {update}" if self.trouble else update
         if self.trouble:
             return self.trouble
+        if self._restore_trouble and self.app.restore is not None:
+            return f"{self._restore_trouble}; `homeserver app restore` to another moment replaces the wish"
         right = self.right()
         if self.owns and right.deadline is None:
             return f"not running: {right.reason}"
@@ -215,6 +221,7 @@ class AppJob:
     async def run(self) -> None:
         """Step until the app is gone from the group and from this device."""
         self._backoff = 0.0
+        await self._unpause()
         pulse = self.group.pulse.count
         while True:
             self._note_health()
@@ -227,6 +234,12 @@ class AppJob:
             await self._attempt(step)
             if step is Step.CLEAN_UP and not self.trouble:
                 return
+
+    async def _unpause(self) -> None:
+        """An agent that was killed in the middle of a snapshot left the app paused."""
+        for run in self.runs():
+            if run.epoch == self.app.epoch and self.owns:
+                await self.group.agent.runtime.unpause(f"{run.group}.{run.app}.{run.epoch}")
 
     async def _attempt(self, step: Step) -> None:
         clock = self.group.agent.clock
@@ -254,6 +267,8 @@ class AppJob:
             if trouble != self.trouble:
                 self.logger.warning("%s: %s", self.app.name, trouble)
             self.trouble = trouble
+            if step is Step.RESTORE:
+                self._restore_trouble = trouble
             self._backoff = min(10.0, max(0.5, self._backoff * 2))
             await clock.sleep(self._backoff)
         else:
@@ -289,7 +304,7 @@ class AppJob:
             hand_over_to=target,
             rounds=self.saver.rounds,
             last_round=self.saver.last_round,
-            saving=bool(facts.queue),
+            saving=bool(facts.ticks),
             target_ready=self._target_ready(target),
             outdated=self.outdated,
             ending=group.agent.stopping,
@@ -315,12 +330,17 @@ class AppJob:
 
     def _hand_over_to(self) -> str:
         app, state = self.app, self.group.state
-        if not self.owns:
+        if not self.owns or self.group.agent.clock.boottime() < self._stay_until:
             return ""
         if app.move_to and app.move_to != self.group.me:
             return app.move_to if app.move_to in successors(state, app) else ""
         others = [d for d in successors(state, app, without=[self.group.me]) if self.group.online(d)]
-        if self.group.agent.stopping and others and app.policy.failover == "automatic":
+        if (
+            self.group.agent.stopping
+            and not self.group.agent.resting
+            and others
+            and app.policy.failover == "automatic"
+        ):
             return "*"
         return ""
 
@@ -329,7 +349,7 @@ class AppJob:
             return True
         beat = self.group.beats.get(target)
         committed = self.facts.now.committed
-        if beat is None or committed is None or self.facts.now.queue:
+        if beat is None or committed is None or self.facts.now.ticks:
             return False
         return beat.warm.get(self.id) == committed
 
@@ -338,12 +358,8 @@ class AppJob:
     async def _kill(self) -> None:
         agent = self.group.agent
         for run in self.runs():
-            if (
-                run.epoch != self.app.epoch
-                or not self.owns
-                or self.app.release
-                or self.right().deadline is None
-            ):
+            given_up = self.app.release is not None or self.facts.now.released >= run.epoch
+            if run.epoch != self.app.epoch or not self.owns or given_up:
                 key = f"{run.group}.{run.app}.{run.epoch}"
                 with suppress(NotFound):  # a new guard knows nothing of what its predecessor took along
                     await agent.guard.freeze(key, final=True)
@@ -431,8 +447,13 @@ class AppJob:
 
     async def _hand_over(self) -> None:
         await self._stop()
-        await self.saver.tick()
-        await self.saver.drain(HAND_OVER_LIMIT)
+        try:
+            await self.saver.tick()
+            await self.saver.drain(HAND_OVER_LIMIT)
+        except FractalError:
+            # Without its last snapshot stored the app is better off running here; the wish is tried again later.
+            self._stay_until = self.group.agent.clock.boottime() + STAY
+            raise
         await self._release(unhealthy=False)
 
     async def _release_again(self) -> None:
@@ -469,4 +490,4 @@ class AppJob:
         await self.group.journal.append(
             AppRestored(app=self.id, id=wish.id), wanted=lambda state: state.apps[self.id].restored != wish.id
         )
-        self._restore_at = 0.0
+        self._restore_at, self._restore_trouble = 0.0, ""

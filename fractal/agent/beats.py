@@ -22,6 +22,8 @@ class AppBeat:
     """Last committed snapshot."""
     would_lose: int = -1
     """Milliseconds of data that would be lost now; -1: not known."""
+    spec: str = ""
+    """Digest of the specification that runs; "" while it is not the one that the log has."""
     detail: str = ""
     """What is wrong, in one line."""
 
@@ -54,5 +56,6 @@ def read_beat(data: bytes, heard: float) -> Beat:
     value = decode(data, limit=32 << 10)
     if "heard" in value:
         raise InvalidInput("a beat does not say when it is heard")
-    beat = from_plain(Beat, value)
+    # A newer agent may say more than this one knows.
+    beat = from_plain(Beat, value, drop_unknown=True)
     return replace(beat, heard=heard)

@@ -113,6 +113,8 @@ class GroupAgent:
                 sign_key_of=self.sign_key_of,
                 clock=self.agent.clock,
                 entropy=self.agent.entropy,
+                notes=self.agent.notes,
+                name=store,
             )
             self.stores[store] = OpenStore(store=opened, epochs=epochs)
             return self.stores[store]

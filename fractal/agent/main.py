@@ -36,6 +36,8 @@ from fractal.shell.workers import ThreadWorkers
 CONTROL = "control.sock"
 DEVICE_KEYS = "device/keys"
 STATUS_EVERY = 5.0
+FIRST_READS = 20.0
+"""Seconds after which the agent counts as started although a log has not been read."""
 
 
 def run(path: Path) -> None:
@@ -55,20 +57,20 @@ async def serve(config: DeviceConfig) -> None:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        notifier = Notifier()
         async with open_agent(config) as agent:
             socket = config.device.runtime_dir / CONTROL
             async with open_control(socket, agent, COMMANDS):
-                notifier.ready(f"device {config.device.name}, {len(agent.groups)} group(s)")
                 # What start-up made stays for good: keep the collector from walking it again and again.
                 gc.freeze()
-                await _until(stop, agent, notifier)
+                await run_until(stop, agent, Notifier())
 
 
-async def _until(stop: asyncio.Event, agent: Agent, notifier: Notifier) -> None:
+async def run_until(stop: asyncio.Event, agent: Agent, notifier: Notifier) -> None:
+    """Run the agent until told to stop, then let it hand its apps over; tell the supervisor how it goes."""
     running = asyncio.create_task(agent.run())
     telling = asyncio.create_task(_tell(agent, notifier))
     stopping = asyncio.create_task(stop.wait())
+    reading = asyncio.create_task(_say_ready(agent, notifier))
     tasks = {running, telling, stopping}
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -81,9 +83,29 @@ async def _until(stop: asyncio.Event, agent: Agent, notifier: Notifier) -> None:
             await asyncio.wait({handing, running}, return_when=asyncio.FIRST_COMPLETED)
             await handing
     finally:
-        for task in tasks:
+        for task in (*tasks, reading):
             task.cancel()
-        await asyncio.wait(tasks)
+        await asyncio.wait((*tasks, reading))
+
+
+async def _say_ready(agent: Agent, notifier: Notifier) -> None:
+    """Ready once every group's log was read to its end, or could not be: that is told, and the agent goes on trying."""
+    end = agent.clock.boottime() + FIRST_READS
+    while agent.clock.boottime() < end and (waiting := _unread(agent, given_up=False)):
+        notifier.status(f"reading the log of {', '.join(waiting)}")
+        await agent.clock.sleep(0.1)
+    unread = _unread(agent, given_up=True)
+    text = f"device {agent.config.device.name}, {len(agent.groups)} group(s)"
+    notifier.ready(f"{text}; not yet read: the log of {', '.join(unread)}" if unread else text)
+
+
+def _unread(agent: Agent, *, given_up: bool) -> list[str]:
+    """Groups whose log was not read to its end yet; `given_up`: also those where an attempt failed."""
+    return [
+        group.state.name or group.id[:8]
+        for group in agent.groups.values()
+        if group.journal.proof_sent is None and not group.blind and (given_up or not group.log_problem)
+    ]
 
 
 async def _tell(agent: Agent, notifier: Notifier) -> None:
@@ -91,9 +113,16 @@ async def _tell(agent: Agent, notifier: Notifier) -> None:
     pause = min(STATUS_EVERY, notifier.watchdog_interval or STATUS_EVERY)
     while True:
         notifier.watchdog()
-        apps = sum(job.owns for g in agent.groups.values() for job in g.jobs.values())
-        notifier.status(f"{len(agent.groups)} group(s), {apps} app(s) here")
         await agent.clock.sleep(pause)
+        jobs = [job for group in agent.groups.values() for job in group.jobs.values()]
+        if agent.stopping:
+            left = sorted(job.app.name for job in jobs if not job.resting)
+            notifier.status(f"ending: {', '.join(left) or 'nothing left to do'}")
+            continue
+        problems = [g.log_problem for g in agent.groups.values() if g.log_problem]
+        problems += [p for p in (agent.guard_problem, agent.link_problem) if p]
+        text = f"{len(agent.groups)} group(s), {sum(job.owns for job in jobs)} app(s) here"
+        notifier.status("; ".join([text, *problems]))
 
 
 @asynccontextmanager

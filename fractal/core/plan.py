@@ -32,6 +32,7 @@ class Step(Enum):
     FINISH_WAIT = "note that the wait is over"
     RESTORE = "put an earlier moment in place"
     STOP = "stop"
+    UPDATE = "stop, to start with the new manifest"
     START = "start"
     ANNOUNCE = "announce that it is healthy"
     GIVE_UP = "release it: it does not get healthy here"
@@ -79,6 +80,14 @@ class View:
     """The target has everything up to the last round."""
     others_left: bool = True
     """Some eligible device has not yet tried the app."""
+    outdated: bool = False
+    """What runs was started with another manifest or other secrets than the log has now."""
+    ending: bool = False
+    """The agent is about to end: what nobody else takes comes to rest."""
+    start_at: float = 0.0
+    """Not to be started before: a start was tried a moment ago."""
+    restore_at: float = 0.0
+    """A restore is not to be tried before: the last try failed."""
 
 
 def next_step(view: View) -> Step:
@@ -123,16 +132,18 @@ def _owning(view: View) -> Step:
     running = health is not None and health is not Health.STOPPED
     if view.right.deadline is None or view.right.deadline <= view.now:
         return Step.IDLE
-    if app.restore is not None and app.restore.id != app.restored:
+    if app.restore is not None and app.restore.id != app.restored and view.now >= view.restore_at:
         return Step.RESTORE
-    if app.desired is Desired.STOPPED:
+    if app.desired is Desired.STOPPED or (view.ending and not view.hand_over_to):
         if health is not None:
             return Step.STOP
         return Step.TICK if view.changed_since_tick and view.now >= view.tick_due else Step.IDLE
     if view.hand_over_to and _hand_over_now(view, running=running):
         return Step.HAND_OVER
-    if not running:
-        return Step.IDLE if _all_failed(view) else Step.START
+    if not running and view.now >= view.start_at and not _all_failed(view):
+        return Step.START
+    if running and view.outdated:
+        return Step.UPDATE
     if health is Health.HEALTHY and app.serving != app.epoch:
         return Step.ANNOUNCE
     if _hopeless(view, health):

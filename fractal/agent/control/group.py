@@ -14,7 +14,8 @@ from fractal.agent.control.params import Params
 from fractal.agent.control.plan import Action, Plan, plan
 from fractal.agent.control.ports import ControlAgent
 from fractal.agent.control.progress import Progress
-from fractal.api.errors import Conflict, InvalidInput, Unreachable
+from fractal.agent.jobs.coming_going import take_part
+from fractal.api.errors import Conflict, InvalidInput, NotFound, Unreachable
 from fractal.core.entries import DeviceUpdated
 from fractal.core.lease import PROFILES
 from fractal.core.model import GroupState, Role, Timers
@@ -156,11 +157,18 @@ async def join(agent: ControlAgent, params: Params, _: Progress) -> Plan:
             f"Waiting for approval. On a device of the group: homeserver device approve {agent.keys.id}"
         )
         welcome = membership.await_welcome(agent, code.group, timeout=seconds)
+        agent.awaiting.add(code.group)
         try:
             await _ticking(agent, progress, seconds, welcome)
+            await take_part(agent, code.group)
         except Unreachable:
-            return
-        await take_part(agent, code.group)
+            return  # the agent goes on waiting by itself
+        except NotFound:
+            # The agent's own look was quicker than this command's.
+            if code.group not in agent.groups:
+                raise
+        finally:
+            agent.awaiting.discard(code.group)
         joined.append(code.group)
 
     def result() -> dict[str, object]:
@@ -173,16 +181,6 @@ async def join(agent: ControlAgent, params: Params, _: Progress) -> Plan:
         Action(f"Wait up to {seconds:g} s for approval", {"device": agent.keys.id}, wait),
         result=result,
     )
-
-
-async def take_part(agent: ControlAgent, group: str) -> None:
-    """Open a group that this device was welcomed to, and say what this device does there. Repeatable."""
-    opened = await agent.open_group(group)
-    await opened.journal.poll(0.0)
-    me = opened.journal.state.devices.get(agent.keys.id)
-    roles = agent.config.device.roles
-    if me is not None and me.roles != roles:
-        await opened.journal.append(DeviceUpdated(device=me.id, roles=roles))
 
 
 @command("device.approve")

@@ -59,6 +59,10 @@ class ControlAgent(Protocol):
         """By id."""
 
     @property
+    def awaiting(self) -> set[str]:
+        """Groups whose welcome a command awaits at present."""
+
+    @property
     def keys(self) -> DeviceKeys: ...
 
     @property

@@ -79,6 +79,7 @@ async def snapshot_verify(agent: Agent, params: Params, progress: Progress) -> R
         return await ask(group, app.owner, "snapshot.verify", wanted, progress)
     await group.list_epochs(app.store)
     report = await (await job.data.archive()).verify(deep=deep)
+    job.care.verified(len(report.problems), next((f"{p.key}: {p.what}" for p in report.problems), ""))
     return {
         "objects": report.objects,
         "bytes": report.bytes,

@@ -121,6 +121,7 @@ class Agent:
         self.keys, self.notes, self.clock = peer.keys, peer.notes, peer.clock
         self.entropy, self.coordinator = peer.entropy, peer.coordinator
         self.groups: dict[str, Group] = {}
+        self.awaiting: set[str] = set()
         self.plugins, self.transport = Plugins(), Transport(self)
         section = SimpleNamespace(name=peer.name, roles=frozenset({DeviceRole.HOST}))
         self.config = SimpleNamespace(device=section, catalogs=())

@@ -1,0 +1,140 @@
+"""Looking after an app's archive: its owner verifies it and removes orphaned objects, each once a day."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from fractal.api.canonical import decode, encode
+from fractal.api.errors import FractalError, InvalidInput, NotSupported
+from fractal.api.plain import from_plain, to_plain
+
+if TYPE_CHECKING:
+    from fractal.agent.app_job import AppJob
+
+DAY_MS = 24 * 3600 * 1000
+HOUR_MS = 3600 * 1000
+LOOK = 60.0
+"""Seconds between two looks whether something is due."""
+FIRST = 120.0
+"""Seconds after the agent's start before the first look: starting apps come first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cared:
+    """What was found last; instants are wall-clock labels, so that a day counts over restarts. 0: never."""
+
+    verified_ms: int = 0
+    problems: int = 0
+    first: str = ""
+    """The first problem in words."""
+    collected_ms: int = 0
+    orphans: int = 0
+    """Orphans that are not old enough to go yet."""
+
+
+class Care:
+    """Belongs to one app's job. Only the owner acts; who gets the app later goes on from its own notes."""
+
+    def __init__(self, job: AppJob) -> None:
+        self._job = job
+        self._key = f"care/{job.group.id}/{job.id}"
+        self.found = self._recall()
+        self.trouble = ""
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the archive, and what to do; "" if nothing is known to be."""
+        if self.found.problems:
+            return (
+                f"its archive has {self.found.problems} problem(s), first: {self.found.first}; "
+                f"see `homeserver snapshot verify {self._job.app.name!r}`"
+            )
+        return self.trouble
+
+    async def run(self) -> None:
+        """Look for ever, from a while after start on."""
+        clock = self._job.group.agent.clock
+        await clock.sleep(FIRST)
+        while True:
+            await self.look()
+            await clock.sleep(LOOK)
+
+    async def look(self) -> None:
+        """Do what is due; what fails is told and tried again at the next look."""
+        job, now = self._job, self._job.group.agent.clock.wall_ms()
+        if not job.owns or job.group.blind or job.facts.now.root != job.app.epoch:
+            return
+        try:
+            if _due(self.found.verified_ms, DAY_MS, now):
+                await self._verify(now)
+            # An orphan's age counts only what was observed, an hour at most for each look.
+            if _due(self.found.collected_ms, HOUR_MS if self.found.orphans else DAY_MS, now):
+                await self._collect(now)
+            self.trouble = ""
+        except FractalError as error:
+            trouble = f"its archive could not be checked: {error}"
+            if trouble != self.trouble:
+                job.logger.warning("%s: %s", job.app.name, trouble)
+            self.trouble = trouble
+
+    async def _verify(self, now: int) -> None:
+        job = self._job
+        await job.group.list_epochs(job.app.store)
+        report = await (await job.data.archive()).verify(deep=False)
+        first = f"{report.problems[0].key}: {report.problems[0].what}" if report.problems else ""
+        if first:
+            job.logger.error(
+                "%s: %d problem(s) in its archive, first: %s", job.app.name, len(report.problems), first
+            )
+        self._note(verified_ms=now, problems=len(report.problems), first=first)
+
+    async def _collect(self, now: int) -> None:
+        job = self._job
+        archive = await job.data.archive()
+        try:
+            gone = await archive.collect_orphans(self._owns_highest)
+            left = len(await archive.orphans())
+        except NotSupported:
+            gone, left = [], 0  # a store that deletes nothing keeps them: they cost room, not safety
+        if gone:
+            size = sum(orphan.bytes for orphan in gone)
+            job.logger.info(
+                "%s: removed %d object(s), %d bytes, that no snapshot names", job.app.name, len(gone), size
+            )
+        self._note(collected_ms=now, orphans=left)
+
+    async def _owns_highest(self) -> bool:
+        """Fresh proof: by a listing sent now, this device owns the app's highest epoch."""
+        job = self._job
+        opened = await job.group.list_epochs(job.app.store)
+        return job.owns and job.app.release is None and opened.highest(job.id) == job.app.epoch
+
+    def verified(self, problems: int, first: str) -> None:
+        """Somebody had the archive verified: what that found replaces what was known."""
+        self._note(
+            verified_ms=self._job.group.agent.clock.wall_ms(),
+            problems=problems,
+            first=first,
+        )
+
+    def forget(self) -> None:
+        """The app is gone."""
+        self._job.group.agent.notes.write({self._key: None})
+        self.found = Cared()
+
+    def _recall(self) -> Cared:
+        noted = self._job.group.agent.notes.get(self._key)
+        try:
+            return from_plain(Cared, decode(noted), drop_unknown=True) if noted else Cared()
+        except InvalidInput:
+            return Cared()  # it is found out again
+
+    def _note(self, **changes: int | str) -> None:
+        self.found = from_plain(Cared, {**to_plain(self.found), **changes})
+        self._job.group.agent.notes.write({self._key: encode(to_plain(self.found))})
+
+
+def _due(last_ms: int, interval_ms: int, now_ms: int) -> bool:
+    """Whether it is time again; also when the wall clock was set back behind the last time."""
+    return not last_ms <= now_ms < last_ms + interval_ms
