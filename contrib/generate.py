@@ -1,4 +1,4 @@
-"""Make everything that is derived from the command line and the control API.
+"""Make everything that is derived from the code: the command line, the control API, the configuration, the plugin API, the log.
 
     python contrib/generate.py           write the files
     python contrib/generate.py --check   exit 1 and name those that are out of date
@@ -19,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 ROOT = Path(__file__).resolve().parent.parent
 
 from reference import cli_page, exit_codes_page, json_page, man_page  # noqa: E402 - after the path is set
+from reference_api import log_entries_page, plugin_api_page  # noqa: E402
+from reference_config import config_page  # noqa: E402
 
 from fractal.cli.main import cli  # noqa: E402
 
@@ -37,6 +39,9 @@ def files() -> dict[str, str]:
     made["docs/reference/cli.md"] = cli_page(list(walk(cli, [PROGRAM])))
     made["docs/reference/exit-codes.md"] = exit_codes_page()
     made["docs/reference/json-output.md"] = json_page()
+    made["docs/reference/configuration.md"] = config_page()
+    made["docs/reference/plugin-api.md"] = plugin_api_page()
+    made["docs/reference/log-entries.md"] = log_entries_page()
     return made
 
 

@@ -52,14 +52,14 @@ EXIT_WORDS: Mapping[ExitCode, tuple[str, str]] = {
 
 def cli_page(commands: list[tuple[list[str], click.Command]]) -> str:
     """docs/reference/cli.md."""
-    parts = [MADE, "# Command line\n", _template("cli.md")]
+    parts = [MADE, "# Command line\n", template("cli.md")]
     for path, command in commands:
         parts.append(f"{'#' * min(len(path) + 1, 4)} `{' '.join(path)}`\n")
         parts.append(f"    {_usage(path, command)}\n")
         parts.append(_paragraphs(command.help or "") + "\n")
         rows = [(f"`{_option_names(o)}`", _option_help(o)) for o in _options(command)]
         if rows:
-            parts.append(_table(("Option", "Meaning"), rows))
+            parts.append(table(("Option", "Meaning"), rows))
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -70,27 +70,27 @@ def exit_codes_page() -> str:
         [
             MADE,
             "# Exit codes\n",
-            _template("exit-codes.md"),
-            _table(("Code", "Name", "Meaning", "What to do"), rows),
+            template("exit-codes.md"),
+            table(("Code", "Name", "Meaning", "What to do"), rows),
         ]
     )
 
 
 def json_page() -> str:
     """docs/reference/json-output.md."""
-    parts = [MADE, "# JSON output and the control API\n", _template("json-output.md")]
+    parts = [MADE, "# JSON output and the control API\n", template("json-output.md")]
     for name, shape in LOCAL.items():
         parts.append(f"### `homeserver {name} --json`\n")
-        parts.append(_table(("Field", "Type", "Meaning"), _fields(shape)))
+        parts.append(table(("Field", "Type", "Meaning"), _fields(shape)))
     for spec in SPECS.values():
         parts.append(f"## `{spec.name}`\n")
         parts.append(f"{spec.summary} `POST /v1/{spec.name.replace('.', '/')}`\n")
         parts.append(_params_table(spec))
         parts.append("Result:\n")
-        parts.append(_table(("Field", "Type", "Meaning"), _fields(spec.result)))
+        parts.append(table(("Field", "Type", "Meaning"), _fields(spec.result)))
         if spec.output is not None:
             parts.append("Each `output` line:\n")
-            parts.append(_table(("Field", "Type", "Meaning"), _fields(spec.output)))
+            parts.append(table(("Field", "Type", "Meaning"), _fields(spec.output)))
     return "\n".join(parts).rstrip() + "\n"
 
 
@@ -99,7 +99,7 @@ def _params_table(spec: Spec) -> str:
         (f"`{name}`", param.kind.value + (", required" if param.required else ""), param.help)
         for name, param in spec.params.items()
     ]
-    return _table(("Parameter", "Type", "Meaning"), rows) if rows else "No parameters.\n"
+    return table(("Parameter", "Type", "Meaning"), rows) if rows else "No parameters.\n"
 
 
 def _fields(shape: Shape, prefix: str = "") -> list[tuple[str, str, str]]:
@@ -118,11 +118,12 @@ def _fields(shape: Shape, prefix: str = "") -> list[tuple[str, str, str]]:
     return rows
 
 
-def _template(name: str) -> str:
+def template(name: str) -> str:
+    """A hand-written part of a page."""
     return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
     lines += [" | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) for row in rows]
     return "\n".join(f"| {line} |" for line in lines) + "\n"

@@ -40,9 +40,13 @@ class HealthSpec:
     port: str = ""
     """Name of the port for `http` (or, without `http`, for a TCP connect)."""
     interval: float = 2.0
+    """Seconds between checks."""
     timeout: float = 5.0
+    """Seconds after which a check has failed."""
     retries: int = 3
+    """Failed checks in a row that make the service unhealthy."""
     start_period: float = 60.0
+    """Seconds after the start in which a failed check does not count."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,8 +56,11 @@ class Limits:
     memory: int = 0
     """Bytes."""
     cpus: float = 0.0
+    """Processors' worth of time."""
     processes: int = 0
+    """Processes and threads."""
     files: int = 0
+    """Open files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

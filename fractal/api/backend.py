@@ -21,6 +21,7 @@ class Probe:
     """What `probe` found without changing anything."""
 
     ready: bool
+    """Whether the backend could be opened."""
     detail: str
     """One line: a version and where, or what is missing and which package brings it."""
 
@@ -48,9 +49,16 @@ class Backend(Offer, Generic[B_co, C]):
     """
 
     name: str
+    """By which a configuration chooses it: 1-40 characters of [a-z0-9_-]."""
     summary: str
+    """One sentence for `plugin list`."""
     config: type[C]
+    """A frozen dataclass: what can be configured."""
     open: Callable[[Context, C], AbstractAsyncContextManager[B_co]]
+    """Called once per start of the agent, with an instance of `config`."""
     probe: Callable[[C], Awaitable[Probe]] | None = None
+    """Looks whether the tool behind the backend is there, without opening it."""
     capabilities: frozenset[str] = field(default_factory=frozenset)
+    """Names of the `Supports*` protocols that the opened object satisfies."""
     api: int = API_VERSION
+    """Version of the plugin API that the backend was written for."""

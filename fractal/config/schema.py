@@ -71,15 +71,20 @@ def sample(name: str, state_dir: Path, plugins: Plugins) -> str:
 
 
 def shown(record: Backend[Any, Any]) -> list[dict[str, Any]]:
-    """A backend's settings, for `plugin show`: name, type, default, help."""
+    """A backend's settings, for `plugin show`."""
+    return settings(record.config)
+
+
+def settings(kind: type) -> list[dict[str, Any]]:
+    """What a configuration can set of a config dataclass: name, type, whether required, default, help."""
     found = []
-    for name, (field, kind) in field_types(record.config).items():
-        if kind is Unset:
+    for name, (field, type_) in field_types(kind).items():
+        if type_ is Unset:
             continue
         found.append(
             {
                 "name": name,
-                "type": _words(kind),
+                "type": _words(type_),
                 "required": required(field),
                 "default": plain(default_of(field)),
                 "help": field.metadata.get("help", ""),
@@ -129,6 +134,8 @@ def _type(kind: Any) -> dict[str, Any]:
 
 
 def _words(kind: Any) -> str:
+    if Path in (kind, optional_inner(kind)):
+        return "path"
     found = _type(kind)
     if "enum" in found:
         return " | ".join(map(str, found["enum"]))
