@@ -23,15 +23,11 @@ MANIFEST_LIMIT = 1 << 20
 ITEMS_LIMIT = 10_000
 SUFFIX = ".yml"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-_HEADING = re.compile(r"#\s*(title|summary|version):\s*(\S.*?)\s*")
 
 
 class FolderCatalog(Catalog):
-    """Reads the folder anew at every call, so an edited manifest is on offer at once.
-
-    Title, summary and version come from comment lines at a manifest's top (`# title: Radicale`); without a summary the
-    first comment line is it.
-    """
+    """Reads the folder anew at every call, so an edited manifest is on offer at once. What an app is called, its manifest
+    says."""
 
     def __init__(self, path: Path, logger: logging.Logger) -> None:
         self._path = path
@@ -53,7 +49,8 @@ class FolderCatalog(Catalog):
         found = []
         for name in (n.removesuffix(SUFFIX) for n in names if n.endswith(SUFFIX)):
             try:
-                found.append(_item(name, self._read(name)))
+                self._read(name)
+                found.append(CatalogItem(name=name, title=""))
             except BackendError as error:
                 self._logger.warning("left out of the catalog: %s", error)
         return found
@@ -90,20 +87,3 @@ class FolderCatalog(Catalog):
 async def open_folder(context: Context, config: FolderConfig) -> AsyncIterator[Catalog]:
     """Open the configured folder, or the bundled one."""
     yield FolderCatalog(config.path or BUNDLED, context.logger)
-
-
-def _item(name: str, text: str) -> CatalogItem:
-    facts: dict[str, str] = {}
-    for line in text.splitlines():
-        if not line.startswith("#"):
-            break
-        if heading := _HEADING.fullmatch(line):
-            facts.setdefault(heading[1], heading[2][:200])
-        else:
-            facts.setdefault("first", line.lstrip("# ")[:200])
-    return CatalogItem(
-        name=name,
-        title=facts.get("title", name),
-        summary=facts.get("summary", facts.get("first", "")),
-        version=facts.get("version", ""),
-    )

@@ -69,6 +69,8 @@ def logs(session: Session, name: str, service: str | None, group: str | None, **
 @pass_session
 def exec(session: Session, name: str, argv: tuple[str, ...], group: str | None, **options: Any) -> int:  # noqa: A001 - the command's name
     """Run a command inside an app's service and exit as it does. Options go before APP."""
+    if argv[:1] == ("--",):
+        argv = argv[1:]  # the usual way to say that what follows is the command
     result = session.call(
         "app.exec",
         {

@@ -175,6 +175,12 @@ def test_a_manifest_of_ones_own_is_sent_along(config: Path, agent: SampleAgent, 
     assert "absent.yml" in missing.stderr
 
 
+def test_a_separator_before_the_command_is_not_part_of_it(config: Path, agent: SampleAgent) -> None:
+    agent.results["app.exec"] = {"exit_code": 0, "output": ""}
+    run(config, "app", "exec", "cal", "--", "ls", "--", "x")
+    assert agent.last[1]["argv"] == ["ls", "--", "x"]
+
+
 def test_exec_passes_options_on_and_exits_like_its_command(config: Path, agent: SampleAgent) -> None:
     agent.results["app.exec"] = {"exit_code": 0, "output": "hi\n"}
     shown = run(config, "app", "exec", "--service", "web", "cal", "ls", "--json", "-n", "--", "x")

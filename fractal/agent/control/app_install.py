@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from fractal.agent.agent import Agent
 from fractal.agent.control.app import healthy, interval_ms, moment_of, named, waiting_plan
+from fractal.agent.control.catalog import find_manifest
 from fractal.agent.control.dispatch import command
 from fractal.agent.control.names import check_new_name, device_name, find_device, find_group, find_store
 from fractal.agent.control.params import Params
@@ -23,7 +24,7 @@ from fractal.core.model import AppKey, DeviceRole, Point, Policy, Source, StoreE
 from fractal.core.placement import choose, may_trust
 from fractal.crypto.keys import app_keypair, seal_to
 from fractal.manifest import parse
-from fractal.manifest.plain import to_plain_spec
+from fractal.manifest.plain import from_plain_spec, to_plain_spec
 
 SECRET_BYTES = 32
 
@@ -33,29 +34,11 @@ async def read_manifest(agent: Agent, name: str, params: Params) -> tuple[str, d
     text = params.text("manifest")
     source = "the given manifest"
     if not text:
-        text = await from_catalogs(agent, name)
-        source = f"{name} in the catalog"
+        catalog, text = await find_manifest(agent, name)
+        source = f"{name} in catalog {catalog}"
     spec = parse(text, source=source)
     refuse_what_cannot_run(agent, spec)
     return text, to_plain_spec(spec)
-
-
-async def from_catalogs(agent: Agent, name: str) -> str:
-    """The manifest's text out of the first catalog that has it. Raises NotFound."""
-    offered: list[str] = []
-    for chosen in agent.config.catalogs:
-        backend = agent.plugins.catalog(chosen.backend)
-        async with backend.open(
-            agent.context("catalog", chosen.name or chosen.backend), chosen.settings
-        ) as catalog:
-            try:
-                return await catalog.manifest(name)
-            except NotFound:
-                offered += [item.name for item in await catalog.items()]
-    shown = ", ".join(sorted(set(offered))) or "nothing"
-    raise NotFound(
-        f"no catalog has {name[:60]!r}; on offer: {shown}. Or give a manifest with --manifest FILE."
-    )
 
 
 def refuse_what_cannot_run(agent: Agent, spec: AppSpec) -> None:
@@ -103,7 +86,9 @@ def store_for(group: GroupAgent, wanted: str) -> StoreEntry:
     if len(stores) == 1:
         return stores[0]
     if not stores:
-        raise NotFound("the group has no store yet: add one with `homeserver store add NAME --path FOLDER`")
+        raise NotFound(
+            "the group has no store yet: add one with `homeserver store add NAME directory path=FOLDER`"
+        )
     names = ", ".join(sorted(s.name for s in stores))
     raise NotFound(f"the group has {len(stores)} stores: say which with --store ({names})")
 
@@ -155,9 +140,11 @@ async def app_install(agent: Agent, params: Params, _: Progress) -> Plan:
     group = agent.groups[find_group(agent, params).journal.state.id]
     wanted = params.text("app")
     if not wanted and not params.text("manifest"):
-        raise InvalidInput("name an app of a catalog, or give a manifest with --manifest FILE")
+        raise InvalidInput("name an app of a catalog, or give the path of a manifest (`./app.yml`)")
+    if params.table("env"):
+        raise InvalidInput("this manifest takes no values: variables of Compose files are not supported yet")
     text, spec = await read_manifest(agent, wanted, params)
-    parsed = parse(text, source="manifest")
+    parsed = from_plain_spec(spec)
     taken = [a.name for a in group.state.apps.values() if not a.removed]
     name = check_new_name("app", params.text("name") or wanted or parsed.name, taken)
     policy = Policy(interval=interval_ms(params)) if "interval_s" in params else Policy()

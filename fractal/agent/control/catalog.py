@@ -12,8 +12,9 @@ from fractal.agent.control.names import UnknownName, resolve
 from fractal.agent.control.params import Params
 from fractal.agent.control.ports import ControlAgent
 from fractal.agent.control.progress import Progress
-from fractal.api.catalog import Catalog
-from fractal.api.errors import BackendError, NotFound
+from fractal.api.catalog import Catalog, CatalogItem
+from fractal.api.errors import BackendError, InvalidInput, NotFound
+from fractal.manifest.compose import describe
 
 TIMEOUT = 60.0
 
@@ -64,21 +65,24 @@ async def list_catalog(agent: ControlAgent, params: Params, _: Progress) -> dict
     for name in _chosen(agent, params.text("catalog")):
         try:
             async with asyncio.timeout(TIMEOUT), open_catalog(agent, name) as catalog:
-                items += [
-                    {
-                        "name": item.name,
-                        "title": item.title,
-                        "summary": item.summary,
-                        "version": item.version,
-                        "catalog": name,
-                    }
-                    for item in await catalog.items()
-                ]
+                items += [{**await _told(catalog, item), "catalog": name} for item in await catalog.items()]
         except TimeoutError:
             problems.append(f"{name}: no answer within {TIMEOUT:.0f} s")
         except BackendError as error:
             problems.append(f"{name}: {error}")
     return {"items": sorted(items, key=lambda i: i["name"]), "failed": problems}
+
+
+async def _told(catalog: Catalog, item: CatalogItem) -> dict[str, str]:
+    """What the catalog says of an app, and where it says nothing, what its manifest says."""
+    told = {"name": item.name, "title": item.title, "summary": item.summary, "version": item.version}
+    if item.summary and item.version:
+        return told
+    try:
+        manifest = describe(await catalog.manifest(item.name), item.name)
+    except (BackendError, InvalidInput) as error:
+        return {**told, "summary": told["summary"] or f"cannot be read: {str(error).splitlines()[0]}"}
+    return {key: value or manifest.get(key, "") for key, value in told.items()}
 
 
 @command("catalog.show")

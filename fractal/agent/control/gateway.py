@@ -13,7 +13,7 @@ from fractal.agent.control.progress import Progress
 from fractal.api.errors import BackendError, InvalidInput
 from fractal.api.transport import Link
 from fractal.core.entries import DeviceUpdated
-from fractal.core.model import DeviceRole
+from fractal.core.model import Device, DeviceRole
 
 MAX_ADDRESS = 255
 
@@ -38,12 +38,18 @@ async def list_gateways(agent: ControlAgent, params: Params, _: Progress) -> dic
                 "device": device.id,
                 "name": device.name,
                 "address": device.address,
-                "up": None if link is None else link.up,
+                "up": True if device.id == agent.keys.id else None if link is None else link.up,
                 "last_seen_s": None if link is None else link.last_seen,
-                "detail": problem if link is None else link.detail,
+                "detail": _detail(agent, device, link, problem),
             }
         )
     return {"gateways": found}
+
+
+def _detail(agent: ControlAgent, device: Device, link: Link | None, problem: str) -> str:
+    if device.id == agent.keys.id:
+        return "this device"
+    return problem if link is None else link.detail
 
 
 @command("gateway.add")

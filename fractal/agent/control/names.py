@@ -118,7 +118,7 @@ def check_new_name(kind: str, name: str, taken: Iterable[str]) -> str:
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise InvalidInput(f"a {kind}'s name has 1 to {MAX_NAME} printable characters")
     if name.casefold() in {t.casefold() for t in taken}:
-        raise InvalidInput(f"there is a {kind} {name!r} already: choose another name")
+        raise InvalidInput(f"the name {name!r} is taken by another {kind}: choose another")
     return name
 
 

@@ -32,19 +32,16 @@ async def catalog(tmp_path: Path, folder: Path) -> AsyncIterator[Catalog]:
 async def test_the_bundled_apps_are_on_offer(tmp_path: Path) -> None:
     async with real_context(tmp_path) as context, open_folder(context, FolderConfig()) as bundled:
         items = {item.name: item for item in await bundled.items()}
-        assert items["radicale"].summary
+        assert "radicale" in items
         assert "services:" in await bundled.manifest("radicale")
 
 
-async def test_headings_tell_what_an_app_is(folder: Path, catalog: Catalog) -> None:
-    (folder / "b.yml").write_text(
-        "# title: Bee\n# summary: Hums.\n# version: 1.2\nservices:\n# title: not this\n"
-    )
-    (folder / "a.yml").write_text("# A thing that is.\n# More.\nservices: {}\n")
+async def test_only_readable_manifests_are_on_offer(folder: Path, catalog: Catalog) -> None:
+    (folder / "b.yml").write_text("services: {}\n")
+    (folder / "a.yml").write_text("services: {}\n")
+    (folder / "latin.yml").write_bytes(b"# \xe4\n")
     (folder / "notes.txt").write_text("not a manifest")
-    first, second = await catalog.items()
-    assert (first.name, first.title, first.summary, first.version) == ("a", "a", "A thing that is.", "")
-    assert (second.name, second.title, second.summary, second.version) == ("b", "Bee", "Hums.", "1.2")
+    assert [item.name for item in await catalog.items()] == ["a", "b"]
 
 
 async def test_an_edited_manifest_is_on_offer_at_once(folder: Path, catalog: Catalog) -> None:

@@ -212,7 +212,7 @@ async def test_a_group_from_its_creation(attic: Agent) -> None:
     shown = await run(attic, "group.show", group="group 1")
     assert [(m["name"], m["role"], m["devices"]) for m in shown["members"]] == [("Ada", "owner", ["Attic"])]
     assert (await run(attic, "status.show"))["groups"][0]["devices"][0]["roles"] == ["host"]
-    with pytest.raises(InvalidInput, match="already"):
+    with pytest.raises(InvalidInput, match="is taken by another"):
         await run(attic, "group.create", name="GROUP 1")
 
 
@@ -262,7 +262,7 @@ async def test_devices_are_renamed_and_drained_from_any_device(attic: Agent, kit
     assert kinds == {"Attic": False, "Scullery": True}
     assert (await run(attic, "device.drain", device="Scullery", wait_s=5))["plan"][:-1] == []
     assert not (await run(attic, "device.drain", device="Scullery", off=True))["draining"]
-    with pytest.raises(InvalidInput, match="already"):
+    with pytest.raises(InvalidInput, match="is taken by another"):
         await run(attic, "device.rename", device="Scullery", name="ATTIC")
     with pytest.raises(UnknownName, match="did you mean 'Scullery'"):
         await run(attic, "device.rename", device="Sculery", name="x")
@@ -328,7 +328,7 @@ async def test_stores(attic: Agent) -> None:
     checked = await run(attic, "store.check", store="shelf")
     assert [s["step"] for s in checked["steps"] if not s["ok"]] == []
     assert "hunter2" not in json.dumps(await run(attic, "log.show"))
-    with pytest.raises(InvalidInput, match="already"):
+    with pytest.raises(InvalidInput, match="is taken by another"):
         await run(attic, "store.add", name="SHELF", backend="memory")
     with pytest.raises(NotInstalled):
         await run(attic, "store.add", name="Other", backend="tape")
