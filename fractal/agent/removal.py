@@ -16,7 +16,7 @@ from fractal.agent.journal import Stale
 from fractal.api.errors import BackendError, Conflict, Denied, NotFound
 from fractal.core.entries import DeviceRemoved, MemberRemoved
 from fractal.core.model import App, AppKey, Device, DeviceRole, GroupState, Role
-from fractal.crypto.keys import app_keypair, seal_to
+from fractal.crypto.keys import app_keypair, seal_shared, seal_to
 from fractal.crypto.seal import key_check
 
 KEY_SIZE = 32
@@ -135,7 +135,7 @@ def _rotation(here: Here, state: GroupState, gone: frozenset[str]) -> Rotation:
     remaining = _remaining(state, gone)
     return Rotation(
         generation=state.generation + 1,
-        sealed_keys={d.id: seal_to(d.box_key, group_key, here.entropy) for d in remaining},
+        sealed_keys={d.id: seal_shared(d.box_key, group_key) for d in remaining},
         key_check=key_check(group_key),
         app_keys={app.id: _app_key(here, app, remaining) for app in _apps_to_rekey(here, state, gone)},
     )

@@ -72,8 +72,12 @@ def alarms(group: GroupAgent) -> list[str]:
     """What is wrong with the group as a whole."""
     state = group.state
     found = list(check_timers(state.timers))
-    if state.forked:
-        found.append(f"the log server showed different histories: {state.forked}; nobody takes anything over")
+    for device, evidence in state.alarms.items():
+        name = state.devices[device].name if device in state.devices else device
+        found.append(
+            f"the log server showed different histories, or {name} lies: {evidence}; nobody takes anything over "
+            f"until {name} is removed"
+        )
     if state.left:
         found.append("this device was removed from the group")
     elif state.sealed_out:

@@ -30,6 +30,7 @@ from fractal.core.fold_rules import (
     require,
     require_id,
     require_name,
+    require_shallow,
     with_app,
 )
 from fractal.core.model import (
@@ -50,6 +51,10 @@ MAX_INTERVAL = 86_400_000
 MAX_STANDBY = 16
 MAX_NUMBER = 2**48
 MAX_PINS = 1_000
+MAX_APPS = 200
+"""Of a member, at a time: what one member writes must not outgrow everybody's memory."""
+MAX_ROUTES = 100
+"""Of an app."""
 CERTIFICATE = "tls."
 """How the names of an app's secrets begin that hold certificates of its routes."""
 
@@ -97,7 +102,10 @@ def app_installed(turn: Turn, entry: AppInstalled) -> GroupState:
     state = turn.state
     require_id(entry.app, "app")
     require(entry.app not in state.apps, f"app {entry.app} exists")
-    require_name(entry.name, "app name")
+    mine = sum(a.owner_member == turn.member.id and not a.removed for a in state.apps.values())
+    require(mine < MAX_APPS, f"{turn.member.name} has {MAX_APPS} apps: remove some")
+    _require_new_app_name(state, entry.app, entry.name)
+    require_shallow(entry.spec, "the app's specification")
     _live_store(state, entry.store)
     live_host(state, entry.placed)
     _require_policy(entry.policy)
@@ -125,13 +133,16 @@ def app_installed(turn: Turn, entry: AppInstalled) -> GroupState:
 def app_changed(turn: Turn, entry: AppChanged) -> GroupState:
     """New manifest, policy, name, wish or secrets; by who manages it.
 
-    The device that owns the app, whoever's it is, may bring its certificates: it serves them.
+    The device that owns the app, whoever's it is, may bring its certificates, which it serves, and seal its secrets anew
+    after the app's key was replaced.
     """
     app = live_app(turn.state, entry.app)
-    if not (app.owner == turn.device.id and _only_certificates(app, entry)):
+    if not (app.owner == turn.device.id and _owners_secrets(app, entry)):
         turn.managed(entry.app)
     if entry.name is not None:
-        require_name(entry.name, "app name")
+        _require_new_app_name(turn.state, entry.app, entry.name)
+    if entry.spec is not None:
+        require_shallow(entry.spec, "the app's specification")
     if entry.policy is not None:
         _require_policy(entry.policy)
     news = {
@@ -142,11 +153,22 @@ def app_changed(turn: Turn, entry: AppChanged) -> GroupState:
     return with_app(turn.state, replace(app, **news))
 
 
-def _only_certificates(app: App, entry: AppChanged) -> bool:
+def _require_new_app_name(state: GroupState, app: str, name: str) -> None:
+    """Names are how people choose what they stop, remove or type secrets into: nobody may pass for another's app."""
+    require_name(name, "app name")
+    folded = name.casefold()
+    taken = any(a.name.casefold() == folded and not a.removed and a.id != app for a in state.apps.values())
+    require(not taken, f"there is an app {name!r} already")
+
+
+def _owners_secrets(app: App, entry: AppChanged) -> bool:
+    """Whether only certificates come or go, and only values of other secrets change, not their names."""
     if entry.secrets is None or replace(entry, secrets=None) != AppChanged(app=entry.app):
         return False
     changed = dict(entry.secrets.items() ^ app.secrets.items())
-    return all(name.startswith(CERTIFICATE) for name in changed)
+    return all(
+        name.startswith(CERTIFICATE) or (name in app.secrets and name in entry.secrets) for name in changed
+    )
 
 
 def app_key_added(turn: Turn, entry: AppKeyAdded) -> GroupState:
@@ -261,6 +283,8 @@ def route_added(turn: Turn, entry: RouteAdded) -> GroupState:
         require(entry.kind in ("tcp", "udp"), "a route's kind is https, tcp or udp")
         port = _PORT_NAME.match(entry.name) is not None and int(entry.name[1:]) <= 65_535
         require(port, "the name of a TCP or UDP route is :PORT")
+    mine = sum(r.app == app.id for r in turn.state.routes.values())
+    require(mine < MAX_ROUTES or entry.name in turn.state.routes, f"{app.name} has {MAX_ROUTES} routes")
     standing = turn.state.routes.get(entry.name)
     require(standing is None or standing.app == app.id, f"route {entry.name} belongs to another app")
     route = Route(name=entry.name, app=app.id, kind=entry.kind, service=entry.service, port=entry.port)

@@ -9,7 +9,8 @@ from fractal.core.fold_rules import require_name
 from fractal.core.model import GroupState, JoinRequest
 
 MAX_PENDING = 32
-"""Requests kept at a time: whoever knows a code can make up any number of devices."""
+MAX_PER_CODE = 4
+"""Requests kept at a time: whoever knows a code can make up any number of devices, and must not crowd others out."""
 
 
 def fold_request(state: GroupState, device: str, request: JoinRequest) -> GroupState:
@@ -34,8 +35,12 @@ def fold_request(state: GroupState, device: str, request: JoinRequest) -> GroupS
     require_name(request.name, "device name")
     if request.member_key:
         require_name(request.member_name, "member name")
-    if device not in state.requests and len(state.requests) >= MAX_PENDING:
-        raise Denied(f"join request beyond {MAX_PENDING} pending ones")
+    if device not in state.requests:
+        others = sum(r.invitation == request.invitation for r in state.requests.values())
+        if others >= MAX_PER_CODE or len(state.requests) >= MAX_PENDING:
+            raise Denied(
+                f"join request beyond {MAX_PER_CODE} pending ones of a code, or {MAX_PENDING} of all"
+            )
     return replace(state, requests={**state.requests, device: request})
 
 

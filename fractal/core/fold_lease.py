@@ -12,7 +12,7 @@ from fractal.api.errors import Denied
 from fractal.core.entries import Answered, Challenged, Found, Released, Serving, Took
 from fractal.core.fold_rules import Turn, live_app, live_device, require, with_app
 from fractal.core.model import App, Challenge, GroupState, Release
-from fractal.core.placement import refusal
+from fractal.core.placement import refusal, trusted
 
 MAX_LEAP = 1_000
 """How far one announcement may raise an epoch: a forged one must not use the numbers up."""
@@ -60,9 +60,15 @@ def _take(state: GroupState, app: App, epoch: int, taker: str) -> GroupState:
 
 
 def found(turn: Turn, entry: Found) -> GroupState:
-    """Somebody's epoch stands in the store. One whose owner is nobody, removed or not eligible is burnt: owned by none."""
+    """Somebody's epoch stands in the store. One whose owner is nobody, removed or not eligible is burnt: owned by none.
+
+    The log alone cannot tell a made-up one, which costs the owner its app. So only those may say it who could do that
+    anyway: devices that the app trusts, which can take it, and who manages it.
+    """
     state = turn.state
     app = live_app(state, entry.app)
+    allowed = turn.manages(app) or trusted(app, turn.device.id)
+    require(allowed, "only who manages the app, or a device that it trusts, may say so")
     owner = state.devices.get(entry.owner)
     require(owner is not None or not entry.owner, f"device {entry.owner} was never in the group")
     able = owner is not None and not refusal(state, app, owner)

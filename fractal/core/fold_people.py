@@ -36,6 +36,10 @@ from fractal.core.model import App, AppKey, Device, GroupState, Invitation, Memb
 
 MAX_INVITATIONS = 64
 """Open at a time."""
+MAX_OWN_INVITATIONS = 8
+"""Of a plain member, which must not use up everybody's."""
+MAX_DEVICES = 64
+"""Live ones of a member."""
 MAX_TIMER = 86_400_000
 """A day in milliseconds: no failover timer is longer."""
 MAX_TEXT = 400
@@ -97,8 +101,12 @@ def invited(turn: Turn, entry: Invited) -> GroupState:
         turn.require_over(live_member(state, entry.member))
     else:
         turn.require_grants(entry.role)
-    pending = sum(not i.used for i in state.invitations.values())
-    require(pending < MAX_INVITATIONS, f"{MAX_INVITATIONS} invitations are open: withdraw some")
+    opened = [i.by for i in state.invitations.values() if not i.used]
+    require(len(opened) < MAX_INVITATIONS, f"{MAX_INVITATIONS} invitations are open: withdraw some")
+    mine = sum(by in state.devices and state.devices[by].member == turn.member.id for by in opened)
+    require(
+        turn.admin or mine < MAX_OWN_INVITATIONS, f"{MAX_OWN_INVITATIONS} of yours are open: withdraw some"
+    )
     made = Invitation(
         id=entry.id,
         verify_key=entry.verify_key,
@@ -136,8 +144,9 @@ def approved(turn: Turn, entry: Approved) -> GroupState:
     device = turn.certifier.device_of(new, member.key)
     require(device != "", "the device's certificate is not by its member")
     require(device not in state.devices, f"device {device} is or was in the group already")
+    others = sum(d.member == member.id and not d.removed for d in state.devices.values())
+    require(others < MAX_DEVICES, f"{member.name} has {MAX_DEVICES} devices: remove some")
     require_name(new.name, "device name")
-    require(len(new.box_key) == KEY_SIZE, "the device's box key is not 32 bytes")
     if entry.invitation:
         state = _use_invitation(state, entry)
     requests = {d: r for d, r in state.requests.items() if d != device}
@@ -247,6 +256,12 @@ def _rotate(turn: Turn, state: GroupState, entry: DeviceRemoved | MemberRemoved)
     )
     require(set(entry.sealed_keys) == remaining, "the new group key is not sealed to exactly who remains")
     require(len(entry.key_check) == KEY_SIZE, "the new group key has no check")
+    # Any member may put its own device out, and could hand the others rubbish: nobody could read on, for ever.
+    boxes = {i: state.devices[i].box_key for i in remaining}
+    shared = turn.certifier.shared(entry.generation, entry.key_check, entry.sealed_keys, boxes)
+    # Who is put out gets no key to judge by; what it believes from here on is nothing.
+    out = turn.certifier.device in turn.state.devices and turn.certifier.device not in remaining
+    require(shared or out, "the new group key is not sealed to everybody alike")
     generation = str(entry.generation)
     return replace(
         state,

@@ -6,6 +6,7 @@ the entry.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -15,6 +16,9 @@ from fractal.core.model import App, Device, DeviceRole, GroupState, Member, Role
 
 MAX_NAME = 100
 KEY_SIZE = 32
+MIN_ID = 12
+MAX_NESTING = 12
+"""Levels of a free-form value. A whole entry may have `canonical.MAX_DEPTH`, and a state holds it some levels deeper."""
 
 _RANK = {Role.MEMBER: 0, Role.ADMIN: 1, Role.OWNER: 2}
 
@@ -22,11 +26,20 @@ _RANK = {Role.MEMBER: 0, Role.ADMIN: 1, Role.OWNER: 2}
 class Certifier(Protocol):
     """Checks certificates and names their subjects; the only cryptography that handlers need."""
 
+    @property
+    def device(self) -> str:
+        """Id of the reader's own device; "" for none."""
+
     def device_of(self, new: NewDevice, member_key: bytes) -> str:
         """Id of the device, "" if its certificate is not by `member_key`."""
 
     def member_of(self, new: NewMember, by_key: bytes) -> str:
         """Id of the member, "" if its certificate is not by `by_key`."""
+
+    def shared(
+        self, generation: int, check: bytes, sealed: Mapping[str, bytes], box_keys: Mapping[str, bytes]
+    ) -> bool:
+        """Whether one group key, which fits `check`, is sealed to every device. All who got something agree on that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +97,24 @@ def require_name(name: str, what: str) -> None:
     """Raises Denied unless it is short and harmless on a terminal."""
     good = 0 < len(name) <= MAX_NAME and name.isprintable() and name == name.strip()
     require(good, f"{what}: 1 to {MAX_NAME} printable characters without white space around them")
+    require(not _is_id(name.lower()), f"{what}: it looks like an id, by which people name something else")
 
 
 def require_id(value: str, what: str) -> None:
-    """Raises Denied unless it is lower-case hex of an id's length: ids become parts of store keys."""
-    good = 8 <= len(value) <= 64 and all(c in "0123456789abcdef" for c in value)
-    require(good, f"{what}: an id is 8 to 64 lower-case hex digits")
+    """Raises Denied unless it is lower-case hex of an id's length: ids become parts of store keys, and no name is one."""
+    require(_is_id(value), f"{what}: an id is {MIN_ID} to 64 lower-case hex digits")
+
+
+def _is_id(text: str) -> bool:
+    return MIN_ID <= len(text) <= 64 and all(c in "0123456789abcdef" for c in text)
+
+
+def require_shallow(value: object, what: str, left: int = MAX_NESTING) -> None:
+    """Raises Denied for a value nested deeper than a state can carry: every reader would fail to note such a state."""
+    require(left > 0, f"{what}: nested deeper than {MAX_NESTING}")
+    items = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    for item in items:
+        require_shallow(item, what, left - 1)
 
 
 def live_device(state: GroupState, device: str) -> Device:

@@ -32,14 +32,14 @@ RECENT = 512
 MAX_SKIPS = 64
 MAX_STATE = 64 << 20
 """Largest encoded state that is read back, in bytes."""
-RULES = 1
+RULES = 3
 """Raised when a rule of the fold changes, so that journals are folded again."""
 
 OLD_GENERATION = "sealed under an old group key"
 """Reason for which an entry of a present device was skipped that it need only seal again."""
 
 _LOCAL = ("sealed_out", "left")
-_DIAGNOSTIC = ("skipped", "skips", "forked")
+_DIAGNOSTIC = ("skipped", "skips", "alarms")
 
 
 # --- what the opener says --------------------------------------------------------------------------------------------
@@ -102,10 +102,6 @@ class Opener(Certifier, Protocol):
     Two readers' answers differ only in that one may say Unsealable where the other says Opened.
     """
 
-    @property
-    def device(self) -> str:
-        """Id of the reader's own device; "" for none."""
-
     def open(self, raw: bytes, state: GroupState, /) -> Opening:
         """What these bytes are in a log whose state before them is `state`."""
 
@@ -131,7 +127,7 @@ def next_head(head: bytes, raw: bytes) -> bytes:
 def state_hash(state: GroupState) -> bytes:
     """Hash of all that the log says, the same for every reader of the same entries.
 
-    Left out are what is only this reader's (`sealed_out`, `left`) and what only explains (`skips`, `skipped`, `forked`:
+    Left out are what is only this reader's (`sealed_out`, `left`) and what only explains (`skips`, `skipped`, `alarms`:
     their words and number may differ between versions).
     """
     return _hash_plain(to_plain(state))
@@ -195,9 +191,11 @@ def _skip(state: GroupState, reason: str) -> GroupState:
     return replace(state, skipped=state.skipped + 1, skips=skips)
 
 
-def _alarm(state: GroupState, evidence: str) -> GroupState:
+def _alarm(state: GroupState, author: str, evidence: str) -> GroupState:
+    """Either the server shows two histories, or the author lies: nobody can tell. So it stands while the author is in."""
     state = _skip(state, evidence)
-    return replace(state, forked=state.forked or f"position {state.position}: {evidence}")
+    alarms = {author: f"position {state.position}: {evidence}"} | dict(state.alarms)
+    return replace(state, alarms=dict(sorted(alarms.items())))
 
 
 def _knock(state: GroupState, opening: Knocked) -> GroupState:
@@ -216,13 +214,12 @@ def _authentic(
     if header.number <= last.number:
         return _skip(state, f"entry {header.number} of device {header.author} is repeated")
     if header.number > last.number + 1:
-        return _alarm(
-            state, f"entry {last.number + 1} of device {header.author} is missing before {header.number}"
-        )
+        gap = f"entry {last.number + 1} of device {header.author} is missing before {header.number}"
+        return _alarm(state, header.author, gap)
     if header.prev != last.hash:
         return _skip(state, f"does not follow entry {last.number} of device {header.author}")
     if contradiction := _contradicts(before, header):
-        return _alarm(state, contradiction)
+        return _alarm(state, header.author, contradiction)
     if before.generation and not before.generation - 1 <= header.generation <= before.generation:
         return _skip(_advance(state, raw, header), OLD_GENERATION)
     if isinstance(opening, Unsealable):
@@ -270,6 +267,10 @@ def _apply(before: GroupState, state: GroupState, raw: bytes, opened: Opened, op
     author = before.devices[header.author]
     turn = Turn(state, author, before.members[author.member], opener)
     after = _HANDLERS[kind](turn, entry)
+    alarms = {
+        d: text for d, text in after.alarms.items() if d in after.devices and not after.devices[d].removed
+    }
+    after = replace(after, alarms=alarms) if alarms != after.alarms else after
     mine = after.devices.get(opener.device)
     return replace(after, left=True) if mine is not None and mine.removed else after
 
@@ -352,4 +353,4 @@ def state_from_checkpoint(data: bytes, expected: bytes) -> GroupState:
     except InvalidInput as error:
         raise Corrupt(f"checkpoint is damaged: {error}; replay the log instead") from error
     # What the hash does not cover is not believed.
-    return replace(state, sealed_out=0, left=False, skipped=0, skips=(), forked="")
+    return replace(state, sealed_out=0, left=False, skipped=0, skips=(), alarms={})

@@ -317,9 +317,15 @@ class GroupState:
     skipped: int = 0
     skips: tuple[tuple[int, str], ...] = ()
     """Last few skipped entries: position and reason."""
-    forked: str = ""
-    """Proof that the log server showed different histories; "" while there is none."""
+    alarms: Mapping[str, str] = field(default_factory=dict)
+    """Device -> evidence out of an entry of its own that the log server showed different histories, unless the device lies:
+    then it is to be removed, which ends its alarm."""
     sealed_out: int = 0
     """Position of the first entry that this reader could not unseal; 0 while there is none. Local, not hashed."""
     left: bool = False
     """This reader's own device was removed. Local, not hashed."""
+
+    @property
+    def forked(self) -> str:
+        """Evidence that the log server showed different histories; "" while there is none."""
+        return next(iter(self.alarms.values()), "")

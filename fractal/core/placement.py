@@ -5,12 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 
-from fractal.core.model import App, Device, DeviceRole, GroupState
+from fractal.core.model import App, Device, DeviceRole, GroupState, Role
 
 
 def trusted(app: App, device: str) -> bool:
     """Whether the newest generation of the app's key is sealed to the device."""
     return bool(app.keys) and device in app.keys[-1].sealed
+
+
+def manages(state: GroupState, app: App, device: str) -> bool:
+    """Whether the device's member may decide over the app: it is its own, or the member is an admin or owner."""
+    known = state.devices.get(device)
+    member = state.members.get(known.member) if known is not None and not known.removed else None
+    return member is not None and (member.role is not Role.MEMBER or member.id == app.owner_member)
 
 
 def refusal(state: GroupState, app: App, device: Device) -> str:

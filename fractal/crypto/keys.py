@@ -66,7 +66,31 @@ def seal_to(box_public: bytes, plain: bytes, entropy: Entropy) -> bytes:
 
     Raises InvalidInput for a public key that is none.
     """
-    ephemeral_secret = entropy.bytes(KEY_SIZE)
+    return _seal(box_public, plain, entropy.bytes(KEY_SIZE))
+
+
+def seal_shared(box_public: bytes, shared: bytes) -> bytes:
+    """A key that several devices get, for one of them: always the same bytes for the same key and receiver.
+
+    So whoever got the key can check what the others were given. The ephemeral key comes from the shared key itself: who can
+    make it up again knows already what is inside. Raises InvalidInput for a public key that is none.
+    """
+    ephemeral = blake2b(box_public, digest_size=KEY_SIZE, key=shared, person=b"fhs-shared-seal").digest()
+    return _seal(box_public, shared, ephemeral)
+
+
+def is_box_key(public: bytes) -> bool:
+    """Whether something can be sealed to these bytes: one of the few useless points would break every key rotation."""
+    if len(public) != KEY_SIZE:
+        return False
+    try:
+        bindings.crypto_scalarmult(bytes(KEY_SIZE), public)
+    except (CryptoError, ValueError):
+        return False
+    return True
+
+
+def _seal(box_public: bytes, plain: bytes, ephemeral_secret: bytes) -> bytes:
     ephemeral_public = bindings.crypto_scalarmult_base(ephemeral_secret)
     try:
         box = bindings.crypto_box_easy(

@@ -286,17 +286,17 @@ class GroupOpener:
             return None
         known = self._known.get((generation, check))
         if known is None:
-            known = next((k for k in self._candidates(state, generation) if key_check(k) == check), None)
+            offered = self._offered(generation, state.group_keys.get(str(generation), {}))
+            known = next((k for k in offered if key_check(k) == check), None)
             if known is not None:
                 self._known[generation, check] = known
         return known
 
-    def _candidates(self, state: GroupState, generation: int) -> list[bytes]:
+    def _offered(self, generation: int, boxes: Mapping[str, bytes]) -> list[bytes]:
         found = [self._extra[generation]] if generation in self._extra else []
-        sealed = state.group_keys.get(str(generation), {}).get(self.device)
-        if sealed is not None:
+        if self.device in boxes:
             try:
-                found.append(self._keys.unseal(sealed))
+                found.append(self._keys.unseal(boxes[self.device]))
             except Corrupt:
                 return found
         return [key for key in found if len(key) == KEY_SIZE]
@@ -308,7 +308,7 @@ class GroupOpener:
     def device_of(self, new: NewDevice, member_key: bytes) -> str:
         """As `core.log.Opener`."""
         said = device_statement(new.member, new.sign_key, new.box_key)
-        if len(new.sign_key) != KEY_SIZE or len(new.box_key) != KEY_SIZE:
+        if len(new.sign_key) != KEY_SIZE or not key_module.is_box_key(new.box_key):
             return ""
         return key_module.device_id(new.sign_key) if self.verify(member_key, said, new.certificate) else ""
 
@@ -318,6 +318,18 @@ class GroupOpener:
         if len(new.key) != KEY_SIZE:
             return ""
         return key_module.member_id(new.key) if self.verify(by_key, said, new.certificate) else ""
+
+    def shared(
+        self, generation: int, check: bytes, sealed: Mapping[str, bytes], box_keys: Mapping[str, bytes]
+    ) -> bool:
+        """As `core.log.Opener`. Whoever got a wrong key knows it by its own; whoever got the right one checks the others'.
+
+        A newcomer was welcomed with the keys of all rotations that stand: one that fits none of them is no rotation.
+        """
+        key = next((k for k in self._offered(generation, sealed) if key_check(k) == check), None)
+        return key is not None and all(
+            box == key_module.seal_shared(box_keys[device], key) for device, box in sealed.items()
+        )
 
     def open(self, raw: bytes, state: GroupState, /) -> Opening:
         """As `core.log.Opener`."""

@@ -27,6 +27,7 @@ from fractal.crypto.keys import (
     app_keypair,
     device_statement,
     member_statement,
+    seal_shared,
     seal_to,
 )
 from fractal.crypto.seal import GroupOpener, key_check, seal_entry, seal_genesis
@@ -152,6 +153,10 @@ class World:
         """The secret sealed to each device."""
         return {m.id: seal_to(m.keys.box_public, secret, self.entropy) for m in machines}
 
+    def shared(self, key: bytes, machines: Iterable[Machine]) -> dict[str, bytes]:
+        """A group key as a rotation gives it to each device."""
+        return {m.id: seal_shared(m.keys.box_public, key) for m in machines}
+
     def live(self) -> list[Machine]:
         """Devices that the group knows and has not removed."""
         known = self.state.devices
@@ -228,7 +233,7 @@ class World:
         entry = DeviceRemoved(
             device=gone,
             generation=self.state.generation + 1,
-            sealed_keys=self.sealed(new, left),
+            sealed_keys=self.shared(new, left),
             app_keys=apps,
             key_check=key_check(new),
         )
@@ -257,9 +262,10 @@ class World:
         self, app: str, *, store: str, placed: str, policy: Policy | None = None
     ) -> AppInstalled:
         """What installs an app."""
+        taken = sum(not a.removed for a in self.state.apps.values())
         return AppInstalled(
             app=app,
-            name="radicale",
+            name="radicale" if taken == 0 else f"radicale {taken}",
             manifest="services: {}\n",
             spec={"services": {}},
             store=store,

@@ -19,6 +19,7 @@ from fractal.core.lease import (
     wait_until,
 )
 from fractal.core.model import App, GroupState
+from fractal.core.placement import manages, trusted
 
 if TYPE_CHECKING:
     from fractal.agent.group import GroupAgent
@@ -92,7 +93,11 @@ async def _announce_found(group: GroupAgent, unannounced: dict[tuple[str, int], 
     for app in group.state.apps.values():
         store = group.stores.get(app.store)
         highest = store.highest(app.id) if store else 0
-        if app.removed or highest <= app.epoch:
+        if (
+            app.removed
+            or highest <= app.epoch
+            or not (trusted(app, group.me) or manages(group.state, app, group.me))
+        ):
             continue
         since = unannounced.setdefault((app.id, highest), now)
         if now - since >= FOUND_AFTER and store is not None:

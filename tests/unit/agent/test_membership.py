@@ -77,7 +77,7 @@ async def install(peer: Any, log: Journal, app: str, trusted: list[Any]) -> byte
     await log.append(
         AppInstalled(
             app=app,
-            name=app,
+            name=f"app {app}",
             manifest="x",
             spec={},
             store="0123456789ab",

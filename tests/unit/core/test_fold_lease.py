@@ -175,3 +175,14 @@ def test_an_architecture_that_does_not_fit_does_not_host(world: World) -> None:
     assert "architecture" in world.say("kitchen", Took(epochs={third: 1}))
     world.must("kitchen", DeviceUpdated(device=world.machines["kitchen"].id, arch="x86_64"))
     world.must("kitchen", Took(epochs={third: 1}))
+
+
+def test_who_has_nothing_to_do_with_an_app_cannot_take_it_from_its_owner(world: World) -> None:
+    """The log alone cannot tell a made-up epoch; believed, it ends the owner's right to run."""
+    world.must("attic", Took(epochs={APP: 1}))
+    world.join("shed", "dan")
+    before = app(world)
+    for owner in ("", world.machines["shed"].id, world.machines["kitchen"].id):
+        assert "that it trusts" in world.say("shed", Found(app=APP, epoch=2, owner=owner))
+    assert app(world) == before
+    world.must("den", Found(app=APP, epoch=2, owner=""))

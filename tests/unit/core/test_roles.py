@@ -86,7 +86,7 @@ def removed_member(world: World, name: str) -> MemberRemoved:
     return MemberRemoved(
         member=world.people[name].id,
         generation=2,
-        sealed_keys=world.sealed(new, left),
+        sealed_keys=world.shared(new, left),
         app_keys=keys,
         key_check=key_check(new),
     )
