@@ -152,7 +152,7 @@ class Agent:
 
     async def __aenter__(self) -> Self:
         """Open the configured backends and every group that this device is in."""
-        self.grants = GuardClient(self.guard.path)
+        self.grants = await self.shell.ensure_guard()
         self._stack.push_async_callback(self.grants.close)
         self._stack.push_async_callback(self.guard.close)
         config, plugins, enter = self.config, self.plugins, self._stack.enter_async_context

@@ -1,0 +1,226 @@
+"""An asyncio event loop with virtual time, on which a program can be stopped or killed in the middle of anything.
+
+Time jumps to the next timer when nothing is ready. What runs is decided by the order of calls alone, so that one seed gives
+one history. Each callback belongs to the `Life` in whose context it was made: one run of one program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
+from contextvars import Context, ContextVar, copy_context
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Stuck(Exception):
+    """Nothing is ever going to happen again."""
+
+
+class Crashed(BaseException):
+    """Ends the callback in which a program was killed. Nothing that it still does has an effect."""
+
+
+@dataclass(slots=True, eq=False)
+class Life:
+    """One run of one program, from its start to its end."""
+
+    name: str
+    dead: bool = False
+    frozen: bool = False
+    held: list[asyncio.Handle] = field(default_factory=list)
+    """What would have run while it was frozen; kept for ever once it is dead, as a killed program cleans nothing up."""
+
+
+LIFE: ContextVar[Life | None] = ContextVar("life", default=None)
+_numbers = itertools.count(1)
+
+
+class _Future(asyncio.Future[Any]):
+    """Hashed by number instead of address: the order in a set repeats."""
+
+    def __init__(self, *, loop: asyncio.AbstractEventLoop) -> None:
+        self._number = next(_numbers)
+        super().__init__(loop=loop)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class _Task(asyncio.Task[Any]):
+    def __init__(self, coro: Coroutine[Any, Any, Any], **options: Any) -> None:
+        self._number = next(_numbers)
+        super().__init__(coro, **options)
+
+    def __hash__(self) -> int:
+        return self._number
+
+
+class _Handle(asyncio.Handle):
+    """A callback with the life that it belongs to."""
+
+    __slots__ = ("life",)
+
+    def __init__(
+        self,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        loop: VirtualLoop,
+        context: Context | None,
+    ) -> None:
+        # An empty context is false, and is one of its own nevertheless.
+        context = copy_context() if context is None else context
+        self.life = context.get(LIFE)
+        super().__init__(callback, args, loop, context)
+
+
+class _Timer(asyncio.TimerHandle):
+    __slots__ = ("life",)
+
+    def __init__(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        args: tuple[Any, ...],
+        loop: VirtualLoop,
+        context: Context | None,
+    ) -> None:
+        # An empty context is false, and is one of its own nevertheless.
+        context = copy_context() if context is None else context
+        self.life = context.get(LIFE)
+        super().__init__(when, callback, args, loop, context)
+
+
+class VirtualLoop(asyncio.AbstractEventLoop):
+    """The part of an event loop that programs without sockets, threads and processes use."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._ready: deque[_Handle | _Timer] = deque()
+        self._timers: list[tuple[float, int, _Timer]] = []
+        self._order = itertools.count()
+        self._closed = False
+        self.steps = 0
+        self.errors: list[str] = []
+        """What callbacks raised and nobody caught."""
+
+    # --- running ---
+
+    def run(self, main: Coroutine[Any, Any, T]) -> T:
+        """Run until `main` is done. Raises Stuck, and what it raises."""
+        asyncio._set_running_loop(self)
+        try:
+            task = self.create_task(main)
+            while not task.done():
+                self._step()
+            return task.result()
+        finally:
+            asyncio._set_running_loop(None)
+
+    def _step(self) -> None:
+        if not self._ready:
+            self._jump()
+        handle = self._ready.popleft()
+        if handle.cancelled():
+            return
+        life = handle.life
+        if life is not None and (life.dead or life.frozen):
+            life.held.append(handle)
+            return
+        self.steps += 1
+        handle._run()
+
+    def _jump(self) -> None:
+        timers = self._timers
+        while timers and timers[0][2].cancelled():
+            heapq.heappop(timers)
+        if not timers:
+            raise Stuck("no timer is left")
+        self._now = max(self._now, timers[0][0])
+        while timers and timers[0][0] <= self._now:
+            self._ready.append(heapq.heappop(timers)[2])
+
+    def thaw(self, life: Life) -> None:
+        """Let a frozen program go on: whatever became due meanwhile runs now."""
+        life.frozen = False
+        held, life.held = life.held, []
+        self._ready.extend(h for h in held if isinstance(h, _Handle | _Timer))
+
+    # --- what asyncio calls ---
+
+    def time(self) -> float:
+        """Seconds since the beginning of the simulation."""
+        return self._now
+
+    def call_soon(
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        """As in asyncio."""
+        handle = _Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    def call_soon_threadsafe(
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        """There is one thread only."""
+        return self.call_soon(callback, *args, context=context)
+
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """As in asyncio."""
+        return self.call_at(self._now + delay, callback, *args, context=context)
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """As in asyncio."""
+        timer = _Timer(when, callback, args, self, context)
+        heapq.heappush(self._timers, (when, next(self._order), timer))
+        return timer
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        """It is dropped when its time comes."""
+
+    def create_future(self) -> asyncio.Future[Any]:
+        """As in asyncio."""
+        return _Future(loop=self)
+
+    def create_task(
+        self,
+        coro: Coroutine[Any, Any, T] | Generator[Any, None, T],
+        *,
+        name: str | None = None,
+        context: Context | None = None,
+    ) -> asyncio.Task[T]:
+        """As in asyncio."""
+        assert not isinstance(coro, Generator)
+        return _Task(coro, loop=self, name=name, context=context)
+
+    def get_debug(self) -> bool:
+        """Never."""
+        return False
+
+    def is_running(self) -> bool:
+        """Whenever anybody can ask."""
+        return not self._closed
+
+    def is_closed(self) -> bool:
+        """Whether the simulation is over."""
+        return self._closed
+
+    def close(self) -> None:
+        """The simulation is over."""
+        self._closed = True
+
+    def call_exception_handler(self, context: dict[str, Any]) -> None:
+        """Keep what went wrong, unless it is what killing a program leaves behind."""
+        error = context.get("exception")
+        if error is not None and not isinstance(error, Crashed) and not self._closed:
+            self.errors.append(f"{context.get('message')}: {error!r}")

@@ -1,0 +1,352 @@
+"""One simulated device: what survives a crash (notes, disk, processes), and the real agent that runs on it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextvars import copy_context
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fractal.agent.agent import Agent, Shell
+from fractal.agent.group import GroupAgent
+from fractal.agent.notes import MemoryNotes
+from fractal.api.context import Completed, Context
+from fractal.api.coordination import Coordinator
+from fractal.api.errors import FractalError
+from fractal.api.events import Event
+from fractal.api.runtime import Runtime, RuntimeBackend
+from fractal.api.snapshot import SnapshotBackend, Snapshotter
+from fractal.api.store import Store, StoreBackend
+from fractal.api.transport import Link, LocalRoute, Peer, Target, Transport, TransportBackend
+from fractal.api.coordination import CoordinationBackend
+from fractal.config.model import Chosen, Device, DeviceConfig
+from fractal.core.entries import Entry
+from fractal.crypto.keys import DeviceKeys
+from fractal.guard.client import GuardClient
+from fractal.plugins import Plugins
+from fractal.sim.loop import LIFE, Crashed, Life, VirtualLoop
+from fractal.sim.network import SimCoordinator, SimStore
+from fractal.sim.processes import SimGuard, SimGuardClient, SimRuntime
+from fractal.sim.volumes import Disk, SimSnapshotter
+
+if TYPE_CHECKING:
+    from fractal.sim.world import World
+
+T = TypeVar("T")
+WALL_START = 1_750_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NoConfig:
+    """The simulated backends have nothing to configure."""
+
+
+class DeviceClock:
+    """A device's clocks: boottime begins anew at each boot and has a rate of its own; the wall clock may step."""
+
+    def __init__(self, loop: VirtualLoop, rate: float) -> None:
+        self._loop = loop
+        self.rate = rate
+        self.booted = 0.0
+        self.step_ms = 0
+
+    def boottime(self) -> float:
+        """Seconds since boot, as this device counts them."""
+        return 100.0 + (self._loop.time() - self.booted) * self.rate
+
+    def wall_ms(self) -> int:
+        """A label."""
+        return WALL_START + int(self._loop.time() * 1000) + self.step_ms
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        await asyncio.sleep(max(0.0, seconds) / self.rate)
+
+
+class SeededEntropy:
+    """Randomness out of the seed."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+
+    def bytes(self, count: int) -> bytes:
+        """As `Entropy.bytes`."""
+        return self._random.randbytes(count)
+
+    def uniform(self, low: float, high: float) -> float:
+        """As `Entropy.uniform`."""
+        return self._random.uniform(low, high)
+
+
+class InlineWorkers:
+    """At once, after others had a turn."""
+
+    async def run(self, function: Callable[..., T], /, *arguments: object) -> T:
+        """As `Workers.run`."""
+        await asyncio.sleep(0)
+        return function(*arguments)
+
+
+class SimNotes(MemoryNotes):
+    """Durable when `write` returns; a crash may come right before or right after it."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__()
+        self._machine = machine
+
+    def write(self, changes: Mapping[str, bytes | None]) -> None:
+        """As `Notes.write`."""
+        self._machine.moment("note")
+        super().write(changes)
+        self._machine.world.truth.noted(self._machine, changes)
+        self._machine.moment("note")
+
+
+class SimTransport:
+    """A `Transport` that leads nowhere."""
+
+    def contact(self) -> Mapping[str, str]:
+        """None."""
+        return {}
+
+    async def serve(self, gateways: object, routes: object) -> None:
+        """Nothing."""
+
+    async def forward(self, peers: object, targets: object) -> None:
+        """Nothing."""
+
+    async def links(self) -> tuple[Link, ...]:
+        """None."""
+        return ()
+
+
+class SimPlugins(Plugins):
+    """Offers this device's simulated backends under any name."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def _record(self, kind: Any, make: Callable[[Context], object], **more: Any) -> Any:
+        def opening(context: Context, _: NoConfig) -> AbstractAsyncContextManager[Any]:
+            @asynccontextmanager
+            async def opened() -> AsyncIterator[object]:
+                yield make(context)
+
+            return opened()
+
+        return kind(name="sim", summary="simulated", config=NoConfig, open=opening, **more)
+
+    def runtime(self, name: str) -> RuntimeBackend[Any]:
+        """The process tree."""
+        return self._record(RuntimeBackend, lambda _: SimRuntime(self._machine))
+
+    def snapshotter(self, name: str) -> SnapshotBackend[Any]:
+        """The disk."""
+        return self._record(SnapshotBackend, lambda _: SimSnapshotter(self._machine), instant=True)
+
+    def store(self, name: str) -> StoreBackend[Any]:
+        """The store."""
+        return self._record(StoreBackend, lambda _: SimStore(self._machine))
+
+    def transport(self, name: str) -> TransportBackend[Any]:
+        """None to speak of."""
+        return self._record(TransportBackend, lambda _: SimTransport())
+
+    def coordinator(self, name: str) -> CoordinationBackend[Any]:
+        """The log."""
+        return self._record(CoordinationBackend, lambda c: SimCoordinator(c, self._machine))
+
+    def event(self, event: Event) -> None:
+        """Part of the timeline."""
+        self._machine.world.say(self._machine, f"{event.kind}: {event.text}")
+
+
+class Machine:
+    """A device and the agent on it, across crashes."""
+
+    def __init__(self, world: World, name: str, keys: DeviceKeys, rate: float, folder: Path) -> None:
+        self.world = world
+        self.name = name
+        self.keys = keys
+        self.clock = DeviceClock(world.loop, rate)
+        self.notes = SimNotes(self)
+        self.disk = Disk(self)
+        self.guard = SimGuard(self)
+        self.entropy = SeededEntropy(Random(world.random.getrandbits(64)))
+        self.folder = folder
+        self.life: Life | None = None
+        self.agent: Agent | None = None
+        self.fuse: tuple[str, int] | None = None
+        """(kind of moment, how many of them) until it crashes."""
+        self.down = 0
+        """How many faults want it to be off."""
+        self.lost = False
+        """It never comes back."""
+
+    @property
+    def id(self) -> str:
+        """The device's id."""
+        return self.keys.id
+
+    @property
+    def group(self) -> GroupAgent | None:
+        """Its part of the group, while its agent runs."""
+        agent = self.agent
+        if agent is None or self.life is None or self.life.dead:
+            return None
+        return next(iter(agent.groups.values()), None)
+
+    # --- life ---
+
+    def boot(self) -> None:
+        """Start the agent."""
+        assert self.life is None or self.life.dead
+        life = self.life = Life(self.name)
+        if self.guard.dead:
+            self.guard = SimGuard(self)
+        context = copy_context()
+        context.run(LIFE.set, life)
+        self.world.keep(self.world.loop.create_task(self._main(life), context=context))
+        self.world.say(self, "agent starts")
+
+    async def _main(self, life: Life) -> None:
+        try:
+            agent = Agent(
+                config=self._config(),
+                plugins=SimPlugins(self),
+                keys=self.keys,
+                shell=self._shell(),
+                logger=self.world.logger(self),
+                guard=await self._ensure_guard(),
+                pid=1,
+                started=self.clock.boottime(),
+            )
+            async with agent:
+                self.agent = agent
+                await agent.run()
+        except asyncio.CancelledError:
+            self.world.say(self, "agent ended in order")
+        except Exception as error:  # outermost: an agent that dies by itself is what the simulation looks for
+            self.world.wrong("agent", f"{self.name}: the agent died: {error!r}")
+        life.dead = True
+
+    def moment(self, kind: str) -> None:
+        """A point at which the agent may be killed. Raises Crashed if it is, or was."""
+        life = LIFE.get()
+        if life is None:
+            return
+        if life.dead:
+            raise Crashed
+        if self.fuse is not None and self.fuse[0] in kind and life is self.life:
+            self.fuse = (self.fuse[0], self.fuse[1] - 1)
+            if self.fuse[1] <= 0:
+                self.fuse = None
+                self.world.say(self, f"killed at {kind}")
+                self.kill()
+                self.world.later(self.world.random.uniform(0.5, 25.0), self.revive)
+                raise Crashed
+
+    def kill(self) -> None:
+        """SIGKILL of the agent: guard and containers go on."""
+        if self.life is not None:
+            self.life.dead = True
+        self.agent = None
+
+    def power_off(self) -> None:
+        """Everything of this device dies; its disk stays."""
+        self.kill()
+        self.guard.die()
+
+    def revive(self) -> None:
+        """Start the agent if it is off and nothing else keeps it off."""
+        if (self.life is None or self.life.dead) and not self.down and not self.lost:
+            if self.guard.dead:
+                self.clock.booted = self.world.loop.time()
+            self.boot()
+
+    def act(self, what: str, make: Callable[[GroupAgent], Entry | None]) -> None:
+        """Let somebody say something through this device's agent."""
+        group = self.group
+        life = self.life
+        if group is None or life is None:
+            return
+        entry = make(group)
+        if entry is None:
+            return
+
+        async def say() -> None:
+            with suppress(FractalError):
+                await group.journal.append(entry)
+
+        context = copy_context()
+        context.run(LIFE.set, life)
+        self.world.say(self, what)
+        self.world.keep(self.world.loop.create_task(say(), context=context))
+
+    def goodbye(self) -> None:
+        """The orderly end of the agent: it hands its apps over."""
+        agent, life = self.agent, self.life
+        if agent is None or life is None or life.dead:
+            return
+
+        async def end() -> None:
+            await agent.hand_over()
+            self.world.say(self, "handed over")
+            self.world.outside().run(self.power_off)
+
+        context = copy_context()
+        context.run(LIFE.set, life)
+        self.world.keep(self.world.loop.create_task(end(), context=context))
+
+    # --- what the agent is given ---
+
+    async def _ensure_guard(self) -> GuardClient:
+        await self.clock.sleep(0.1)
+        if self.guard.dead:
+            self.guard = SimGuard(self)
+        return SimGuardClient(self, self.guard)
+
+    def _shell(self) -> Shell:
+        async def run(*_: object, **__: object) -> Completed:
+            raise NotImplementedError
+
+        return Shell(
+            clock=self.clock,
+            entropy=self.entropy,
+            workers=InlineWorkers(),
+            run=run,
+            notes=self.notes,
+            ensure_guard=self._ensure_guard,
+            free_memory=4096,
+        )
+
+    def _config(self) -> DeviceConfig:
+        chosen = Chosen(backend="sim", settings=NoConfig())
+        return DeviceConfig(
+            path=self.folder / "homeserver.toml",
+            device=Device(
+                name=self.name,
+                state_dir=self.folder,
+                runtime_dir=self.folder / "run",
+                roles=frozenset(),
+            ),
+            runtime=chosen,
+            snapshot=chosen,
+            transport=chosen,
+            coordination=chosen,
+            catalogs=(),
+        )
+
+
+def quiet_logger(name: str, handler: logging.Handler) -> logging.Logger:
+    """A logger that tells nobody but `handler`."""
+    logger = logging.getLogger(name)
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.INFO)
+    return logger
