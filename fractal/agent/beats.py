@@ -1,14 +1,20 @@
-"""What devices tell each other by signal: small, sealed with the group key, best-effort, never proof."""
+"""What devices tell each other by signal: small, signed, sealed with the group key, best-effort, never proof.
+
+A made-up beat cannot make two devices run one app. It could keep a dead one from being challenged, so nobody makes one up:
+neither the log server, which may have recorded old ones, nor another device of the group.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from fractal.api.canonical import decode, encode
+from fractal.agent.notes import Notes
+from fractal.api.canonical import Value, decode, encode, pack, unpack
 from fractal.api.errors import InvalidInput
 from fractal.api.plain import from_plain, to_plain
 from fractal.core.model import Point
+from fractal.crypto.keys import DeviceKeys, statement, verify
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +39,10 @@ class Beat:
     """A device about itself."""
 
     device: str
+    run: int
+    """Rises with each run of its agent ..."""
     number: int
-    """Rises by one with each beat of an agent's run."""
+    """... and this with each beat of a run: a beat that is not above the last one heard was recorded and sent again."""
     apps: Mapping[str, AppBeat] = field(default_factory=dict)
     warm: Mapping[str, Point] = field(default_factory=dict)
     """App -> newest snapshot that is here."""
@@ -46,16 +54,55 @@ class Beat:
     """Receiver's boottime; not sent."""
 
 
-def beat_bytes(beat: Beat) -> bytes:
-    """A beat as it is sealed."""
-    return encode(to_plain(beat))
+def beat_bytes(beat: Beat, group: str, keys: DeviceKeys) -> bytes:
+    """A beat as it is sealed: signed, as the group's key proves only that somebody of the group wrote it."""
+    plain = to_plain(beat)
+    return encode({"beat": plain, "sig": pack(keys.sign(_signed(group, plain)))})
 
 
-def read_beat(data: bytes, heard: float) -> Beat:
-    """A received beat. Raises InvalidInput."""
+def read_beat(data: bytes, heard: float, group: str, sign_key_of: Callable[[str], bytes | None]) -> Beat:
+    """A received beat of the device that it names. Raises InvalidInput."""
     value = decode(data, limit=32 << 10)
-    if "heard" in value:
-        raise InvalidInput("a beat does not say when it is heard")
+    plain = value.get("beat")
+    if not isinstance(plain, dict) or "heard" in plain:
+        raise InvalidInput("not a beat")
     # A newer agent may say more than this one knows.
-    beat = from_plain(Beat, value, drop_unknown=True)
+    beat = from_plain(Beat, plain, drop_unknown=True)
+    key = sign_key_of(beat.device)
+    if key is None or not verify(key, _signed(group, plain), unpack(value.get("sig"))):
+        raise InvalidInput(f"a beat that device {beat.device[:40]!r} did not sign")
     return replace(beat, heard=heard)
+
+
+def _signed(group: str, plain: Value) -> bytes:
+    return statement("beat", group.encode(), encode(plain))
+
+
+class Voice:
+    """Numbers this device's beats, also across runs of its agent, so that none of them can be played again."""
+
+    def __init__(self, notes: Notes, group: str) -> None:
+        note = f"group/{group}/run"
+        self.run = int(notes.get(note) or b"0") + 1
+        notes.write({note: b"%d" % self.run})
+        self._number = 0
+
+    def next(self) -> int:
+        """The next beat's number."""
+        self._number += 1
+        return self._number
+
+
+class Ear:
+    """Knows which beats are news. What was said before this agent began to listen it cannot tell from what is said now."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[int, int]] = {}
+
+    def news(self, beat: Beat) -> bool:
+        """Whether the device said this after all that was heard of it."""
+        at = (beat.run, beat.number)
+        if at <= self._last.get(beat.device, (0, 0)):
+            return False
+        self._last[beat.device] = at
+        return True

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from fractal.agent.beats import Beat
+from fractal.agent.beats import Beat, Ear, Voice
 from fractal.agent.journal import Journal
 from fractal.agent.pulse import Pulse
 from fractal.agent.remote import Remote
@@ -51,6 +51,8 @@ class GroupAgent:
         self.pulse = Pulse()
         self.stores: dict[str, OpenStore] = {}
         self.beats: dict[str, Beat] = {}
+        self.ear = Ear()
+        self.voice = Voice(agent.notes, group)
         self.suspicion = Suspicion(since=agent.clock.boottime())
         self.seen = Seen()
         self.jobs: dict[str, AppJob] = {}

@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from fractal.agent.group import GroupAgent
 
 AAD = b"fhs-signal"
+MOST = 1000
+"""Signals taken in at a time: a flood must not hold up everything else. Which ones come is the log server's choice anyway."""
 
 
 async def exchange_signals(group: GroupAgent) -> None:
     """Send a beat every `beat` and take in those of the others. Lost ones cost nothing but patience."""
     agent = group.agent
-    number = 0
     problem = ""
     while True:
         interval = seconds(group.state.timers.beat)
         if not group.state.generation:
             await agent.clock.sleep(0.2)
             continue
-        number += 1
         try:
             async with asyncio.timeout(interval):
-                await agent.coordinator.signal(group.journal.address, seal_beat(group, number))
+                await agent.coordinator.signal(group.journal.address, seal_beat(group))
                 await hear(group)
             problem = ""
         except (FractalError, TimeoutError) as error:
@@ -39,18 +39,20 @@ async def exchange_signals(group: GroupAgent) -> None:
         await agent.clock.sleep(interval * agent.entropy.uniform(0.8, 1.0))
 
 
-def seal_beat(group: GroupAgent, number: int) -> bytes:
+def seal_beat(group: GroupAgent) -> bytes:
     """What this device says of itself now, sealed."""
     generation, key = group.journal.group_key()
     beat = Beat(
         device=group.me,
-        number=number,
+        run=group.voice.run,
+        number=group.voice.next(),
         apps={a: job.beat() for a, job in group.jobs.items() if job.owns},
         warm={a: point for a, job in group.jobs.items() if (point := job.fetched) is not None},
         nonce=group.remote.nonce,
         capacity=group.agent.capacity(),
     )
-    return seal_group(beat_bytes(beat), key, AAD + generation.to_bytes(4, "big"), group.agent.entropy)
+    said = beat_bytes(beat, group.id, group.agent.keys)
+    return seal_group(said, key, AAD + generation.to_bytes(4, "big"), group.agent.entropy)
 
 
 async def hear(group: GroupAgent) -> None:
@@ -59,17 +61,17 @@ async def hear(group: GroupAgent) -> None:
     generation, key = group.journal.group_key()
     now = agent.clock.boottime()
     woken = False
-    for signal in await agent.coordinator.signals(group.journal.address):
+    for signal in (await agent.coordinator.signals(group.journal.address))[:MOST]:
         if await group.remote.receive(signal.payload):
             continue
         try:
             plain = open_group(signal.payload, key, AAD + generation.to_bytes(4, "big"))
-            beat = read_beat(plain, now)
+            beat = read_beat(plain, now, group.id, group.sign_key_of)
         except FractalError:
             continue
         known = group.state.devices.get(beat.device)
         last = group.beats.get(beat.device)
-        if known is None or known.removed or beat.device == group.me or (last and last.number == beat.number):
+        if known is None or known.removed or beat.device == group.me or not group.ear.news(beat):
             continue
         woken = woken or last is None or last.apps != beat.apps or last.warm != beat.warm
         group.beats[beat.device] = beat
