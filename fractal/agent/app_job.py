@@ -209,8 +209,8 @@ class AppJob:
         """Whether nothing of the app runs here and its last snapshot is stored: what an agent's end waits for."""
         if not self.owns or self.app.release is not None:
             return not self.runs()
-        ticked = self.saver.due > self.group.agent.clock.boottime()
-        return not self.runs() and (ticked or not self.facts.now.root) and not self.facts.now.queue
+        stored = self.saver.caught_up and not self.facts.now.queue
+        return not self.runs() and (stored or not self.facts.now.root)
 
     # --- stepping -----------------------------------------------------------------------------------------------
 

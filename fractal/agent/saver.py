@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from fractal.agent.app_job import AppJob
     from fractal.archive.records import Record
 
+RETRY = 10.0
+"""Seconds after which a snapshot that failed is taken again, if the interval is not shorter."""
 LONGEST_QUEUE = 12
 """Snapshots that wait on the device while the store is away; beyond that every second one is given up."""
 
@@ -28,8 +30,9 @@ class Saver:
         self.problem = ""
         self.rounds = 0
         self.last_round: int | None = None
-        self.settled = False
-        """The root was last seen equal to the newest snapshot."""
+        self._settled = False
+        self.caught_up = False
+        """Whether a snapshot was taken, or found needless, since the root was replaced or somebody asked for one."""
         self._taken: dict[str, float] = {}
         self._safe_at: float | None = None
 
@@ -38,15 +41,25 @@ class Saver:
         """When the next snapshot is due, by the interval as it is now."""
         return 0.0 if self._ticked is None else self._ticked + seconds(self._job.app.policy.interval)
 
+    @property
+    def settled(self) -> bool:
+        """Whether the root was equal to the newest snapshot at the last look, and nobody asked for another."""
+        return self._settled and self._ticked is not None
+
     def reset(self) -> None:
         """The root was replaced: what was known of it is void."""
         self._ticked = None
-        self.settled = False
+        self._settled = self.caught_up = False
         self.rounds, self.last_round = 0, None
 
     def hurry(self) -> None:
-        """Take the next snapshot as soon as possible."""
+        """Take the next snapshot as soon as possible, also of an app that is stopped."""
         self._ticked = None
+        self.caught_up = False
+
+    def safe(self, since: float) -> bool:
+        """Whether all that the app wrote before `since` (boottime) is committed to the store."""
+        return self._safe_at is not None and self._safe_at >= since
 
     # --- how much would be lost ------------------------------------------------------------------------------------
 
@@ -68,13 +81,23 @@ class Saver:
     async def tick(self) -> None:
         """Take a snapshot, unless nothing changed since the last one. A late tick skips, it never piles up."""
         job = self._job
-        agent = job.group.agent
-        now = agent.clock.boottime()
+        now = job.group.agent.clock.boottime()
         self._ticked = now
+        try:
+            await self._tick(now)
+        except BaseException:
+            # Not a whole interval without a snapshot because one failed.
+            self._ticked = min(now, now + RETRY - seconds(job.app.policy.interval))
+            raise
+        self.caught_up = True
+
+    async def _tick(self, now: float) -> None:
+        job = self._job
+        agent = job.group.agent
         if self._target_moving():
             self.rounds += 1
         if await self._unchanged():
-            self.settled = True
+            self._settled = True
             if not job.facts.now.ticks:
                 self._safe_at = now
             if self._target_moving() and self.last_round is None:
@@ -88,7 +111,7 @@ class Saver:
         queued = Queued(name=name, epoch=facts.root, wall_ms=agent.clock.wall_ms(), parent=facts.committed)
         self._taken[name] = now
         job.facts.put(replace(facts, queue=(*facts.queue, queued)))
-        self.settled = False
+        self._settled = False
         await self._thin()
         job.group.pulse.beat()
 

@@ -43,15 +43,13 @@ async def snapshot_create(agent: Agent, params: Params, _: Progress) -> Plan:
 
     async def here(progress: Progress) -> None:
         job = job_of(group, app)
-        before = job.facts.now
+        asked = agent.clock.boottime()
         job.saver.hurry()
         group.pulse.beat()
-
-        def done() -> bool:
-            return not job.facts.now.queue and job.saver.due > agent.clock.boottime()
-
-        outcome["done"] = await wait_until(group, limit, done, progress, lambda: job.saver.problem)
-        point = job.facts.now.committed or before.committed
+        outcome["done"] = await wait_until(
+            group, limit, lambda: job.saver.safe(asked), progress, lambda: job.trouble or job.saver.problem
+        )
+        point = job.facts.now.committed
         if outcome["done"] and point is not None:
             outcome["moment"] = f"{point.epoch}.{point.number}"
 
