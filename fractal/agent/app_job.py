@@ -332,8 +332,10 @@ class AppJob:
         app, state = self.app, self.group.state
         if not self.owns or self.group.agent.clock.boottime() < self._stay_until:
             return ""
-        if app.move_to and app.move_to != self.group.me:
-            return app.move_to if app.move_to in successors(state, app) else ""
+        wished = app.move_to if app.move_to != self.group.me else ""
+        if wished and wished in successors(state, app) and self.group.online(wished):
+            # Not to one that is away: the app would be released to nobody, taken by another, released again.
+            return wished
         others = [d for d in successors(state, app, without=[self.group.me]) if self.group.online(d)]
         if (
             self.group.agent.stopping
