@@ -117,7 +117,13 @@ def run_suites(
     token = f"suites_{id(recorder):x}"
     _handed_over[token] = {name: classes[key] for name, key in names.items()}
     try:
-        with tempfile.TemporaryDirectory(prefix="fractal-suite-") as folder:
+        with (
+            tempfile.TemporaryDirectory(prefix="fractal-suite-") as folder,
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            # On CI pytest shows values that differ whole, line by line: that takes minutes for a few MiB.
+            for name in ("CI", "BUILD_NUMBER"):
+                patch.delenv(name, raising=False)
             # A file, as pytest collects from files only; the classes themselves come from this process.
             Path(folder, f"test_{token}.py").write_text(
                 f"from fractal.testing import suite\n\nglobals().update(suite._handed_over[{token!r}])\n"

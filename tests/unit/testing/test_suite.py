@@ -74,6 +74,14 @@ def test_outcomes_of_good_and_broken_backends() -> None:
     assert failures(outcomes["modest"]) == {"test_capabilities_agree_with_protocols"}
 
 
+def test_a_failure_that_compares_much_is_told_in_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")  # where pytest cuts nothing, and lays all lines side by side
+    suites = {"loud": broken(BellContract, bell(RingingBell("dang\n" * 500)), capabilities=RINGS)}
+    details = [outcome.detail for outcome in run_suites(suites)["loud"] if outcome.result == "failed"]
+    assert len(details) == 2
+    assert all(len(detail) < 2000 for detail in details)
+
+
 def test_a_fixture_that_fails_is_an_error_not_a_finding() -> None:
     class TestNothing(BellContract):
         pass
