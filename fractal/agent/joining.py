@@ -7,18 +7,37 @@ write after the log was checked from its first entry on.
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 
+from fractal.agent.checkpoints import fetch_checkpoint
 from fractal.agent.here import Here, group_addresses, member_keys, send
-from fractal.agent.journal import key_notes
+from fractal.agent.journal_notes import base_notes, key_notes
 from fractal.agent.notes import Notes
 from fractal.api.coordination import Coordinator, Page
-from fractal.api.errors import BackendError, Conflict, Denied, InvalidInput, NotFound, Unreachable
-from fractal.core.log import fold
-from fractal.core.model import GroupState
+from fractal.api.errors import (
+    BackendError,
+    Conflict,
+    Denied,
+    FractalError,
+    InvalidInput,
+    NotFound,
+    Unreachable,
+)
+from fractal.api.store import Store
+from fractal.core.log import fold, state_from_checkpoint
+from fractal.core.model import GroupState, StoreEntry
 from fractal.crypto.join import Code, Welcome, join_request, make_code, open_welcome, parse_code
 from fractal.crypto.keys import MemberKeys
 from fractal.crypto.seal import GroupOpener
 
+_log = logging.getLogger(__name__)
+
+OpenStore = Callable[[StoreEntry], AbstractAsyncContextManager[Store]]
+
+CHECKPOINT_TIMEOUT = 30.0
+"""Seconds for fetching a checkpoint from one store."""
 LOOK_WAIT = 2.0
 """Seconds of one long poll while a welcome is awaited."""
 READ_TIMEOUT = 15.0
@@ -58,11 +77,14 @@ def withdraw_join(notes: Notes, group: str) -> None:
     notes.write({f"joining/{group}": None})
 
 
-async def await_welcome(here: Here, group: str, *, timeout: float) -> str:
+async def await_welcome(
+    here: Here, group: str, *, timeout: float, open_store: OpenStore | None = None
+) -> str:
     """Wait until somebody approved this device, check the whole log, and note what opens it; the group's id.
 
     What the log server shows is believed only if its first entry has the hash that the code states, the log's own rules lead
     from there to an approval of this very device under this very code, and an approving device signed the welcome.
+    With `open_store` the journal begins with the group's last checkpoint if a store of the group has it.
     Raises Unreachable after `timeout` seconds (call again to go on), Denied for a welcome that does not hold.
     """
     stored = here.notes.get(f"joining/{group}")
@@ -81,7 +103,7 @@ async def await_welcome(here: Here, group: str, *, timeout: float) -> str:
                 greeting = open_welcome(raw, code, here.keys)
             except InvalidInput:
                 continue  # the rest of the log, or something hostile: either way not for us
-            refused = await _accept(here, code, greeting)
+            refused = await _accept(here, code, greeting, open_store)
             if not refused:
                 return group
         if page.head and here.clock.boottime() >= end:
@@ -91,7 +113,7 @@ async def await_welcome(here: Here, group: str, *, timeout: float) -> str:
     raise Unreachable(f"nobody approved this device in group {group} yet: it goes on asking")
 
 
-async def _accept(here: Here, code: Code, greeting: Welcome) -> str:
+async def _accept(here: Here, code: Code, greeting: Welcome, open_store: OpenStore | None) -> str:
     """Note the group's address and keys if the log bears the welcome out; else the reason why it does not."""
     opener = GroupOpener(here.keys, greeting.group_keys)
     state = await _fold_all(here.coordinator, code, opener)
@@ -119,8 +141,34 @@ async def _accept(here: Here, code: Code, greeting: Welcome) -> str:
             return "it brings another member's key"
         key = "member/keys" if here.notes.get("member/keys") is None else f"group/{code.group}/member"
         changes[key] = member.to_bytes()
+    if open_store is not None:
+        changes |= await _checkpoint(state, greeting.group_keys, open_store)
     here.notes.write(changes)
     return ""
+
+
+async def _checkpoint(
+    state: GroupState, group_keys: Mapping[int, bytes], open_store: OpenStore
+) -> dict[str, bytes | None]:
+    """What lets the journal begin with the last checkpoint that the checked log states; nothing if it cannot be had.
+
+    It spares the journal a second replay of what was checked just now, so no failure here is worth more than a line.
+    """
+    stated = state.checkpoint
+    if stated is None:
+        return {}
+    for entry in state.stores.values():
+        if entry.removed:
+            continue
+        try:
+            async with asyncio.timeout(CHECKPOINT_TIMEOUT), open_store(entry) as store:
+                data = await fetch_checkpoint(store, stated.key, group=state.id, group_key=group_keys)
+            state_from_checkpoint(data, stated.state_hash)
+            return base_notes(state.id, data, stated.state_hash)
+        except (FractalError, TimeoutError) as error:
+            _log.info("store %s: no checkpoint: %s", entry.name, error or "no answer in time")
+    _log.info("the log of group %s is folded from its beginning", state.id)
+    return {}
 
 
 async def _fold_all(coordinator: Coordinator, code: Code, opener: GroupOpener) -> GroupState:

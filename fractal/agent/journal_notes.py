@@ -24,6 +24,11 @@ def key_notes(group: str, group_keys: Mapping[int, bytes]) -> dict[str, bytes | 
     return {f"group/{group}/key/{generation}": key for generation, key in group_keys.items()}
 
 
+def base_notes(group: str, checkpoint: bytes, expected: bytes) -> dict[str, bytes | None]:
+    """What to note so that a journal of that group begins with a checkpoint of that hash."""
+    return {f"group/{group}/base": expected + checkpoint}
+
+
 @dataclass(frozen=True, slots=True)
 class Outbox:
     """Our entry on its way."""
@@ -112,4 +117,7 @@ class JournalNotes:
 
     def set_base(self, checkpoint: bytes | None, expected: bytes = b"") -> None:
         """Note the checkpoint to begin with, or that it is of no use."""
-        self._notes.write({f"{self._prefix}base": None if checkpoint is None else expected + checkpoint})
+        if checkpoint is None:
+            self._notes.write({f"{self._prefix}base": None})
+        else:
+            self._notes.write(base_notes(self._group, checkpoint, expected))

@@ -155,7 +155,7 @@ path = "{self.folder / "log.sqlite"}"
 
     async def install(self, name: str, text: str = "", **params: object) -> None:
         """Install the app `test` and wait until it is healthy."""
-        wanted = {"device": name, "interval_s": 10, **params}
+        wanted = {"device": name, "interval_s": 10, "wait_s": 40, **params}
         result = await self.call(name, "app.install", manifest=text or manifest(), **wanted)
         assert result["done"], await self.call(name, "status.show")
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
 
 from fractal.agent.agent import Agent
-from fractal.agent.app_job import AppJob
+from fractal.agent.app_job import AppJob, digest_of
 from fractal.agent.control.dispatch import Result, command
 from fractal.agent.control.names import check_new_name, device_name, find_app, find_device, find_group
 from fractal.agent.control.params import Params
@@ -16,7 +16,7 @@ from fractal.agent.control.progress import Progress
 from fractal.agent.control.waiting import DEFAULT, wait_until
 from fractal.agent.group import GroupAgent
 from fractal.agent.remote import ask
-from fractal.agent.status import app_status
+from fractal.agent.status import app_status, owner_says
 from fractal.api.errors import Denied, InvalidInput, NotFound
 from fractal.api.runtime import Health
 from fractal.core.chain import branches, main_line
@@ -332,14 +332,23 @@ async def app_update(agent: Agent, params: Params, _: Progress) -> Plan:
     given = params.table("secrets")
 
     async def change(_: Progress) -> None:
-        secrets = {**app.secrets, **sealed_secrets(agent, app.keys[-1].public, given)} if given else None
+        now = group.app(app.id)
+        secrets = {**now.secrets, **sealed_secrets(agent, now.keys[-1].public, given)} if given else None
         await group.journal.append(
-            AppChanged(app=app.id, name=name, manifest=text, spec=spec, secrets=secrets)
+            AppChanged(app=app.id, name=name, manifest=text, spec=spec, secrets=secrets),
+            wanted=lambda state: not given or state.apps[app.id].secrets == now.secrets,
         )
 
-    action = Action(f"give {app.name} a new manifest", {"app": app.name}, change)
+    def applied() -> bool:
+        now = group.app(app.id)
+        says = owner_says(group, now)
+        runs = says is not None and says[0].spec == digest_of(now.spec)
+        return now.desired is Desired.STOPPED or (runs and healthy(group, app.id))
+
+    what = f"give {app.name} a new manifest; its device takes a snapshot and starts it with that"
+    action = Action(what, {"app": app.name}, change)
     wait = params.number("wait_s", DEFAULT)
-    return waiting_plan(group, app.id, wait, [action], lambda: healthy(group, app.id))
+    return waiting_plan(group, app.id, wait, [action], applied)
 
 
 def _other_names(group: GroupAgent, app: App) -> list[str]:

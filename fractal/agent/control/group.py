@@ -156,7 +156,7 @@ async def join(agent: ControlAgent, params: Params, _: Progress) -> Plan:
         progress.say(
             f"Waiting for approval. On a device of the group: homeserver device approve {agent.keys.id}"
         )
-        welcome = membership.await_welcome(agent, code.group, timeout=seconds)
+        welcome = membership.await_welcome(agent, code.group, timeout=seconds, open_store=agent.open_store)
         agent.awaiting.add(code.group)
         try:
             await _ticking(agent, progress, seconds, welcome)

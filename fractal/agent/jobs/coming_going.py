@@ -26,7 +26,7 @@ async def resume_joins(agent: Agent) -> None:
             if group in agent.awaiting or not_before.get(group, 0.0) > now:
                 continue
             try:
-                await await_welcome(agent, group, timeout=0.0)
+                await await_welcome(agent, group, timeout=0.0, open_store=agent.open_store)
                 await take_part(agent, group)
                 agent.logger.info("joined group %s", group)
             except NotFound:

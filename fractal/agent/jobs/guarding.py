@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
+from fractal.api.errors import BackendError, NotFound, Unreachable
 from fractal.core.lease import seconds
 
 if TYPE_CHECKING:
@@ -17,17 +19,47 @@ KEPT = 3600.0
 async def grant(group: GroupAgent) -> None:
     """Grant every run its deadline; freeze at once what was replaced."""
     clock = group.agent.clock
-    while True:
-        now = clock.boottime()
-        grants: dict[str, float] = {}
-        for job in group.jobs.values():
-            right = job.right()
-            for key, epoch in job.run_keys().items():
-                if right.deadline is not None and epoch == job.app.epoch:
-                    if right.deadline > now:
-                        grants[key] = min(right.deadline, now + KEPT)
-                elif job.replaced(epoch):
-                    await group.agent.guard.freeze(key, final=True)
-        if grants:
-            await group.agent.grants.grant(grants)
-        await clock.sleep(min(INTERVAL, seconds(group.state.timers.margin) / 4))
+    freezing: dict[str, asyncio.Task[None]] = {}
+    told = ""
+    try:
+        while True:
+            now = clock.boottime()
+            grants: dict[str, float] = {}
+            for job in group.jobs.values():
+                right = job.right()
+                for key, epoch in job.run_keys().items():
+                    if right.deadline is not None and epoch == job.app.epoch:
+                        if right.deadline > now:
+                            grants[key] = min(right.deadline, now + KEPT)
+                    elif job.replaced(epoch) and (key not in freezing or freezing[key].done()):
+                        # Beside the grants: a tree that is slow to stand still must not cost the others theirs.
+                        freezing[key] = asyncio.create_task(_freeze(group, key))
+            freezing = {key: task for key, task in freezing.items() if not task.done()}
+            problem = await _grant(group, grants) if grants else ""
+            if problem and problem != told:
+                group.logger.warning("no grants: %s", problem)
+            told = problem
+            await clock.sleep(min(INTERVAL, seconds(group.state.timers.margin) / 4))
+    finally:
+        for task in freezing.values():
+            task.cancel()
+        if freezing:
+            await asyncio.wait(freezing.values())
+
+
+async def _grant(group: GroupAgent, grants: dict[str, float]) -> str:
+    """What went wrong, "" if nothing. The agent replaces a guard that does not answer; until then nothing runs."""
+    try:
+        await group.agent.grants.grant(grants)
+    except Unreachable as error:
+        return str(error)
+    return ""
+
+
+async def _freeze(group: GroupAgent, key: str) -> None:
+    try:
+        await group.agent.guard.freeze(key, final=True)
+    except NotFound:
+        return  # it ended since the last look
+    except BackendError as error:
+        group.logger.warning("freezing %s: %s", key, error)

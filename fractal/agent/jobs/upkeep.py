@@ -1,36 +1,117 @@
-"""Slow housekeeping: telling the group about this device, sharing app keys, draining."""
+"""Slow housekeeping: telling the group about this device, app keys and secrets, certificates, checkpoints, draining."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from fractal.agent.checkpoints import due, write_checkpoint
 from fractal.agent.journal import Stale
 from fractal.agent.membership import send_welcomes
+from fractal.api.errors import BackendError, FractalError
 from fractal.api.transport import SupportsCertificates
 from fractal.core.entries import AppChanged, AppKeyAdded, AppMoved, DeviceUpdated
-from fractal.core.model import App, GroupState
-from fractal.core.placement import may_trust, successors
-from fractal.crypto.keys import seal_to
+from fractal.core.model import App, AppKey, GroupState, Role
+from fractal.core.placement import may_trust, successors, trusted
+from fractal.crypto.keys import app_keypair, seal_to
 
 if TYPE_CHECKING:
     from fractal.agent.group import GroupAgent
 
 INTERVAL = 2.0
+CHECKPOINT_LIMIT = 60.0
+"""Seconds that writing a checkpoint may take."""
+CHECKPOINT_AGAIN = 600.0
+"""Seconds before one that could not be written is tried again."""
+
+Step = tuple[str, Callable[[], Awaitable[None]]]
 
 
 async def keep_up(group: GroupAgent) -> None:
-    """Compare and mend, every couple of seconds. Nothing is written to the log while nothing differs."""
+    """Compare and mend, every couple of seconds. Nothing is written to the log while nothing differs.
+
+    A step that fails is told once and tried again; it keeps none of the others from being done.
+    """
+    told: dict[str, str] = {}
+    checkpoints = Checkpoints(group)
     while True:
-        await send_welcomes(group.agent, group.journal)
-        if not group.blind and group.me in group.state.devices:
-            await _publish(group)
-            for app in list(group.state.apps.values()):
-                if not app.removed:
-                    await _share_key(group, app)
-                    await _drain(group, app)
-                    await _certify(group, app)
+        for name, step in _steps(group, checkpoints):
+            try:
+                await step()
+                told.pop(name, None)
+            except Stale:
+                continue  # somebody else did it, or it is wanted no more
+            except FractalError as error:
+                if told.get(name) != str(error):
+                    group.logger.warning("%s: %s", name, error)
+                told[name] = str(error)
         await group.agent.clock.sleep(INTERVAL)
+
+
+def _steps(group: GroupAgent, checkpoints: Checkpoints) -> Iterator[Step]:
+    yield "welcomes", partial(send_welcomes, group.agent, group.journal)
+    me = group.state.devices.get(group.me)
+    if group.blind or me is None or me.removed or group.agent.stopping:
+        return
+    yield "telling of this device", partial(_publish, group)
+    yield "checkpoint", checkpoints.keep
+    for app_id, app in group.state.apps.items():
+        if app.removed or app.owner != group.me:
+            continue
+        # Each looks at the app as it is by then: the step before it may have changed it.
+        for word, step in (
+            ("new key", _renew_key),
+            ("key for more devices", _share_key),
+            ("secrets", _seal_again),
+            ("certificates", _certify),
+            ("draining", _drain),
+        ):
+            yield f"{app.name}: {word}", partial(_with_app, group, app_id, step)
+
+
+async def _with_app(group: GroupAgent, app: str, step: Callable[[GroupAgent, App], Awaitable[None]]) -> None:
+    await step(group, group.app(app))
+
+
+class Checkpoints:
+    """States one when enough was written: the first device that is there of those whose members may."""
+
+    def __init__(self, group: GroupAgent) -> None:
+        self._group = group
+        self._not_before = 0.0
+
+    async def keep(self) -> None:
+        """Write one if it is due and this device's turn. Raises BackendError and what an append raises."""
+        group, now = self._group, self._group.agent.clock.boottime()
+        if now < self._not_before or not due(group.state) or group.me != self._whose_turn():
+            return
+        stores = sorted(s.id for s in group.state.stores.values() if not s.removed)
+        if not stores:
+            return
+        self._not_before = now + CHECKPOINT_AGAIN
+        try:
+            async with asyncio.timeout(CHECKPOINT_LIMIT):
+                opened = await group.store(stores[0])
+                await write_checkpoint(group.journal, opened.store, stores[0], group.agent.entropy)
+        except TimeoutError as error:
+            name = group.state.stores[stores[0]].name
+            raise BackendError(
+                f"store {name}: a checkpoint was not written within {CHECKPOINT_LIMIT:g} s", retryable=True
+            ) from error
+        self._not_before = 0.0
+
+    def _whose_turn(self) -> str:
+        state = self._group.state
+        admins = {m.id for m in state.members.values() if m.role is not Role.MEMBER and not m.removed}
+        there = (
+            d.id
+            for d in state.devices.values()
+            if d.member in admins and not d.removed and self._group.online(d.id)
+        )
+        return min(there, default="")
 
 
 async def _publish(group: GroupAgent) -> None:
@@ -41,17 +122,38 @@ async def _publish(group: GroupAgent) -> None:
     capacity = group.agent.capacity()
     if abs(capacity.bit_length() - known.capacity.bit_length()) > (1 if known.capacity else 0):
         changes["capacity"] = capacity
+    if known.away_until:
+        changes["away_until"] = 0  # back again
     if changes:
         await group.journal.append(DeviceUpdated(device=group.me, **changes))
 
 
+async def _renew_key(group: GroupAgent, app: App) -> None:
+    """The owner begins a new generation of the app's key when a device that was removed holds the newest.
+
+    Usually the removal brought one; not where who removed the device does not manage the app.
+    """
+    newest, state = app.keys[-1], group.state
+    gone = [d for d in newest.sealed if d in state.devices and state.devices[d].removed]
+    if not gone or not trusted(app, group.me):
+        return
+    public, secret = app_keypair(group.agent.entropy)
+    heirs = {*may_trust(state, app.policy.trust, app.policy.devices, app.owner_member), group.me}
+    sealed = {d: seal_to(state.devices[d].box_key, secret, group.agent.entropy) for d in sorted(heirs)}
+    key = AppKey(generation=newest.generation + 1, public=public, sealed=sealed)
+    await group.journal.append(
+        AppKeyAdded(app=app.id, key=key),
+        wanted=lambda state: state.apps[app.id].keys[-1].generation == newest.generation,
+    )
+
+
 async def _share_key(group: GroupAgent, app: App) -> None:
     """The owner seals the app's newest key to devices that are trusted with the app and do not hold it yet."""
-    if app.owner != group.me or not app.keys or group.me not in app.keys[-1].sealed:
-        return
     newest = app.keys[-1]
-    trusted = may_trust(group.state, app.policy.trust, app.policy.devices, app.owner_member)
-    missing = [d for d in trusted if d not in newest.sealed]
+    if group.me not in newest.sealed:
+        return
+    may = may_trust(group.state, app.policy.trust, app.policy.devices, app.owner_member)
+    missing = [d for d in may if d not in newest.sealed]
     if not missing:
         return
     secret = group.agent.keys.unseal(newest.sealed[group.me])
@@ -62,13 +164,34 @@ async def _share_key(group: GroupAgent, app: App) -> None:
     )
 
 
+async def _seal_again(group: GroupAgent, app: App) -> None:
+    """The owner seals the app's secrets to its newest key: who gets the key later holds no older one."""
+    job = group.jobs.get(app.id)
+    if job is None or not (outdated := job.data.outdated()):
+        return
+    values = job.data.secrets()
+    sealed = {n: seal_to(app.keys[-1].public, values[n].encode(), group.agent.entropy) for n in outdated}
+    await _change_secrets(group, app, {**app.secrets, **sealed})
+
+
+async def _change_secrets(group: GroupAgent, app: App, secrets: dict[str, bytes]) -> None:
+    """Replace all secrets, unless they or the key that they are sealed to changed meanwhile. Raises Stale then."""
+    await group.journal.append(
+        AppChanged(app=app.id, secrets=secrets),
+        wanted=lambda state: (
+            state.apps[app.id].secrets == app.secrets
+            and state.apps[app.id].keys[-1].generation == app.keys[-1].generation
+        ),
+    )
+
+
 async def _certify(group: GroupAgent, app: App) -> None:
     """The owner makes a certificate for each HTTPS name of the app that has none, where the transport wants such ones.
 
     It belongs to the app, not to the device: sealed to the app's key, so the next owner has it before traffic comes.
     """
     maker = group.agent.transport
-    if app.owner != group.me or not isinstance(maker, SupportsCertificates):
+    if not isinstance(maker, SupportsCertificates):
         return
     names = [r.name for r in group.state.routes.values() if r.app == app.id and r.kind == "https"]
     missing = [n for n in sorted(names) if f"tls.{n}.key" not in app.secrets]
@@ -79,22 +202,20 @@ async def _certify(group: GroupAgent, app: App) -> None:
         made = await maker.certify(name)
         for part, value in (("chain", made.chain), ("key", made.key)):
             secrets[f"tls.{name}.{part}"] = seal_to(app.keys[-1].public, value, group.agent.entropy)
-    await group.journal.append(AppChanged(app=app.id, secrets=secrets))
+    await _change_secrets(group, app, secrets)
 
 
 async def _drain(group: GroupAgent, app: App) -> None:
     """A draining device asks for its apps to be moved to the best other device that is there."""
-    device = group.state.devices[group.me]
-    if not device.draining or app.owner != group.me or app.move_to or app.release is not None:
+    if not group.state.devices[group.me].draining or app.release is not None:
+        return
+    if app.move_to and group.online(app.move_to):
         return
     others = [d for d in successors(group.state, app, without=[group.me]) if group.online(d)]
     if not others:
         return
 
     def wanted(state: GroupState) -> bool:
-        return not state.apps[app.id].move_to and state.apps[app.id].owner == group.me
+        return state.apps[app.id].move_to == app.move_to and state.apps[app.id].owner == group.me
 
-    try:
-        await group.journal.append(AppMoved(app=app.id, to=others[0]), wanted=wanted)
-    except Stale:
-        return
+    await group.journal.append(AppMoved(app=app.id, to=others[0]), wanted=wanted)

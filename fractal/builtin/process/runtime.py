@@ -22,7 +22,7 @@ from fractal.builtin.process.config import ProcessConfig
 from fractal.builtin.process.environments import Environments
 from fractal.builtin.process.health import Watch
 from fractal.builtin.process.ports import HOST
-from fractal.builtin.process.starting import COMPLETION, POLL, Folders, Start
+from fractal.builtin.process.starting import COMPLETION, POLL, Folders, Start, wanted_again
 from fractal.builtin.process.state import RunRecord, ServiceRecord, load, record_of, save
 from fractal.guard.client import GuardClient, GuardRun, GuardService, SpawnRequest
 from fractal.guard.processes import GUARD_MARK, RUN_MARK
@@ -308,6 +308,10 @@ class ProcessRuntime:
             watch = self._watch(state.run, service, current) if service.health is not None else None
             health = Health.HEALTHY if watch is None else watch.health
             detail = "" if watch is None else watch.detail
+        elif (
+            current is not None and not record.stopped and current.code == 0 and not wanted_again(service, 0)
+        ):
+            health, detail = Health.HEALTHY, "completed"  # what it was there for is done
         elif not record.stopped:
             detail = logs.last_line(self._folders(state.run).log(service.name))
         return ServiceStatus(

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from fractal.core.chain import EMPTY
+from fractal.core.entries import AppChanged
+from fractal.core.plan import Step, next_step
+from fractal.shell.clock import SystemClock
 from fractal.testing.agents import Bed, bed, manifest, service
+
+LOOPS = "import time\nwhile True: time.sleep(1)"
 
 
 @pytest.fixture
@@ -16,8 +25,139 @@ async def beds(tmp_path: Path) -> AsyncIterator[Bed]:
         yield made
 
 
-async def test_an_app_is_installed_and_runs(beds: Bed) -> None:
+@pytest.fixture
+async def attic(beds: Bed) -> Bed:
+    """One device with one group and the app running."""
     await beds.start("Attic")
     await beds.found("Attic")
     await beds.install("Attic")
-    assert await beds.starts("Attic") == ["one"]
+    return beds
+
+
+async def test_a_killed_guard_is_replaced_and_the_app_started_again(attic: Bed) -> None:
+    agent = attic.agents["Attic"]
+    guard, undertaker = await agent.guard.ping()
+    os.kill(guard, signal.SIGKILL)
+    await attic.until(lambda: not Path(f"/proc/{undertaker}").exists())
+    await attic.until(lambda: len(attic.job("Attic").runs()) == 1 and attic.job("Attic").health() is not None)
+
+    def back() -> bool:
+        run = attic.job("Attic").health()
+        return run is not None and run.health.value == "healthy" and not run.frozen
+
+    await attic.until(back)
+    assert (await agent.guard.ping())[0] != guard
+    assert await attic.starts("Attic") == ["one", "one"]
+    # Many replacements leave no connection behind: each guard has the agent's few only.
+    held = len([fd for fd in Path("/proc/self/fd").iterdir() if fd.exists()])
+    for _ in range(3):
+        before = (await agent.guard.ping())[0]
+        os.kill(before, signal.SIGKILL)
+        while True:
+            try:
+                if (await agent.grants.ping())[0] != before:
+                    break
+            except Exception:
+                pass
+            await SystemClock().sleep(0.05)
+        await attic.until(back)
+    assert len([fd for fd in Path("/proc/self/fd").iterdir() if fd.exists()]) <= held + 3
+
+
+async def test_a_dead_service_among_several_is_started_again(beds: Bed) -> None:
+    await beds.start("Attic")
+    await beds.found("Attic")
+    second = service("second", code=LOOPS).split("      health:")[0].rstrip() + "\n"
+    await beds.install("Attic", manifest(service(), second))
+    agent = beds.agents["Attic"]
+    key = next(iter(beds.job("Attic").run_keys()))
+    before = (await agent.guard.status())[key].services["second"].pid
+    web = (await agent.guard.status())[key].services["web"].pid
+    os.kill(before, signal.SIGKILL)
+
+    async def pid() -> int:
+        return (await agent.guard.status())[key].services["second"].pid
+
+    for _ in range(200):
+        if await pid() != before:
+            break
+        await SystemClock().sleep(0.05)
+    assert await pid() != before and (await agent.guard.status())[key].services["web"].pid == web
+
+
+async def test_a_crash_loop_is_no_busy_loop_and_is_saved_all_the_same(beds: Bed) -> None:
+    await beds.start("Attic")
+    await beds.found("Attic")
+    failing = service("second", code="raise SystemExit(3)").split("      health:")[0].rstrip() + "\n"
+    await beds.call("Attic", "app.install", manifest=manifest(service(), failing), wait_s=0, interval_s=10)
+    await beds.until(lambda: beds.job("Attic").facts.now.committed is not None)
+    job = beds.job("Attic")
+    seen = job.view()
+    assert seen.start_at > 0 and next_step(seen) in (Step.START, Step.TICK, Step.IDLE)
+
+
+async def test_one_shot_services_end_well(beds: Bed) -> None:
+    await beds.start("Attic")
+    await beds.found("Attic")
+    once = service("second", code="print('made')").split("      health:")[0].rstrip()
+    await beds.install("Attic", manifest(service(), f"{once}\n    restart: 'no'\n"))
+    run = beds.job("Attic").health()
+    assert run is not None and run.health.value == "healthy"
+
+
+async def test_a_new_manifest_is_applied_after_a_snapshot(attic: Bed) -> None:
+    result = await attic.call("Attic", "app.update", app="test", manifest=manifest(service(word="two")))
+    assert result["done"]
+    assert await attic.starts("Attic") == ["one", "two"]
+    # The first snapshot is of the app's first moment; the second is the moment before the update.
+    await attic.until(lambda: (attic.job("Attic").facts.now.committed or EMPTY).number >= 2)
+    listed = (await attic.call("Attic", "snapshot.list", app="test"))["snapshots"]
+    await attic.call("Attic", "app.restore", app="test", at=listed[1]["moment"])
+    assert await attic.starts("Attic") == ["one", "two"]  # started again on the data of before
+
+
+async def test_a_new_secret_restarts_only_who_uses_it(attic: Bed) -> None:
+    job = attic.job("Attic")
+    await attic.call("Attic", "app.update", app="test", manifest=manifest(), secrets={"unused": "x"})
+    assert not job.outdated and await attic.starts("Attic") == ["one"]
+
+
+async def test_a_manifest_that_does_not_get_healthy_says_what_to_do(
+    attic: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fractal.agent.app_job.UPDATE_PATIENCE", 0.0)
+    broken = service(code="raise SystemExit('does not work')")
+    result = await attic.call("Attic", "app.update", app="test", manifest=manifest(broken), wait_s=3)
+    assert not result["done"]
+    await attic.until(lambda: "new manifest" in attic.note("Attic"))
+    assert "app restore" in attic.note("Attic")
+    back = await attic.call("Attic", "app.update", app="test", manifest=manifest(service(word="three")))
+    assert back["done"]
+    assert attic.note("Attic") == "" and (await attic.starts("Attic"))[-1] == "three"
+
+
+async def test_a_manifest_that_came_while_the_agent_was_down_is_applied(attic: Bed) -> None:
+    change = attic.app("Attic")
+    from fractal.manifest import parse
+    from fractal.manifest.plain import to_plain_spec
+
+    text = manifest(service(word="later"))
+    job = attic.job("Attic")
+    # Appended and, before the job can look, the agent is gone.
+    journal = attic.at("Attic").journal
+    await asyncio.gather(
+        journal.append(AppChanged(app=change.id, manifest=text, spec=to_plain_spec(parse(text, source="t")))),
+        attic.stop("Attic"),
+        return_exceptions=True,
+    )
+    assert job.facts.now.spec
+    await attic.start("Attic")
+
+    async def later() -> bool:
+        return (await attic.starts("Attic"))[-1] == "later"
+
+    for _ in range(400):
+        if attic.at("Attic").jobs and await later():
+            break
+        await SystemClock().sleep(0.05)
+    assert await later()
