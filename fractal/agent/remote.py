@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from fractal.agent.control.progress import Progress
 from fractal.api.canonical import decode, encode, pack, unpack
-from fractal.api.errors import Denied, ExitCode, FractalError, InvalidInput, Unreachable
+from fractal.api.errors import Corrupt, Denied, ExitCode, FractalError, InvalidInput, NotFound, Unreachable
 from fractal.core.model import Role
-from fractal.crypto.keys import seal_to, verify
+from fractal.crypto.keys import seal_to, statement, verify
 
 if TYPE_CHECKING:
     from fractal.agent.group import GroupAgent
@@ -26,8 +27,16 @@ ANSWER_LIMIT = 90.0
 """Seconds to wait for an answer."""
 LARGEST = 20_000
 """Bytes of an answer's texts; more is cut at its beginning, which is the older part of a log."""
-REMEMBERED = 1000
-ALLOWED = frozenset({"app.logs", "app.exec", "snapshot.create", "snapshot.verify", "app.fork"})
+REMEMBERED = 10_000
+"""Numbers of questions that are kept; then a new nonce makes all of them worthless at once."""
+AT_ONCE = 3
+"""Questions of one device that are answered at the same time, ..."""
+AT_ONCE_ALL = 8
+"""... and of all devices: whoever asks more is told to wait, so that nobody's questions cost a device its health."""
+DROPPED = 64
+"""Beyond so many under way, also being told is too much."""
+ALLOWED = frozenset({"app.logs", "app.exec", "snapshot.create", "snapshot.verify"})
+"""Only what acts on the app where it runs. Nothing that is written to the log, which would be in the asked device's name."""
 
 
 class RemoteError(FractalError):
@@ -40,6 +49,13 @@ class RemoteError(FractalError):
         self.exit_code = ExitCode(exit_code) if exit_code in known else ExitCode.FAILED
 
 
+class Busy(FractalError):
+    """Too many questions at once."""
+
+    exit_code = ExitCode.UNREACHABLE
+    code = "busy"
+
+
 class Remote:
     """One group's questions under way, and those already answered."""
 
@@ -47,8 +63,9 @@ class Remote:
         self._group = group
         self.nonce = group.agent.entropy.bytes(12).hex()
         self._waiting: dict[str, tuple[str, asyncio.Future[Mapping[str, Any]]]] = {}
-        self._answered: dict[str, None] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._answered: set[str] = set()
+        self._tasks: dict[asyncio.Task[None], str] = {}
+        """Answers under way, with who asked."""
 
     async def ask(self, device: str, command: str, params: Mapping[str, object]) -> Mapping[str, Any]:
         """Let `device` carry out a command; its answer. Raises Unreachable, or what it answered."""
@@ -70,12 +87,7 @@ class Remote:
             raise Unreachable(f"{known.name} did not answer within {ANSWER_LIMIT:.0f} s") from error
         finally:
             self._waiting.pop(number, None)
-        if "error" in answer:
-            wrong = answer["error"]
-            raise RemoteError(
-                f"{known.name}: {wrong['message']}", str(wrong["code"]), int(wrong["exit_code"])
-            )
-        return answer
+        return _told(known.name, answer)
 
     async def receive(self, payload: bytes) -> bool:
         """Take in a message; False if it is none of ours. What cannot be read or is not allowed is dropped."""
@@ -106,12 +118,15 @@ class Remote:
         number = str(message["ask"])
         if message.get("nonce") != self.nonce or number in self._answered:
             return
-        self._answered[number] = None
-        while len(self._answered) > REMEMBERED:
-            self._answered.pop(next(iter(self._answered)))
+        self._answered.add(number)
+        if len(self._answered) >= REMEMBERED:
+            self._answered.clear()
+            self.nonce = self._group.agent.entropy.bytes(12).hex()
+        if len(self._tasks) >= DROPPED:
+            return
         task = asyncio.create_task(self._answer(sender, number, message))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = sender
+        task.add_done_callback(self._tasks.pop)
 
     async def _answer(self, sender: str, number: str, message: Mapping[str, Any]) -> None:
         output = Collected()
@@ -120,30 +135,41 @@ class Remote:
             result = await self._carry_out(message, output)
             answer: dict[str, Any] = {"tell": number, "result": _integers(result), "output": output.records()}
         except FractalError as error:
-            wrong = {"message": str(error)[:2000], "code": error.code, "exit_code": int(error.exit_code)}
-            answer = {"tell": number, "error": wrong}
+            answer = _failure(number, error)
+        except TimeoutError:
+            answer = _failure(number, Unreachable(f"not done after {ANSWER_LIMIT:.0f} s"))
         try:
-            await self._send(sender, answer)
+            try:
+                await self._send(sender, answer)
+            except InvalidInput as error:
+                await self._send(sender, _failure(number, error))
         except FractalError as error:
             self._group.logger.warning("an answer could not be sent: %s", error)
 
     def _check(self, sender: str, message: Mapping[str, Any]) -> None:
         state = self._group.state
+        if list(self._tasks.values()).count(sender) > AT_ONCE or len(self._tasks) > AT_ONCE_ALL:
+            raise Busy("the device is busy with other questions: ask again")
+        if self._group.blind:
+            raise Denied("the device cannot read the group's log, so it cannot tell who may ask")
         member = state.members.get(state.devices[sender].member)
-        params = message["params"]
-        if message["command"] not in ALLOWED or not isinstance(params, dict):
+        params = message.get("params")
+        if str(message.get("command")) not in ALLOWED or not isinstance(params, dict):
             raise Denied("that cannot be asked of another device")
         app = state.apps.get(str(params.get("app")))
         if member is None or member.removed or app is None:
             raise Denied("unknown member or app")
         if member.role is Role.MEMBER and app.owner_member != member.id:
             raise Denied(f"{member.name} may not do that with {app.name}: it belongs to somebody else")
+        if app.owner != self._group.me:
+            # Never passed on: it would be asked in this device's name.
+            raise NotFound(f"{app.name} is not on this device any more: ask again")
 
     async def _carry_out(self, message: Mapping[str, Any], output: Collected) -> Mapping[str, object]:
         from fractal.agent.control.handlers import COMMANDS
         from fractal.agent.control.params import parse_params
 
-        command = COMMANDS[message["command"]]
+        command = COMMANDS[str(message["command"])]
         wanted = {**_floats(message["params"]), "group": self._group.id}
         params = parse_params(command.spec, json.dumps(wanted).encode())
         async with asyncio.timeout(ANSWER_LIMIT):
@@ -155,7 +181,7 @@ class Remote:
         agent = self._group.agent
         known = self._group.state.devices[device]
         body = encode({"from": self._group.me, "to": device, "group": self._group.id, **message})
-        signed = encode({"body": pack(body), "sig": pack(agent.keys.sign(MAGIC + body))})
+        signed = encode({"body": pack(body), "sig": pack(agent.keys.sign(statement("ask", body)))})
         sealed = MAGIC + seal_to(known.box_key, signed, agent.entropy)
         await agent.coordinator.signal(self._group.journal.address, sealed, to=device)
 
@@ -170,7 +196,7 @@ class Remote:
             raise InvalidInput("it is not from a device of the group to this one")
         if message.get("group") != self._group.id:
             raise InvalidInput("it is of another group")
-        if not verify(known.sign_key, MAGIC + body, unpack(signed.get("sig"))):
+        if not verify(known.sign_key, statement("ask", body), unpack(signed.get("sig"))):
             raise InvalidInput(f"its signature is not {known.name}'s")
         return sender, message
 
@@ -179,7 +205,8 @@ class Collected:
     """Keeps the newest output of a command that another device asked for."""
 
     def __init__(self) -> None:
-        self._records: list[dict[str, object]] = []
+        self._records: deque[tuple[int, dict[str, object]]] = deque()
+        self._size = 0
 
     def say(self, text: str) -> None:
         """Progress stays here."""
@@ -188,19 +215,36 @@ class Collected:
         """Progress stays here."""
 
     async def output(self, record: Mapping[str, object]) -> None:
-        """Keep it."""
-        self._records.append(dict(record))
+        """Keep it, and forget the oldest ones that do not fit any more."""
+        kept = dict(record)
+        size = len(encode({"r": kept}))
+        self._records.append((size, kept))
+        self._size += size
+        while self._size > LARGEST:
+            self._size -= self._records.popleft()[0]
 
     def records(self) -> list[dict[str, object]]:
         """The newest records that fit."""
-        kept: list[dict[str, object]] = []
-        size = 0
-        for record in reversed(self._records):
-            size += len(encode({"r": record}))
-            if size > LARGEST:
-                break
-            kept.append(record)
-        return kept[::-1]
+        return [record for _, record in self._records]
+
+
+def _failure(number: str, error: FractalError) -> dict[str, Any]:
+    wrong = {"message": str(error)[:2000], "code": error.code, "exit_code": int(error.exit_code)}
+    return {"tell": number, "error": wrong}
+
+
+def _told(device: str, answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The answer if it has the form of one. Raises what it says went wrong, Corrupt for anything else."""
+    try:
+        if "error" in answer:
+            wrong = answer["error"]
+            raise RemoteError(f"{device}: {wrong['message']}", str(wrong["code"]), int(wrong["exit_code"]))
+        output, result = answer.get("output", []), answer["result"]
+        if isinstance(result, dict) and isinstance(output, list) and all(isinstance(r, dict) for r in output):
+            return answer
+    except (KeyError, TypeError, ValueError) as error:
+        raise Corrupt(f"{device} gave an answer that makes no sense") from error
+    raise Corrupt(f"{device} gave an answer that makes no sense")
 
 
 async def ask(
@@ -229,7 +273,7 @@ def _integers(value: Any) -> Any:
 
 def _floats(value: Any) -> Any:
     if isinstance(value, Mapping):
-        if set(value) == {"ms"}:
+        if set(value) == {"ms"} and isinstance(value["ms"], int):
             return value["ms"] / 1000
         return {k: _floats(v) for k, v in value.items()}
     if isinstance(value, list):
