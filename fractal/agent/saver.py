@@ -224,6 +224,9 @@ class Saver:
         parent = facts.committed if facts.root == queued.epoch and not queued.branch else queued.parent
         if parent is not None and facts.name_of(parent) not in held:
             parent = None
+        if (await job.group.store(job.app.store)).sent is None:
+            # Not a byte into a place that lacks our epochs, such as the mount point of a disk that is not there.
+            await job.group.list_epochs(job.app.store)
         record = await archive.write(
             queued.epoch,
             snapshotter=job.group.agent.snapshotter,
