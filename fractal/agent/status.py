@@ -177,7 +177,7 @@ def note(group: GroupAgent, app: App, said: AppBeat | None, *, stale: bool) -> s
         failover = (
             "another device takes it over"
             if app.policy.failover == "automatic"
-            else "`homeserver app move` moves it"
+            else "`homeserver app policy --failover automatic` lets another device take it over"
         )
         return f"{owner} is silent; {failover}"
     if said.detail:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fractal.api.errors import ExitCode
 from fractal.cli.output import ProgressLine, show_json, show_plan
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ class Session:
     ) -> dict[str, Any]:
         """Run a changing command under `change_options`: plan only, ask first, or do it. Returns the result.
 
-        `confirm` is the question put before something that cannot be taken back; the plan is shown with it.
+        `confirm` is the question put before something that cannot be taken back; the plan is shown with it. What was
+        waited for in vain exits with PARTIAL.
         """
         dry_run, as_json = options["dry_run"], options["as_json"]
         if confirm and not options["yes"] and not dry_run:
@@ -84,6 +86,8 @@ class Session:
             show_plan(result)
         else:
             show(result)
+        if result.get("done") is False and wait != 0:
+            click.get_current_context().exit(ExitCode.PARTIAL)
         return result
 
     def _ask(self, command: str, params: Mapping[str, object], question: str) -> None:

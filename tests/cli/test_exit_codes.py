@@ -74,3 +74,13 @@ def test_interrupted(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("fractal.client.Client.call", interrupt)
     assert run_main(monkeypatch, "--config", str(config), "app", "list") == ExitCode.INTERRUPTED
+
+
+@pytest.mark.parametrize(("wait", "code"), [("5", ExitCode.PARTIAL), ("0", ExitCode.OK)])
+def test_what_was_waited_for_in_vain_is_partial(
+    config: Path, agent: SampleAgent, wait: str, code: ExitCode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent.results["app.start"] = {"app": "a1", "done": False}
+    agent.results["snapshot.create"] = {"moment": "", "done": False}
+    for words in (["app", "start", "cal"], ["snapshot", "create", "cal"]):
+        assert run_main(monkeypatch, "--config", str(config), *words, "--wait", wait) == code
