@@ -1,0 +1,319 @@
+"""Housekeeping of whole agents: keys after a removal, checkpoints, joins that go on, ends that say so, archives looked after."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from fractal.agent import checkpoints, membership
+from fractal.agent.care import DAY_MS, Cared
+from fractal.agent.journal import Journal
+from fractal.agent.main import run_until
+from fractal.agent.notes import MemoryNotes
+from fractal.api.errors import NotFound
+from fractal.archive import layout
+from fractal.archive.epochs import Rollback
+from fractal.core.entries import GroupChanged
+from fractal.core.log import checkpoint_bytes, fold, state_hash
+from fractal.core.model import GroupState
+from fractal.crypto.keys import unseal_with
+from fractal.shell.notify import Notifier
+from fractal.testing.agents import Bed, bed
+
+
+@pytest.fixture
+async def beds(tmp_path: Path) -> AsyncIterator[Bed]:
+    async with bed(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+async def attic(beds: Bed) -> Bed:
+    """One device with an empty group."""
+    await beds.start("Attic")
+    await beds.found("Attic")
+    return beds
+
+
+# --- keys and secrets ------------------------------------------------------------------------------------------------
+
+
+async def test_secrets_follow_the_key_when_a_device_goes(attic: Bed) -> None:
+    await attic.start("Kitchen")
+    await attic.join("Kitchen", by="Attic")
+    await attic.until(lambda: len(attic.at("Attic").state.devices) == 2)
+    await attic.install("Attic", secrets={"password": "canary"})
+    await attic.until(lambda: attic.agents["Kitchen"].keys.id in attic.app("Attic").keys[-1].sealed)
+    old = attic.at("Attic").agent
+    kitchen = attic.agents["Kitchen"].keys
+    before = attic.app("Attic")
+    held = kitchen.unseal(before.keys[-1].sealed[kitchen.id])
+    assert unseal_with(held, before.secrets["password"]) == b"canary"
+    await attic.stop("Kitchen")
+    await attic.call("Attic", "device.remove", device="Kitchen")
+    # The owner opens them with the old generation at once, and seals them to the new one before long.
+    assert attic.job("Attic").data.secrets()["password"] == "canary"
+    await attic.until(lambda: not attic.job("Attic").data.outdated())
+    after = attic.app("Attic")
+    assert after.keys[-1].generation == 2 and kitchen.id not in after.keys[-1].sealed
+    assert after.secrets["password"] != before.secrets["password"]
+    newest = old.keys.unseal(after.keys[-1].sealed[old.keys.id])
+    assert unseal_with(newest, after.secrets["password"]) == b"canary"
+    assert (await attic.call("Attic", "app.show", app="test"))["app"]["health"] == "healthy"
+
+
+async def test_the_owner_renews_a_key_that_a_removed_device_holds(attic: Bed) -> None:
+    """Bob, a plain member, removes his own device: he cannot re-key Ann's app, its owner does."""
+    for name in ("Den", "Shed"):
+        await attic.start(name)
+    await attic.join("Den", by="Attic", new_member=True)
+    await attic.join("Shed", by="Den")
+    await attic.until(lambda: len(attic.at("Attic").state.devices) == 3)
+    await attic.install("Attic")
+    shed = attic.agents["Shed"].keys.id
+    await attic.until(lambda: shed in attic.app("Attic").keys[-1].sealed)
+    await attic.stop("Shed")
+    await attic.call("Den", "device.remove", device="Shed")
+    await attic.until(lambda: attic.app("Attic").keys[-1].generation == 2)
+    assert shed not in attic.app("Attic").keys[-1].sealed
+    assert attic.agents["Den"].keys.id in attic.app("Attic").keys[-1].sealed
+
+
+# --- checkpoints and memory ------------------------------------------------------------------------------------------
+
+
+def replayed(entries: list[bytes], journal: Journal) -> GroupState:
+    state = GroupState(id=journal.group)
+    for raw in entries:
+        state = fold(state, raw, journal.opener)
+    return state
+
+
+async def test_who_joins_late_begins_with_a_checkpoint(
+    attic: Bed, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(checkpoints, "MIN_ENTRIES", 8)
+    journal = attic.at("Attic").journal
+    for number in range(10):
+        await journal.append(GroupChanged(name=f"name {number}"))
+    await attic.until(lambda: journal.state.checkpoint is not None)
+    await attic.start("Kitchen")
+    await attic.join("Kitchen", by="Attic")
+    group = attic.group
+    notes = attic.agents["Kitchen"].notes
+    assert notes.get(f"group/{group}/base") is not None
+    late = attic.at("Kitchen").journal
+    await attic.until(lambda: state_hash(late.state) == state_hash(journal.state))
+    assert state_hash(late.state) == state_hash(replayed([raw for _, raw in late.entries()], late))
+    # Its store gone, another one starts from the beginning and knows the same.
+    for path in sorted((attic.folder / "shelf").rglob("*checkpoint*"), reverse=True):
+        path.rename(path.with_name("lost"))
+    await attic.start("Den")
+    caplog.set_level(logging.INFO)
+    await attic.join("Den", by="Attic")
+    assert attic.agents["Den"].notes.get(f"group/{group}/base") is None
+    den = attic.at("Den").journal
+    await attic.until(lambda: state_hash(den.state) == state_hash(journal.state))
+    assert "folded from its beginning" in caplog.text
+
+
+async def test_a_store_that_forgot_an_epoch_is_seen_after_a_restart_too(attic: Bed) -> None:
+    await attic.install("Attic")
+    await attic.stop("Attic")
+    hidden = [p for p in (attic.folder / "shelf").rglob("*") if p.is_file() and "/epoch" in str(p)]
+    for path in hidden:
+        path.rename(attic.folder / path.name)
+    await attic.start("Attic")
+    await attic.until(lambda: attic.app("Attic"))
+    with pytest.raises(Rollback):
+        await attic.at("Attic").list_epochs(attic.app("Attic").store)
+
+
+# --- coming and going ------------------------------------------------------------------------------------------------
+
+
+async def test_a_join_goes_on_after_a_restart(attic: Bed) -> None:
+    kitchen = await attic.start("Kitchen")
+    code = (await attic.call("Attic", "group.invite"))["code"]
+    result = await attic.call("Kitchen", "group.join", code=code, wait_s=0)
+    assert result["state"] == "waiting"
+    await attic.stop("Kitchen")
+    await attic.until(lambda: kitchen.keys.id in attic.at("Attic").state.requests)
+    await attic.call("Attic", "device.approve", device="Kitchen")
+    kitchen = await attic.start("Kitchen")
+    await attic.until(lambda: attic.group in kitchen.groups)
+    await attic.until(lambda: kitchen.keys.id in attic.at("Kitchen").state.devices)
+    assert not membership.pending_joins(kitchen.notes)
+
+
+async def test_an_orderly_end_comes_to_rest_and_says_that_it_is_away(attic: Bed) -> None:
+    await attic.start("Kitchen")
+    await attic.join("Kitchen", by="Attic")
+    await attic.install("Attic")
+    await attic.until(
+        lambda: attic.agents["Attic"].groups[attic.group].online(attic.agents["Kitchen"].keys.id)
+    )
+    await attic.stop("Kitchen")
+    # The other one is silent: nobody takes the app, so it rests here and the others are asked to wait.
+    here = attic.at("Attic")
+    await attic.until(lambda: not here.online(next(d for d in here.state.devices if d != here.me)))
+    await here.agent.hand_over()
+    assert not attic.job("Attic").runs()
+    assert not attic.job("Attic").facts.now.queue
+    ahead = here.state.devices[here.me].away_until - here.agent.clock.wall_ms()
+    assert 0 < ahead <= 300_000
+    await attic.stop("Attic")
+    await attic.start("Attic")
+    await attic.until(lambda: attic.at("Attic").state.devices and attic.app("Attic"))
+    await attic.until(lambda: attic.at("Attic").state.devices[here.me].away_until == 0)
+    await attic.until(lambda: attic.job("Attic").health() is not None)
+
+
+async def test_an_end_without_others_says_nothing(attic: Bed) -> None:
+    await attic.install("Attic")
+    here = attic.at("Attic")
+    before = here.state.position
+    await here.agent.hand_over()
+    assert not attic.job("Attic").runs() and here.state.position == before
+
+
+async def told(path: Path, stop_at: bytes, bed: Bed) -> list[bytes]:
+    """Run the agent under a supervisor until it says something; all that it said."""
+    heard: list[bytes] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(path))
+        listener.setblocking(False)
+        agent, stop = bed.agents["Attic"], asyncio.Event()
+        notifier = Notifier({"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "2000000"})
+        running = asyncio.create_task(run_until(stop, agent, notifier))
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(60):
+                while not any(stop_at in said for said in heard):
+                    heard.append(await loop.sock_recv(listener, 4096))
+                stop.set()
+                while not any(b"STOPPING=1" in said for said in heard):
+                    heard.append(await loop.sock_recv(listener, 4096))
+                await running
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+    return heard
+
+
+async def test_the_supervisor_hears_ready_after_the_logs_were_read(attic: Bed, tmp_path: Path) -> None:
+    heard = await told(tmp_path / "notify", b"READY=1", attic)
+    assert any(b"WATCHDOG=1" in said for said in heard)
+    ready = next(said for said in heard if b"READY=1" in said)
+    assert b"not yet read" not in ready
+    assert attic.at("Attic").journal.proof_sent is not None
+
+
+async def test_ready_comes_also_when_a_log_cannot_be_read(
+    attic: Bed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fractal.agent.main.FIRST_READS", 1.0)
+    here = attic.at("Attic")
+    here.journal.proof_sent, here.log_problem = None, ""
+
+    async def never(wait: float) -> bool:
+        await asyncio.Event().wait()
+        return False
+
+    monkeypatch.setattr(here.journal, "poll", never)
+    await asyncio.sleep(3)  # the poll under way ends
+    here.journal.proof_sent, here.log_problem = None, ""
+    heard = await told(tmp_path / "notify", b"READY=1", attic)
+    ready = next(said for said in heard if b"READY=1" in said)
+    assert b"not yet read: the log of Group 1" in ready
+
+
+def test_an_end_is_shorter_than_the_unit_allows() -> None:
+    from importlib.resources import files
+
+    from fractal.agent.agent import HANDING_OVER, RESTING, SAYING_AWAY
+
+    unit = files("fractal.cli").joinpath("data", "homeserver.service").read_text()
+    allowed = next(int(line.partition("=")[2]) for line in unit.splitlines() if "TimeoutStopSec" in line)
+    assert allowed >= HANDING_OVER + RESTING + SAYING_AWAY + 20
+
+
+# --- archives --------------------------------------------------------------------------------------------------------
+
+
+async def test_an_archive_is_verified_daily_and_damage_is_shown(attic: Bed) -> None:
+    await attic.install("Attic")
+    job = attic.job("Attic")
+    await attic.until(lambda: job.facts.now.committed is not None)
+    await job.care.look()
+    assert job.care.found.verified_ms and job.care.found.collected_ms and not job.care.problem
+    segments = [p for p in (attic.folder / "shelf").rglob("*") if p.is_file() and "/obj" in str(p)]
+    assert segments
+    segments[0].rename(attic.folder / "elsewhere")
+    await job.care.look()
+    assert not job.care.problem  # not before a day is over
+    job.care.found = Cared(verified_ms=job.care.found.verified_ms - DAY_MS)
+    await job.care.look()
+    assert "problem" in attic.note("Attic") and "snapshot verify" in attic.note("Attic")
+    # Known also after a restart, and gone when it is mended.
+    await attic.stop("Attic")
+    await attic.start("Attic")
+    await attic.until(lambda: attic.at("Attic").jobs)
+    assert "problem" in attic.job("Attic").care.problem
+    (attic.folder / "elsewhere").rename(segments[0])
+    result = await attic.call("Attic", "snapshot.verify", app="test")
+    assert result["problems"] == [] and attic.job("Attic").care.problem == ""
+
+
+async def test_orphans_go_only_after_a_day_and_with_proof(attic: Bed) -> None:
+    await attic.install("Attic")
+    job = attic.job("Attic")
+    await attic.until(lambda: job.facts.now.committed is not None)
+    store = (await attic.at("Attic").store(job.app.store)).store
+    key = layout.segment_key(attic.group, job.id, "f" * 32, 0)
+    await store.put_new(key, b"left by an upload that was broken off")
+    await job.care.look()
+    assert job.care.found.orphans == 1
+    archive = await job.data.archive()
+
+    async def no() -> bool:
+        return False
+
+    assert await archive.collect_orphans(no, grace=0.0) == []
+    assert (await store.head(key)).size
+    assert [o.keys for o in await archive.collect_orphans(job.care._owns_highest, grace=0.0)] == [(key,)]
+    with pytest.raises(NotFound):
+        await store.head(key)
+    assert (await archive.verify(deep=True)).problems == ()
+
+
+async def test_a_checkpoint_and_its_tail_equal_a_replay(attic: Bed) -> None:
+    journal = attic.at("Attic").journal
+    for number in range(5):
+        await journal.append(GroupChanged(name=f"name {number}"))
+    agent = attic.agents["Attic"]
+    notes = MemoryNotes()
+    base, stated = checkpoint_bytes(journal.state), state_hash(journal.state)
+    await journal.append(GroupChanged(name="tail"))
+    keys = dict(journal.group_key(g) for g in range(1, journal.state.generation + 1))
+    late = Journal(
+        group=attic.group,
+        address=journal.address,
+        coordinator=agent.coordinator,
+        keys=agent.keys,
+        notes=notes,
+        clock=agent.clock,
+        entropy=agent.entropy,
+        group_keys=keys,
+    )
+    late.adopt(base, stated)
+    await late.poll(0)
+    await journal.poll(0)
+    assert state_hash(late.state) == state_hash(replayed([r for _, r in late.entries()], late))
+    assert state_hash(late.state) == state_hash(journal.state)
+    assert late.state.name == "tail"
