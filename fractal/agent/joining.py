@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager
 
 from fractal.agent.checkpoints import fetch_checkpoint
 from fractal.agent.here import Here, group_addresses, member_keys, send
+from fractal.agent.journal import checked
 from fractal.agent.journal_notes import base_notes, key_notes
 from fractal.agent.notes import Notes
 from fractal.api.coordination import Coordinator, Page
@@ -40,6 +41,8 @@ CHECKPOINT_TIMEOUT = 30.0
 """Seconds for fetching a checkpoint from one store."""
 LOOK_WAIT = 2.0
 """Seconds of one long poll while a welcome is awaited."""
+HISTORY_LIMIT = 600.0
+"""Seconds after which a history that does not end is given up."""
 READ_TIMEOUT = 15.0
 """Seconds beyond the long poll after which a read is given up."""
 
@@ -106,8 +109,9 @@ async def await_welcome(
             refused = await _accept(here, code, greeting, open_store)
             if not refused:
                 return group
-        if page.head and here.clock.boottime() >= end:
+        if here.clock.boottime() >= end and (page.head or not page.entries):
             break
+        _require_end(here, code, end)
     if refused:
         raise Denied(f"a welcome to group {group} came, but {refused}")
     raise Unreachable(f"nobody approved this device in group {group} yet: it goes on asking")
@@ -116,7 +120,7 @@ async def await_welcome(
 async def _accept(here: Here, code: Code, greeting: Welcome, open_store: OpenStore | None) -> str:
     """Note the group's address and keys if the log bears the welcome out; else the reason why it does not."""
     opener = GroupOpener(here.keys, greeting.group_keys)
-    state = await _fold_all(here.coordinator, code, opener)
+    state = await _fold_all(here, code, opener)
     device = state.devices.get(here.keys.id)
     invitation = state.invitations.get(code.invitation)
     author = state.devices.get(greeting.author)
@@ -171,11 +175,13 @@ async def _checkpoint(
     return {}
 
 
-async def _fold_all(coordinator: Coordinator, code: Code, opener: GroupOpener) -> GroupState:
+async def _fold_all(here: Here, code: Code, opener: GroupOpener) -> GroupState:
     state = GroupState(id=code.group)
     cursor: str | None = None
+    begun = here.clock.boottime()
     while True:
-        page = await _read(coordinator, code.address, cursor, 0.0)
+        _require_end(here, code, begun)
+        page = await _read(here.coordinator, code.address, cursor, 0.0)
         for raw in page.entries:
             state = fold(state, raw, opener)
         if page.head:
@@ -183,10 +189,18 @@ async def _fold_all(coordinator: Coordinator, code: Code, opener: GroupOpener) -
         cursor = page.cursor
 
 
+def _require_end(here: Here, code: Code, since: float) -> None:
+    """A stranger's log server may make entries up for ever, each of which is read and skipped."""
+    if here.clock.boottime() - since > HISTORY_LIMIT:
+        raise Unreachable(
+            f"the log of group {code.group} does not come to an end: its server is broken or hostile"
+        )
+
+
 async def _read(coordinator: Coordinator, address: str, cursor: str | None, wait: float) -> Page:
     try:
         async with asyncio.timeout(wait + READ_TIMEOUT):
-            return await coordinator.read(address, cursor, wait=wait)
+            return checked(await coordinator.read(address, cursor, wait=wait), address)
     except TimeoutError as error:
         raise BackendError(
             f"log {address} did not answer within {READ_TIMEOUT:g} s", retryable=True

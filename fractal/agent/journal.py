@@ -16,7 +16,7 @@ from typing import Any
 from fractal.agent.journal_notes import JournalNotes, Outbox, key_notes
 from fractal.agent.notes import Notes
 from fractal.api.context import Clock, Entropy
-from fractal.api.coordination import Coordinator, Page
+from fractal.api.coordination import MAX_ENTRY, Coordinator, Page
 from fractal.api.errors import Ambiguous, BackendError, Corrupt, Denied, FractalError, InvalidInput
 from fractal.core.entries import Entry
 from fractal.core.log import OLD_GENERATION, count, fold, skipped_because, state_from_checkpoint
@@ -36,6 +36,15 @@ LONGEST_PAUSE = 5.0
 """Seconds between attempts to append."""
 MAX_SEALS = 4
 """How often one entry is sealed again because the group's keys were rotated meanwhile."""
+
+
+def checked(page: Page, address: str) -> Page:
+    """The page, if a log may show one like it. Raises BackendError: what no log takes is neither kept nor a proof."""
+    if len(page.entries) > PAGE or any(not 0 < len(raw) <= MAX_ENTRY for raw in page.entries):
+        raise BackendError(
+            f"log {address} shows an entry of impossible size, or too many at once: its server is broken or hostile"
+        )
+    return page
 
 
 class Stale(FractalError):
@@ -211,7 +220,8 @@ class Journal:
         try:
             async with asyncio.timeout(limit) as scope:
                 self._long_poll = scope if wait else None
-                return await self._coordinator.read(self.address, self._cursor, limit=PAGE, wait=wait)
+                page = await self._coordinator.read(self.address, self._cursor, limit=PAGE, wait=wait)
+                return checked(page, self.address)
         except TimeoutError as error:
             if self._interrupted:
                 return None

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from fractal.agent.journal import SAVE_EVERY, Journal, Stale
+from fractal.agent.journal import PAGE, SAVE_EVERY, Journal, Stale
 from fractal.agent.notes import MemoryNotes
-from fractal.api.coordination import Page, Signal
+from fractal.api.coordination import MAX_ENTRY, Page, Signal
 from fractal.api.errors import Ambiguous, BackendError, Conflict, Corrupt, Denied, FractalError
 from fractal.builtin.memory_log import MemoryCoordinator, MemoryHub
 from fractal.core.entries import Answered, Challenged, Entry, GroupChanged, Released, Took
@@ -603,3 +603,26 @@ async def test_three_devices_on_the_memory_log_race_and_agree(world: World, tmp_
     assert {j.state.forked for j in journals} == {""}
     assert journals[0].state.apps[APP].owner in {m.id for m in world.live()}
     assert attic in journals[0].state.answers
+
+
+@pytest.mark.parametrize("flood", [(b"x" * (MAX_ENTRY + 1),), (b"",), (b"x",) * (PAGE + 1)])
+async def test_what_no_log_takes_is_not_kept_and_proves_nothing(
+    bench: Bench, flood: tuple[bytes, ...]
+) -> None:
+    """A hostile server must not fill this device's memory and disk, nor count as read."""
+    await bench.journal.poll(0)
+    before, state = proof(bench.journal), bench.journal.state
+    writes = bench.notes.writes
+    honest = bench.log.read
+
+    async def read(address: str, after: str | None, *, limit: int = 500, wait: float = 0.0) -> Page:
+        return Page(flood, "9", head=True)
+
+    bench.log.read = read  # type: ignore[method-assign]  # the server turns hostile
+    with pytest.raises(BackendError, match="impossible size"):
+        await bench.journal.poll(0)
+    assert (proof(bench.journal), bench.journal.state, bench.notes.writes) == (before, state, writes)
+    bench.log.read = honest  # type: ignore[method-assign]  # and back
+    bench.others_say("kitchen", GroupChanged(name="goes on"))
+    assert await bench.journal.poll(0)
+    assert bench.journal.state.name == "goes on"

@@ -26,6 +26,7 @@ from fractal.agent.membership import (
     send_welcomes,
 )
 from fractal.agent.notes import MemoryNotes
+from fractal.api.coordination import Page
 from fractal.api.errors import Conflict, Denied, InvalidInput, NotFound, Unreachable
 from fractal.core.entries import AppInstalled, DeviceUpdated, GroupChanged, InvitationEnded, StoreAdded
 from fractal.core.log import fold, state_hash
@@ -377,3 +378,29 @@ async def test_stolen_notes_of_a_removed_device_open_nothing_new(make_peer: Make
 
 def test_peer_notes_are_plain() -> None:
     assert group_addresses(MemoryNotes()) == {} and member_keys(MemoryNotes(), "x") is None
+
+
+class Endless:
+    """A log server that makes entries up for ever, and says how long that takes."""
+
+    def __init__(self, start: float) -> None:
+        self.now = start
+
+    async def read(self, address: str, after: str | None, *, limit: int = 500, wait: float = 0.0) -> Page:
+        self.now += 50.0
+        return Page((b"noise",) * 500, "0", head=False)
+
+    def boottime(self) -> float:
+        return self.now
+
+
+async def test_a_log_without_an_end_is_given_up(make_peer: MakePeer) -> None:
+    attic, kitchen = await make_peer("Attic"), await make_peer("Kitchen")
+    _, log = await found(attic)
+    code = await invite(attic, log, new_member=False)
+    group = await request_join(kitchen, code, device_name="Kitchen")
+    server = Endless(kitchen.clock.boottime())
+    kitchen.coordinator = kitchen.clock = server
+    with pytest.raises(Unreachable, match="does not come to an end"):
+        await await_welcome(kitchen, group, timeout=0.0)
+    assert pending_joins(kitchen.notes) == [group]
