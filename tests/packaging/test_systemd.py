@@ -27,7 +27,7 @@ def settings(path: Path) -> dict[str, list[str]]:
 
 
 def test_agent_alone_is_signalled_and_has_time_to_hand_over() -> None:
-    from fractal.agent.agent import CLOSING
+    from fractal.agent.agent import HANDING_OVER, RESTING, SAYING_AWAY
 
     unit = settings(UNIT)
     assert unit["Type"] == ["notify"]
@@ -35,7 +35,7 @@ def test_agent_alone_is_signalled_and_has_time_to_hand_over() -> None:
     assert unit["OOMPolicy"] == ["continue"]
     assert unit["RuntimeDirectoryPreserve"] == ["yes"]
     assert unit["ExecStartPre"] == ["/usr/bin/homeserver config check"]
-    assert int(unit["TimeoutStopSec"][0]) >= 2 * CLOSING
+    assert int(unit["TimeoutStopSec"][0]) > HANDING_OVER + RESTING + SAYING_AWAY
     assert int(unit["WatchdogSec"][0]) > 0
 
 
