@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -75,10 +75,11 @@ class Backup:
             return stored
         plan = await self.workers.run(spool.load_plan, folder)
         resumed = plan is not None and plan.object.generation == app_keys.generation
+        ahead: set[int] = set()
         if plan is None or not resumed:
-            plan = await self._seal(source, folder, app_keys)
+            plan = await self._seal(source, folder, app_keys, ahead)
         started = self.clock.boottime()
-        await self._upload(folder, plan, progress, check=resumed)
+        await self._upload(folder, plan, progress, check=resumed, ahead=ahead)
         while self.clock.boottime() - started > RECHECK:
             started = self.clock.boottime()
             await self._upload(folder, plan, progress, check=True)
@@ -98,7 +99,8 @@ class Backup:
 
     # --- sealing -------------------------------------------------------------------------------------------------
 
-    async def _seal(self, source: Source, folder: Path, app_keys: AppKeyring) -> RecordBody:
+    async def _seal(self, source: Source, folder: Path, app_keys: AppKeyring, ahead: set[int]) -> RecordBody:
+        """Seal the stream into the spool; segments that are complete are uploaded meanwhile and noted in `ahead`."""
         await spool.to_its_end(self.workers, spool.begin, folder)
         object_key = self.entropy.bytes(KEY_SIZE)
         ref = ObjectRef(
@@ -120,8 +122,15 @@ class Backup:
         seal = ObjectSeal.of(object_key, object_header(self.group, self.app, source.epoch, body))
         writer = spool.ObjectWriter(folder)
         chunks = source.snapshotter.send(source.volume, source.name, source.parent_name)
-        async with aclosing(_frames(chunks)) as frames:
-            await seal_frames(frames, seal, writer, self.workers)
+        uploading = asyncio.create_task(self._upload_ahead(folder, ref.id, writer, ahead))
+        try:
+            async with aclosing(_frames(chunks)) as frames:
+                await seal_frames(frames, seal, writer, self.workers)
+            writer.end()
+            await uploading
+        finally:
+            uploading.cancel()
+            await asyncio.wait([uploading])
 
         def described(segments: tuple[Segment, ...]) -> RecordBody:
             return replace(body, object=replace(ref, segments=segments))
@@ -130,13 +139,33 @@ class Backup:
 
     # --- uploading -----------------------------------------------------------------------------------------------
 
+    async def _upload_ahead(
+        self, folder: Path, object_id: str, writer: spool.ObjectWriter, ahead: set[int]
+    ) -> None:
+        """Upload segments while later ones are being sealed. What fails here is left to `_upload`, which says so."""
+        index = 0
+        while await writer.another(index):
+            key = layout.segment_key(self.group, self.app, object_id, index)
+            try:
+                if await create(self.store, key, partial(self._read, folder / str(index)), self.clock):
+                    ahead.add(index)
+            except BackendError:
+                return
+            index += 1
+
     async def _upload(
-        self, folder: Path, plan: RecordBody, progress: Progress | None, *, check: bool
+        self,
+        folder: Path,
+        plan: RecordBody,
+        progress: Progress | None,
+        *,
+        check: bool,
+        ahead: Collection[int] = (),
     ) -> None:
         done, total = 0, plan.object.stored
         for index, segment in enumerate(plan.object.segments):
             key = layout.segment_key(self.group, self.app, plan.object.id, index)
-            if not (check and await self._stands(key, segment)):
+            if index not in ahead and not (check and await self._stands(key, segment)):
                 data = partial(self._read, folder / str(index))
                 if not await create(self.store, key, data, self.clock):
                     await self._require(key, segment)
@@ -233,6 +262,7 @@ async def seal_frames(
         pending.popleft()
         hashes.add(digest)
         await spool.to_its_end(workers, writer.write, sealed)
+        writer.tell()
 
     await spool.to_its_end(workers, writer.write, [MAGIC])
     try:

@@ -36,7 +36,7 @@ _PLAN_LIMIT = 4 << 20
 
 
 class ObjectWriter:
-    """Writes an object's bytes as segments. Blocking; one call at a time; opens its file anew for each call, so that a call
+    """Writes an object's bytes as segments. `write` and `finish` block; one call at a time; opens its file anew for each call, so that a call
     that outlives its caller's cancellation harms nothing.
     """
 
@@ -45,6 +45,8 @@ class ObjectWriter:
         self._sizes: list[int] = []
         self._hashes: list[hashlib._Hash] = []
         self.written = 0
+        self._news = asyncio.Event()
+        self._ended = False
 
     def write(self, parts: Iterable[bytes]) -> None:
         """The next bytes of the object. Raises BackendError if the disk is full or fails."""
@@ -66,20 +68,38 @@ class ObjectWriter:
         return written
 
     def finish(self, body: Callable[[tuple[Segment, ...]], RecordBody]) -> RecordBody:
-        """Make the object durable, then its plan: what the record is going to say."""
+        """Write the plan: what the record is going to say.
+
+        Nothing is flushed to the disk: a spool is only believed after every segment's hash was checked (`load_plan`), so
+        after a power cut it is either whole or made again.
+        """
         segments = tuple(
             Segment(size=size, hash=sha.digest()) for size, sha in zip(self._sizes, self._hashes, strict=True)
         )
         plan = body(segments)
         with _disk_errors(self._folder):
-            for index in range(len(segments)):
-                _sync(self._segment(index))
             partial = self._folder / "plan.partial"
             partial.write_bytes(encode(to_plain(plan)))
-            _sync(partial)
             partial.replace(self._folder / _PLAN)
-            _sync(self._folder)
         return plan
+
+    def tell(self) -> None:
+        """From the event loop: something was written."""
+        self._news.set()
+
+    def end(self) -> None:
+        """From the event loop: nothing more is going to be written."""
+        self._ended = True
+        self._news.set()
+
+    async def another(self, index: int) -> bool:
+        """Wait until segment `index` will not change any more; False if that is the last one, or there is none."""
+        while len(self._sizes) <= index + 1:
+            if self._ended:
+                return False
+            self._news.clear()
+            await self._news.wait()
+        return True
 
     def _segment(self, index: int) -> Path:
         return self._folder / str(index)
