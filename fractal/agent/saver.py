@@ -72,9 +72,9 @@ class Saver:
         clock, facts = self._job.group.agent.clock, self._job.facts.now
         if self._safe_at is not None:
             return int(1000 * (clock.boottime() - self._safe_at))
-        if facts.committed_ms:
-            return max(0, clock.wall_ms() - facts.committed_ms)
-        return -1
+        age = clock.wall_ms() - facts.committed_ms if facts.committed_ms else -1
+        # A label in the future: one of the two clocks was wrong, so nothing is known.
+        return max(-1, age)
 
     # --- taking ----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,23 @@
+"""The soak runs on the beds of the stack tests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "stack"))
+
+from bed import Bed
+
+
+@pytest.fixture
+def bed(tmp_path: Path) -> Iterator[Bed]:
+    """An empty bed."""
+    made = Bed(tmp_path)
+    try:
+        yield made
+    finally:
+        made.end()
