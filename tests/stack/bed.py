@@ -51,6 +51,11 @@ class Device(DemoDevice):
         found: dict[str, Any] = next(a for a in self.status(group)["apps"] if a["name"] == name)
         return found
 
+    def entries(self, group: str = GROUP) -> list[dict[str, Any]]:
+        """The group's log as this device can read it."""
+        found: list[dict[str, Any]] = self.call("log.show", group=group, tail=0)["entries"]
+        return found
+
     def log(self) -> str:
         """What the agent has logged so far."""
         path = self.folder / "agent.log"
@@ -86,6 +91,7 @@ class Bed:
     profile: str = "fast"
     devices: list[Device] = field(default_factory=list)
     watches: list[Watch] = field(default_factory=list)
+    mounts: list[Path] = field(default_factory=list)
 
     @property
     def shared(self) -> Path:
@@ -200,6 +206,13 @@ x-homeserver:
         ledger.watch = watch
         return ledger
 
+    def mount(self, folder: Path, size: str, options: str) -> None:
+        """A small disk of its own; as root only."""
+        folder.mkdir(parents=True, exist_ok=True)
+        words = ["mount", "-t", "tmpfs", "-o", f"size={size},{options}", "tmpfs", str(folder)]
+        subprocess.run(words, check=True)
+        self.mounts.append(folder)
+
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def end(self) -> None:
@@ -211,6 +224,8 @@ x-homeserver:
             if device.agent is not None:
                 device.reap()
         left = [pid for device in self.devices for pid in device.processes()]
+        for folder in reversed(self.mounts):
+            subprocess.run(["umount", str(folder)], check=True)
         assert not left, f"left behind: {left}"
 
 
@@ -351,6 +366,6 @@ def until(condition: Callable[[], bool], limit: float, what: str) -> float:
 
 
 __all__ = [
-    *("GROUP", "GUARD", "KEEPER", "UNDERTAKER", "Bed", "DemoFailed", "Device", "Ledger", "all_pids", "nothing"),
+    *("GROUP", "GUARD", "KEEPER", "UNDERTAKER", "Bed", "DemoFailed", "Device", "Ledger", "all_pids", "command", "nothing"),
     *("kill", "mentions", "os", "state_of", "takeover_bound", "until"),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +41,8 @@ def test_without_its_store_an_app_runs_on_and_stores_everything_later(bed: Bed) 
         assert here["health"] == "healthy" and not here["frozen"]
         assert here["would_lose_s"] >= gone - 0.5, "would-lose is smaller than the truth"
         assert there["would_lose_s"] >= gone - 3, "nor may it be on another device"
-        assert any("Shelf" in alarm for alarm in kitchen.status()["group"]["alarms"]), "and status says why"
+        for app in (here, there):
+            assert str(bed.store) in app["note"], "status says why, on every device"
         assert not bed.store.exists(), "an agent made a store where none was"
     until(lambda: kitchen.app()["would_lose_s"] < gone, 40, "everything was stored when the store came back")
     assert len(ledger.moments(attic)) >= 3
@@ -76,7 +78,7 @@ def test_without_log_and_store_an_app_freezes_and_is_thawed(bed: Bed) -> None:
     pids = kitchen.app_pids(ledger.id)
     with away(bed.log), away(bed.store):
         until(lambda: ledger.frozen(kitchen), 15, "the app freezes when its proof runs out")
-        assert kitchen.app()["frozen"]
+        until(lambda: bool(kitchen.app()["frozen"]), 5, "status says so")
         time.sleep(2)
         assert ledger.frozen(kitchen)
         assert not attic.app_pids(ledger.id)
@@ -116,9 +118,7 @@ def test_an_empty_folder_where_the_store_was_is_not_taken_for_it(bed: Bed) -> No
         ledger.add(kitchen)
         done = kitchen.call("snapshot.create", app="ledger", wait_s=6)
         assert not done["done"], "reported as committed in a store that has none of its epochs"
-        for path in sorted(bed.store.rglob("*"), reverse=True):
-            path.unlink() if path.is_file() else path.rmdir()
-        bed.store.rmdir()
+        shutil.rmtree(bed.store)  # what was written below the mount point
     until(lambda: not kitchen.status()["group"]["alarms"], 30, "the store is back")
     ledger.save(kitchen)
     assert ledger.at(kitchen, ledger.moments(attic)[-1]) == 2

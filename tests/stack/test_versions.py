@@ -1,0 +1,47 @@
+"""Agents of different minor versions in one group."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from bed import Bed, until
+
+ALTERED = Path(__file__).with_name("altered")
+
+
+@pytest.mark.parametrize("newer", ["Kitchen", "Attic"])
+def test_agents_of_two_minor_versions_work_together(bed: Bed, newer: str) -> None:
+    path = os.pathsep.join([str(ALTERED / "newer"), os.environ.get("PYTHONPATH", "")])
+    devices = [bed.device(n, env={"PYTHONPATH": path} if n == newer else {}) for n in ("Kitchen", "Attic")]
+    kitchen, attic = devices
+    bed.found(kitchen)
+    bed.join(kitchen, attic)
+    versions = {"Kitchen": "0.1.0", "Attic": "0.1.0", newer: "0.2.0"}
+    for device in devices:
+        until(
+            lambda d=device: {x["name"]: x["version"] for x in d.status()["devices"]} == versions,
+            20,
+            f"{device.name} sees who has which version",
+        )
+    ledger = bed.install(kitchen)
+    ledger.add(kitchen)
+    ledger.save(kitchen)
+    kitchen.run("app", "move", "ledger", "Attic", "--group", "Group 1")
+    ledger.wait_for(attic)
+    ledger.add(attic)
+    ledger.save(attic)
+    attic.kill_everything()
+    ledger.wait_for(kitchen)
+    assert ledger.lines(kitchen) == [0, 1]
+    attic.start()
+    until(lambda: attic.app()["health"] == "healthy" and attic.app()["device"] == "Kitchen", 20, "it is back")
+    old = attic if newer == "Kitchen" else kitchen
+    kinds = {e["kind"]: e for e in old.entries()}
+    assert "pantry.opened" in kinds, "the newer one wrote what the older does not know"
+    assert kinds["pantry.opened"]["skipped"], "and the older one skipped it"
+    assert any(e["kind"] == "lease.serving" and not e["skipped"] for e in old.entries())
+    assert not any(d.status()["group"]["alarms"] for d in devices)
+    assert kitchen.status()["group"]["position"] == attic.status()["group"]["position"]
+    ledger.never_twice()
