@@ -50,6 +50,8 @@ class Beat:
     """New with each run of its agent; questions to it name it (`agent.remote`)."""
     capacity: int = 0
     """Free memory in MiB."""
+    wall_ms: int = 0
+    """The sender's wall clock, so that one that is wrong can be told; nothing else goes by it."""
     heard: float = 0.0
     """Receiver's boottime; not sent."""
 

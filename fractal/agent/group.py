@@ -23,6 +23,7 @@ from fractal.core.model import App, GroupState
 if TYPE_CHECKING:
     from fractal.agent.agent import Agent
     from fractal.agent.app_job import AppJob
+    from fractal.agent.walk import Break
 
 
 @dataclass(slots=True)
@@ -117,6 +118,7 @@ class GroupAgent:
                 entropy=self.agent.entropy,
                 notes=self.agent.notes,
                 name=store,
+                announced=lambda app: self.state.apps[app].epoch if app in self.state.apps else 0,
             )
             self.stores[store] = OpenStore(store=opened, epochs=epochs)
             return self.stores[store]
@@ -165,6 +167,12 @@ class GroupAgent:
             return job.data.secrets().get(f"tls.{route}.chain", "") if job else ""
         except BackendError:
             return ""
+
+    async def walk(self, route: str) -> list[Break]:
+        """What is broken between a route's name and its app's data, as far as this device sees."""
+        from fractal.agent.walk import walk
+
+        return await walk(self, route)
 
     def status(self) -> Mapping[str, Any]:
         """One item of `groups` of `status.show`."""

@@ -109,6 +109,17 @@ class SupportsCertificates(Protocol):
         """A certificate for `name`. Raises BackendError."""
 
 
+@runtime_checkable
+class SupportsProbe(Protocol):
+    """On a gateway: tries a name as a client would."""
+
+    async def probe(self, name: str, kind: RouteKind) -> None:
+        """Connect at the public port and get as far as the serving device, for HTTPS through the whole TLS handshake.
+
+        Raises BackendError saying how far it came, NotSupported where this device has no such port.
+        """
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransportBackend(TransportOffer, Backend[Transport, C]):
     """Offers a `Transport`."""

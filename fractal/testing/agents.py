@@ -81,7 +81,7 @@ class Bed:
 
     # --- devices -------------------------------------------------------------------------------------------------
 
-    async def start(self, name: str, *roles: str) -> Agent:
+    async def start(self, name: str, *roles: str, https_port: int = 0) -> Agent:
         """Start the agent of a device; again after `stop`, with all that its folder holds."""
         path = self.folder / name / "config.toml"
         if not path.exists():
@@ -97,6 +97,8 @@ roles = {json.dumps(roles or ("host",))}
 envs = "{self.folder / "envs"}"
 [coordination.sqlite]
 path = "{self.folder / "log.sqlite"}"
+[transport.direct]
+https_port = {https_port}
 """
             )
         config, stack = load(path), AsyncExitStack()

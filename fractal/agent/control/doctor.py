@@ -35,6 +35,9 @@ async def run_doctor(agent: ControlAgent, params: Params, progress: Progress) ->
             checks.append((f"{name}: {word}", partial(check, group)))
         checks.append((f"{name}: stores", partial(_stores, agent, group)))
         checks.append((f"{name}: gateways", partial(_gateways, agent, group)))
+        # One route end to end for each app: what several names share is walked once.
+        routes = {route.app: route.name for route in reversed(group.journal.state.routes.values())}
+        checks += [(f"{name}: route {route}", partial(_walk, group, route)) for route in routes.values()]
     checks += [(f"plugin check {name}", run) for name, run in _plugin_checks(agent)]
     findings: list[Finding] = []
     for name, check_one in checks:
@@ -176,6 +179,10 @@ async def _gateways(agent: ControlAgent, group: ControlGroup) -> list[Finding]:
         for g in gateways
         if g.id in down
     ]
+
+
+async def _walk(group: ControlGroup, route: str) -> list[Finding]:
+    return [finding(b.what, b.remedy, severe=b.severe) for b in await group.walk(route)]
 
 
 def _plugin_checks(agent: ControlAgent) -> list[tuple[str, Callable[[], Awaitable[list[Finding]]]]]:

@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from fractal.agent.pulse import Pulse
+from fractal.agent.walk import Break
 from fractal.api.context import Clock, Context, Entropy
 from fractal.api.coordination import Coordinator
 from fractal.api.store import Store
@@ -46,6 +47,9 @@ class ControlGroup(Protocol):
 
     def status(self) -> Mapping[str, Any]:
         """One item of `groups` of `status.show`."""
+
+    async def walk(self, route: str) -> list[Break]:
+        """What is broken between a route's name and its app's data, each with what to do."""
 
     def certificate(self, route: str) -> str:
         """PEM chain of a route's certificate; "" where this device does not hold the app's key."""

@@ -50,6 +50,7 @@ def seal_beat(group: GroupAgent) -> bytes:
         warm={a: point for a, job in group.jobs.items() if (point := job.fetched) is not None},
         nonce=group.remote.nonce,
         capacity=group.agent.capacity(),
+        wall_ms=group.agent.clock.wall_ms(),
     )
     said = beat_bytes(beat, group.id, group.agent.keys)
     return seal_group(said, key, AAD + generation.to_bytes(4, "big"), group.agent.entropy)

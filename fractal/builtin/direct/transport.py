@@ -12,8 +12,8 @@ from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 from fractal.api.context import Context
-from fractal.api.errors import BackendError, Misconfigured
-from fractal.api.transport import Certificate, Link, LocalRoute, Peer, Target, Transport
+from fractal.api.errors import BackendError, Misconfigured, NotSupported
+from fractal.api.transport import Certificate, Link, LocalRoute, Peer, RouteKind, Target, Transport
 from fractal.builtin.direct.certificate import make_certificate
 from fractal.builtin.direct.config import DirectConfig
 from fractal.builtin.direct.device import Device
@@ -25,10 +25,13 @@ _ATTEMPTS = 20
 
 
 class DirectTransport:
-    """Satisfies `fractal.api.transport.Transport` and `SupportsCertificates`."""
+    """Satisfies `fractal.api.transport.Transport`, `SupportsCertificates` and `SupportsProbe`."""
 
-    def __init__(self, context: Context, contact: Contact, device: Device, gateway: Gateway) -> None:
+    def __init__(
+        self, context: Context, config: DirectConfig, contact: Contact, device: Device, gateway: Gateway
+    ) -> None:
         self._context = context
+        self._config = config
         self._contact = contact
         self._device = device
         self._gateway = gateway
@@ -65,6 +68,25 @@ class DirectTransport:
         health = [*self._gateway.health.values(), *self._device.health.values()]
         return [item.link(now) for item in sorted(health, key=lambda item: item.device)]
 
+    async def probe(self, name: str, kind: RouteKind) -> None:
+        """As `SupportsProbe.probe`: a TLS handshake through our own public port. Trust is the client's business, not ours."""
+        port = self._config.https_port
+        if kind is not RouteKind.HTTPS or not port:
+            raise NotSupported(f"direct transport: no public port here to try {name} at")
+        import ssl
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        host = self._config.listen
+        any_host = {str(ipaddress.IPv4Address(0)): "127.0.0.1", str(ipaddress.IPv6Address(0)): "::1"}
+        try:
+            _, writer = await asyncio.open_connection(
+                any_host.get(host, host), port, ssl=context, server_hostname=name
+            )
+        except (OSError, ssl.SSLError) as error:
+            raise BackendError(f"{name} at port {port}: {error}", retryable=True) from error
+        writer.transport.abort()
+
 
 @asynccontextmanager
 async def open_direct(context: Context, config: DirectConfig) -> AsyncIterator[Transport]:
@@ -81,7 +103,7 @@ async def open_direct(context: Context, config: DirectConfig) -> AsyncIterator[T
     try:
         await device.open(stream, datagram)
         gateway.open()
-        yield DirectTransport(context, contact, device, gateway)
+        yield DirectTransport(context, config, contact, device, gateway)
     finally:
         await gateway.close()
         await device.close()

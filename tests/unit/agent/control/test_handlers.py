@@ -35,6 +35,7 @@ from fractal.agent.control.names import UnknownName
 from fractal.agent.control.params import parse_params
 from fractal.agent.control.progress import Silent
 from fractal.agent.pulse import Pulse
+from fractal.agent.walk import Break
 from fractal.api.errors import BackendError, Conflict, Denied, InvalidInput, NotFound, NotInstalled
 from fractal.api.store import Store
 from fractal.api.transport import Link
@@ -52,6 +53,9 @@ class Group:
         self.agent = agent
         self.journal = journal
         self.pulse = Pulse()
+
+    async def walk(self, route: str) -> list[Break]:
+        return [Break(f"{route} is led into the void", "Walk with whole agents.")]
 
     def status(self) -> dict[str, Any]:
         state = self.journal.state
