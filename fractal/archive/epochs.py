@@ -6,7 +6,7 @@ reader concludes from it depends only on the log.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -16,10 +16,22 @@ from fractal.api.errors import BackendError, Conflict, Corrupt, ExitCode, Invali
 from fractal.api.plain import from_plain, to_plain
 from fractal.api.store import Store
 from fractal.archive import layout
-from fractal.archive.sealed import GroupKey, SignKeyOf, create, open_statement, read_small, seal_statement
+from fractal.archive.sealed import (
+    GroupKey,
+    SignKeyOf,
+    create,
+    listed,
+    open_statement,
+    read_small,
+    seal_statement,
+)
 from fractal.core.chain import EMPTY
 from fractal.core.model import Point, Timers
 from fractal.crypto.keys import DeviceKeys
+
+MAX_LEAP = 1_000
+"""Epochs by which one may be above all that are known: `core.fold_lease.MAX_LEAP`, so that each can be announced."""
+MAX_LISTED = 1_000_000
 
 
 class Rollback(BackendError):
@@ -89,8 +101,9 @@ class Epochs:
         entropy: Entropy,
         notes: Notes | None = None,
         name: str = "",
+        announced: Callable[[str], int] = lambda _: 0,
     ) -> None:
-        """`sign_key_of` also knows removed devices. With `notes`, what was listed is remembered across restarts under
+        """`announced` gives the highest epoch of an app that the log tells of. `sign_key_of` also knows removed devices. With `notes`, what was listed is remembered across restarts under
         `name`, the store's id.
         """
         self._group = group
@@ -100,6 +113,7 @@ class Epochs:
         self._sign_key_of = sign_key_of
         self._clock = clock
         self._entropy = entropy
+        self._announced = announced
         self._notes = notes
         self._note = f"archive/{group}/epochs/{name}"
         self._raw: dict[tuple[str, int], bytes] = {}
@@ -114,21 +128,25 @@ class Epochs:
 
         Raises Rollback if it lacks what an earlier one showed, BackendError; both mean that nothing is proved.
         """
-        listed: set[tuple[str, int]] = set()
-        async for info in self._store.list(layout.epochs_prefix(self._group)):
-            key = layout.parse_epoch_key(self._group, info.key)
+        shown: set[tuple[str, int]] = set()
+        async for name in listed(self._store, layout.epochs_prefix(self._group), MAX_LISTED):
+            key = layout.parse_epoch_key(self._group, name)
             if key is not None and not key.base:
-                listed.add((key.app, key.epoch))
-        self._refuse_rollback(listed)
-        # What is not valid is read again each time: the log may have told more, or the store have been mended.
-        for app, epoch in sorted(listed - set(self._parsed)):
-            self._raw[app, epoch] = await self._read(layout.epoch_key(self._group, app, epoch))
+                shown.add((key.app, key.epoch))
+        self._refuse_rollback(shown)
         result: dict[str, dict[int, EpochRecord]] = {}
-        for app, epoch in sorted(listed):
+        for app, epoch in sorted(shown):
             known = result.setdefault(app, {})
+            last = max(known, default=0)
+            # Ours are created without gaps, but for what was announced and is not there. Without this a member, or a removed
+            # device with old credentials, could use up all numbers, or stop an app with one that nobody can announce.
+            if epoch > max(last, self._announced(app)) + MAX_LEAP:
+                continue
+            if (app, epoch) not in self._parsed:
+                # What is not valid is read again each time: the log may have told more, or the store have been mended.
+                self._raw[app, epoch] = await self._read(layout.epoch_key(self._group, app, epoch))
             record = self._parse(app, epoch)
-            # Ours are created without gaps. Without this a removed device with old credentials could use up all numbers.
-            if not record.burnt or epoch == max(known, default=0) + 1:
+            if not record.burnt or epoch == last + 1:
                 known[epoch] = record
         self._remember({(app, epoch) for app, known in result.items() for epoch in known})
         return result

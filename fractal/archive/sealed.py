@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from fractal.api.canonical import Value, decode, encode, pack, unpack
 from fractal.api.context import Clock, Entropy
-from fractal.api.errors import Ambiguous, Conflict, Corrupt, FractalError, InvalidInput
+from fractal.api.errors import Ambiguous, BackendError, Conflict, Corrupt, FractalError, InvalidInput
 from fractal.api.store import Store
 from fractal.crypto.keys import DeviceKeys, statement, verify
 from fractal.crypto.seal import open_group, seal_group
@@ -102,6 +102,16 @@ async def read_small(store: Store, key: str) -> bytes:
         if size > LIMIT:
             raise Corrupt(f"{key}: larger than {LIMIT} bytes")
     return b"".join(parts)
+
+
+async def listed(store: Store, prefix: str, limit: int) -> AsyncIterator[str]:
+    """The names in the store that begin so. Raises BackendError beyond `limit` of them: a store may make names up for ever."""
+    count = 0
+    async for info in store.list(prefix):
+        count += 1
+        if count > limit:
+            raise BackendError(f"the store lists more than {limit} objects below {prefix}: check the store")
+        yield info.key
 
 
 async def create(

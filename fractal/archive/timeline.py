@@ -12,10 +12,14 @@ from fractal.api.store import Store
 from fractal.archive import layout
 from fractal.archive.epochs import Notes, Rollback
 from fractal.archive.records import KIND, Record, record_of
-from fractal.archive.sealed import GroupKey, SignKeyOf, open_statement, read_small
+from fractal.archive.sealed import GroupKey, SignKeyOf, listed, open_statement, read_small
 from fractal.core.chain import branches, main_line
 from fractal.core.model import Point
 
+MAX_GAPS = 1000
+"""Missing numbers that are told."""
+MAX_LISTED = 4_000_000
+"""Records of an app that are looked at: seven years of one a minute."""
 FETCHES = 8
 """Records fetched at once."""
 
@@ -122,16 +126,16 @@ class Records:
 
     async def timeline(self, *, strict: bool = True) -> Timeline:
         """By a listing sent now. Raises Rollback if a record that was seen before is missing (if `strict`), BackendError."""
-        listed = await self._list(layout.records_prefixes(self._group, self._app))
-        timeline = self._judge(listed)
+        points = await self._list(layout.records_prefixes(self._group, self._app))
+        timeline = self._judge(points)
         if strict:
             self._refuse_rollback(timeline.records)
         return timeline
 
     async def end_of(self, epoch: int) -> tuple[int, Timeline]:
         """The number that the next record of an epoch takes, and its records; bears with a store that lost some."""
-        listed = await self._list([layout.epoch_records_prefix(self._group, self._app, epoch)])
-        timeline = self._judge(listed)
+        points = await self._list([layout.epoch_records_prefix(self._group, self._app, epoch)])
+        timeline = self._judge(points)
         newest = timeline.newest(epoch)
         number = max(self._highest(epoch), newest.number if newest else 0) + 1
         while Point(epoch=epoch, number=number) in timeline.burnt:
@@ -159,9 +163,10 @@ class Records:
     async def _list(self, prefixes: Iterable[str]) -> list[Point]:
         found: list[Point] = []
         for prefix in prefixes:
-            keys = [info.key async for info in self._store.list(prefix)]
-            points = (layout.parse_record_key(self._group, self._app, key) for key in keys)
-            found.extend(point for point in points if point is not None)
+            async for key in listed(self._store, prefix, MAX_LISTED):
+                point = layout.parse_record_key(self._group, self._app, key)
+                if point is not None:
+                    found.append(point)
         await self._fetch([p for p in found if p not in self._known])
         return sorted(found)
 
@@ -233,8 +238,17 @@ class Records:
 
 
 def _gaps(records: Mapping[Point, Record], burnt: Mapping[Point, str]) -> tuple[Point, ...]:
+    """The first few of them: a hostile writer may have left 10^14 numbers out."""
     newest: dict[int, int] = {}
     for point in records:
         newest[point.epoch] = max(newest.get(point.epoch, 0), point.number)
-    every = (Point(epoch=e, number=n) for e, last in sorted(newest.items()) for n in range(1, last))
-    return tuple(p for p in every if p not in records and p not in burnt)
+    standing = sorted({*records, *(p for p in burnt if p.number < newest.get(p.epoch, 0))})
+    found: list[Point] = []
+    epoch, expected = 0, 1
+    for point in standing:
+        if point.epoch != epoch:
+            epoch, expected = point.epoch, 1
+        missing = range(expected, min(point.number, expected + MAX_GAPS - len(found)))
+        found.extend(Point(epoch=epoch, number=number) for number in missing)
+        expected = point.number + 1
+    return tuple(found)

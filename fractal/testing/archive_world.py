@@ -202,6 +202,8 @@ class Device:
         self.spool = world.folder / name
         self.names: dict[Point, str] = {}
         self.reads = True
+        self.announced = 0
+        """Highest epoch of which the group's log tells."""
         self.archive = self.restart()
         self.epochs = self.open_epochs()
 
@@ -240,6 +242,7 @@ class Device:
             entropy=self.entropy,
             notes=self.notes,
             name="store",
+            announced=lambda _: self.announced,
         )
         return self.epochs
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from fractal.agent.journal import Stale
 from fractal.api.errors import BackendError, Conflict
 from fractal.core.entries import Answered, Challenged, Found, Took
+from fractal.core.fold_lease import MAX_LEAP
 from fractal.core.lease import (
     Take,
     check_timers,
@@ -101,7 +102,11 @@ async def _announce_found(group: GroupAgent, unannounced: dict[tuple[str, int], 
             continue
         since = unannounced.setdefault((app.id, highest), now)
         if now - since >= FOUND_AFTER and store is not None:
-            await _found(group, app, highest, store.listed[app.id][highest].owner)
+            # In steps that the fold takes: a hostile device may have left thousands out.
+            listed = store.listed[app.id]
+            epoch = max((e for e in listed if app.epoch < e <= app.epoch + MAX_LEAP), default=0)
+            if epoch:
+                await _found(group, app, epoch, listed[epoch].owner)
 
 
 async def _found(group: GroupAgent, app: App, epoch: int, owner: str) -> None:

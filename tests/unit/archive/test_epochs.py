@@ -7,10 +7,11 @@ import asyncio
 import pytest
 
 from fractal.api.errors import BackendError, Conflict, Corrupt, InvalidInput
-from fractal.archive.epochs import Rollback
+from fractal.archive.epochs import MAX_LEAP, Rollback
+from fractal.archive.sealed import seal_statement
 from fractal.core.chain import EMPTY
 from fractal.core.model import Point, Timers
-from fractal.testing.archive_world import APP, GROUP, World
+from fractal.testing.archive_world import APP, GROUP, Device, World
 
 TIMERS = Timers()
 
@@ -70,6 +71,51 @@ async def test_an_own_epoch_that_was_forgotten_is_taken_with_the_wait_from_now(w
     again = await attic.epochs.create(APP, 1, TIMERS)
     assert again == first
     assert again.acknowledged == world.clock.now
+
+
+def signed(device: Device, epoch: int) -> bytes:
+    """A valid epoch object out of a device of the group, whatever its number."""
+    body = {"app": APP, "epoch": epoch, "proof": TIMERS.proof, "margin": TIMERS.margin}
+    return seal_statement(
+        "archive-epoch",
+        key(epoch),
+        body,
+        keys=device.keys,
+        group_key=device.world.group_key,
+        entropy=device.entropy,
+    )
+
+
+async def test_a_device_of_the_group_cannot_stop_an_app_with_an_epoch_out_of_reach(world: World) -> None:
+    """Nobody could announce it, so nobody could run the app or take it over, for ever."""
+    attic, den = world.device("Attic"), world.device("Den")
+    await attic.epochs.create(APP, 1, TIMERS)
+    for epoch in (MAX_LEAP + 2, 10**15 - 1):
+        world.objects[key(epoch)] = signed(den, epoch)
+    assert sorted((await attic.epochs.listing())[APP]) == [1]
+    assert (await attic.epochs.create(APP, 2, TIMERS)).epoch == 2
+    # Within reach it counts, as it may be the lock: the fold burns it if its owner may not host the app.
+    world.objects[key(MAX_LEAP)] = signed(den, MAX_LEAP)
+    assert sorted((await attic.epochs.listing())[APP]) == [1, 2, MAX_LEAP, MAX_LEAP + 2]
+
+
+async def test_epochs_above_a_gap_that_was_announced_are_seen(world: World) -> None:
+    attic = world.device("Attic")
+    await attic.epochs.create(APP, 1, TIMERS)
+    await attic.epochs.create(APP, 3 * MAX_LEAP, TIMERS)
+    attic.announced = 3 * MAX_LEAP - 1
+    attic.open_epochs()
+    assert sorted((await attic.epochs.listing())[APP]) == [1, 3 * MAX_LEAP]
+
+
+async def test_a_store_that_lists_without_end_is_given_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fractal.archive.epochs.MAX_LISTED", 10)
+    for number in range(11):
+        world.objects[f"{GROUP}/epoch/{APP}/x{number}"] = b""
+    with pytest.raises(BackendError, match="more than 10"):
+        await world.device("Attic").epochs.listing()
 
 
 async def test_garbage_burns_a_number_and_no_more(world: World) -> None:

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fractal.api.errors import Corrupt, FractalError
+from fractal.api.errors import BackendError, Corrupt, FractalError
 from fractal.api.plain import to_plain
 from fractal.archive import spool
 from fractal.archive.epochs import Rollback
 from fractal.archive.records import object_header
 from fractal.archive.sealed import seal_statement
+from fractal.archive.timeline import MAX_GAPS
 from fractal.core.model import Point
 from fractal.crypto.keys import DeviceKeys, unseal_with
 from fractal.crypto.stream import MAGIC, ObjectReader, ObjectSeal, Raw, RawHash
@@ -166,6 +167,32 @@ async def test_a_member_cannot_sign_for_another_device(world: World) -> None:
     timeline = await world.device("Kitchen").archive.timeline()
     assert timeline.points == (one,)
     assert "the signature is not that of" in timeline.burnt[Point(epoch=1, number=2)]
+
+
+async def test_a_record_with_a_giant_number_costs_no_time(world: World) -> None:
+    """Whoever may write into the store may leave 10^14 numbers out: they are not counted one by one."""
+    attic, den = world.device("Attic"), world.device("Den")
+    one = await attic.save(1, "t-1", {"a": b"1"}, None)
+    body = to_plain((await attic.archive.timeline()).record(one).body)
+    for number in (5, 10**14):
+        key = f"{GROUP}/{APP}/7/record/{number}"
+        world.objects[key] = seal_statement(
+            "archive-record", key, body, keys=den.keys, group_key=world.group_key, entropy=den.entropy
+        )
+    timeline = await world.device("Kitchen").archive.timeline()
+    assert len(timeline.points) == 3
+    assert timeline.gaps[:4] == tuple(Point(epoch=7, number=n) for n in (1, 2, 3, 4))
+    assert len(timeline.gaps) == MAX_GAPS
+
+
+async def test_a_store_that_lists_records_without_end_is_given_up(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fractal.archive.timeline.MAX_LISTED", 10)
+    for number in range(11):
+        world.objects[f"{GROUP}/{APP}/1/x/{number}"] = b""
+    with pytest.raises(BackendError, match="more than 10"):
+        await world.device("Attic").archive.timeline()
 
 
 async def test_numbers_used_up_by_garbage_block_nobody(world: World) -> None:
