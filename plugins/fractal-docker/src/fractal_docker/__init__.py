@@ -1,0 +1,1 @@
+"""The `docker` runtime: an app's services as containers of a Docker engine."""

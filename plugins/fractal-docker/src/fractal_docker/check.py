@@ -1,0 +1,69 @@
+"""What of a manifest this runtime cannot honour. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from fractal.api.app import AppSpec, ServiceSpec
+from fractal.api.runtime import Refusal
+from fractal_docker.config import DockerConfig
+from fractal_docker.containers import SECRET_USE, bad_target
+from fractal_docker.options import settings
+
+SIGNAL = re.compile(r"SIG[A-Z0-9+-]{2,12}|\d{1,2}")
+
+
+def refusals(spec: AppSpec, config: DockerConfig) -> Iterator[Refusal]:
+    """Every obstacle, by service and key."""
+    for service in spec.services:
+        if not service.image:
+            yield Refusal(service.name, "image", "has none; this runtime runs images only: use `process`")
+            continue
+        yield from _service(service, config)
+
+
+def _service(service: ServiceSpec, config: DockerConfig) -> Iterator[Refusal]:
+    for key, option in service.options.items():
+        try:
+            settings({key: option}, frozenset(config.capabilities))
+        except ValueError as error:
+            yield Refusal(service.name, key, str(error).removeprefix(f"{key}: "))
+    for port in service.ports:
+        if not 1 <= port.container <= 65535:
+            yield Refusal(service.name, f"ports.{port.name}", "needs the number that the service listens on")
+    targets = [mount.target for mount in service.mounts]
+    for target in targets:
+        if bad_target(target) or targets.count(target) > 1:
+            yield Refusal(
+                service.name, "volumes", f"nothing can be mounted at {target[:80]!r}, or only one thing"
+            )
+    yield from _secrets(service)
+    if service.health is not None and not service.health.test and _probe_port(service) == "":
+        yield Refusal(service.name, "health", "needs a TCP port")
+    if not SIGNAL.fullmatch(service.stop_signal):
+        yield Refusal(service.name, "stop_signal", f"{service.stop_signal!r} cannot be sent")
+
+
+def _secrets(service: ServiceSpec) -> Iterator[Refusal]:
+    health = service.health.test if service.health is not None else ()
+    for key, words in (
+        ("command", service.argv),
+        ("entrypoint", service.entrypoint),
+        ("healthcheck", health),
+    ):
+        for name in SECRET_USE.findall("\0".join(words)):
+            yield Refusal(
+                service.name, key, f"secret {name!r} would be seen in `ps`; pass it in `environment`"
+            )
+    for name in {name for text in service.env.values() for name in SECRET_USE.findall(text)}:
+        if name not in service.secrets:
+            yield Refusal(
+                service.name, "environment", f"{{secret.{name}}} names nothing that this service has"
+            )
+
+
+def _probe_port(service: ServiceSpec) -> str:
+    assert service.health is not None
+    names = [port.name for port in service.ports if port.protocol == "tcp"]
+    return next((name for name in names if not service.health.port or name == service.health.port), "")

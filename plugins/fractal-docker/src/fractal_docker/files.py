@@ -1,0 +1,43 @@
+"""Folders of a run on this device: its volumes, and its secrets as files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from fractal.api.app import AppRun
+from fractal.api.errors import BackendError
+
+
+def make_volumes(run: AppRun) -> None:
+    """Make what is missing. An app writes what it likes below its volumes, but never leads the runtime out of them."""
+    for volume in run.spec.volumes:
+        path = run.volume_root / volume
+        try:
+            if path.is_symlink() or (path.exists() and not path.is_dir()):
+                raise BackendError(f"{path}: volume {volume!r} is not a folder")
+            if not path.exists():
+                path.mkdir()
+                path.chmod(0o755)  # services run as users of their own
+        except OSError as error:
+            raise BackendError(f"{path}: {error.strerror}", retryable=True) from error
+
+
+def write_secrets(folder: Path, secrets: Mapping[str, str]) -> Path | None:
+    """Files for /run/secrets, readable inside by any user; the folder above keeps everybody else out."""
+    if not secrets:
+        return None
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
+    for name, text in secrets.items():
+        descriptor = os.open(
+            folder / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
+        )
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        (folder / name).chmod(0o444)
+    return folder

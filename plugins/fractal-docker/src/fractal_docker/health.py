@@ -1,0 +1,130 @@
+"""Health of containers: what the engine's own check says, and probes of ours over the run's network.
+
+Probes go to the container's own address: at the published port the engine's proxy would accept a connection that nobody
+inside listens for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from fractal.api.app import HealthSpec
+from fractal.api.errors import BackendError
+from fractal.api.runtime import Health
+from fractal_docker.labels import Container
+
+START_INTERVAL = 0.25
+"""Seconds between probes until the first good one: this is what a person waits for."""
+EXEC_INTERVAL = 1.0
+"""The same for commands, which cost more."""
+Test = Callable[[Container, Sequence[str], float], Awaitable[bool]]
+"""Runs a command in a container; whether it exited with 0."""
+
+
+@dataclass(slots=True)
+class Watch:
+    """What our probes found of one start of one container."""
+
+    spec: HealthSpec
+    started: float
+    """CLOCK_BOOTTIME when we first saw it run."""
+    health: Health = Health.STARTING
+    failures: int = 0
+    detail: str = ""
+    last: float = float("-inf")
+    """CLOCK_BOOTTIME of the last probe's begin."""
+    task: asyncio.Task[None] | None = None
+
+    def due(self, now: float) -> bool:
+        """Whether a probe should begin. Commands are the engine's to repeat; ours only shortens the wait for the first."""
+        starting = self.health is Health.STARTING
+        if self.spec.test and not starting:
+            return False
+        quick = EXEC_INTERVAL if self.spec.test else START_INTERVAL
+        interval = min(self.spec.interval, quick) if starting else self.spec.interval
+        return self.task is None and now - self.last >= interval
+
+    def begin(self, now: float, container: Container, test: Test) -> asyncio.Task[None]:
+        """Begin a probe. Its outcome is in `health` when the task is done."""
+        self.last = now
+        self.task = asyncio.create_task(self._probe(now, container, test))
+        return self.task
+
+    async def stop(self) -> None:
+        """Cancel a probe that is under way."""
+        if self.task is not None:
+            self.task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self.task
+
+    async def _probe(self, now: float, container: Container, test: Test) -> None:
+        try:
+            async with asyncio.timeout(self.spec.timeout):
+                if self.spec.test:
+                    good = await test(container, self.spec.test, self.spec.timeout)
+                    detail = "health command failed"
+                else:
+                    good, detail = await _connect(container, self.spec)
+        except (OSError, TimeoutError, BackendError) as error:
+            good, detail = False, str(error) or "no answer in time"
+        finally:
+            self.task = None
+        self.judge(now, good=good, detail=detail)
+
+    def judge(self, now: float, *, good: bool, detail: str) -> None:
+        """Take in the outcome of a probe begun at `now`."""
+        if good:
+            self.health, self.failures, self.detail = Health.HEALTHY, 0, ""
+            return
+        self.detail = detail
+        if self.spec.test or (self.health is Health.STARTING and now - self.started < self.spec.start_period):
+            return
+        self.failures += 1
+        if self.failures >= self.spec.retries:
+            self.health = Health.UNHEALTHY
+
+
+def judged(container: Container, watch: Watch | None) -> tuple[Health, str]:
+    """A running container's health, and why."""
+    if watch is not None and not watch.spec.test:
+        return watch.health, watch.detail
+    engine = container.state.get("Health") or {}
+    status = engine.get("Status", "none")
+    if status == "unhealthy":
+        entries = engine.get("Log") or [{}]
+        return Health.UNHEALTHY, str(entries[-1].get("Output", "")).strip()[-300:]
+    if status == "starting":
+        good = watch is not None and watch.health is Health.HEALTHY
+        return (Health.HEALTHY if good else Health.STARTING), ("" if watch is None else watch.detail)
+    return Health.HEALTHY, ""
+
+
+async def _connect(container: Container, spec: HealthSpec) -> tuple[bool, str]:
+    ports = [port for name, port in container.ports.items() if not spec.port or name == spec.port]
+    number = next((int(port.partition("/")[0]) for port in ports if port.endswith("/tcp")), 0)
+    if not container.address or not number:
+        return False, "has no address yet"
+    reader, writer = await asyncio.open_connection(container.address, number, limit=1 << 14)
+    try:
+        if not spec.http:
+            return True, ""
+        host = f"{container.address}:{number}"
+        request = (
+            f"GET {spec.http} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nUser-Agent: homeserver\r\n\r\n"
+        )
+        writer.write(request.encode("ascii", "replace"))
+        await writer.drain()
+        try:
+            line = (await reader.readline()).decode("latin-1").split(None, 2)
+        except ValueError:
+            return False, "answer is not HTTP"
+        if len(line) < 2 or not line[0].startswith("HTTP/") or not line[1].isdigit():
+            return False, "answer is not HTTP"
+        return int(line[1]) < 500, f"GET {spec.http}: status {line[1]}"
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()

@@ -1,0 +1,37 @@
+"""What the plugin offers. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractAsyncContextManager
+
+from fractal.api.backend import Probe
+from fractal.api.context import Context
+from fractal.api.runtime import Runtime, RuntimeBackend, RuntimeOffer
+from fractal.hookspecs import hookimpl
+from fractal_docker.config import DockerConfig
+
+
+@hookimpl
+def fractal_runtimes() -> Iterable[RuntimeOffer]:
+    """`docker`."""
+    yield RuntimeBackend(
+        name="docker",
+        summary="Apps as containers of a Docker engine on this device.",
+        config=DockerConfig,
+        open=_open,
+        probe=_probe,
+        capabilities=frozenset({"SupportsImages"}),
+    )
+
+
+def _open(context: Context, config: DockerConfig) -> AbstractAsyncContextManager[Runtime]:
+    from fractal_docker.runtime import open_docker
+
+    return open_docker(context, config)
+
+
+async def _probe(config: DockerConfig) -> Probe:
+    from fractal_docker.engine import probe
+
+    return await probe(config)

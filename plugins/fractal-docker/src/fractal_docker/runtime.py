@@ -1,0 +1,475 @@
+"""The runtime itself. What it knows it reads from the engine's labels and the cgroups, so nothing is lost with the agent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import shutil
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fractal.api.app import AppRun, AppSpec
+from fractal.api.context import Context
+from fractal.api.errors import BackendError, NotFound
+from fractal.api.runtime import ExecResult, Freezable, Health, Refusal, RunStatus, ServiceStatus
+from fractal_docker.cgroup import RunCgroup
+from fractal_docker.check import refusals
+from fractal_docker.commands import execute
+from fractal_docker.config import DockerConfig
+from fractal_docker.containers import Place
+from fractal_docker.engine import Engine, open_engine
+from fractal_docker.health import Watch, judged
+from fractal_docker.images import Images
+from fractal_docker.labels import APP, BOOT, DEVICE, EPOCH, GROUP, RUN, Container, run_name
+from fractal_docker.starting import COMPLETION, POLL, History, Start
+from fractal_docker.streams import frames, request
+
+KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
+CHECK_WAIT = 0.5
+"""Seconds for which `observe` waits for probes; slower ones are in the next answer."""
+DYING = 10.0
+"""Seconds within which what was sent SIGKILL must be gone."""
+STEP = 0.01
+LAST_LINE = 300
+
+
+class DockerRuntime:
+    """See `fractal.api.runtime.Runtime` and `SupportsImages`."""
+
+    def __init__(self, context: Context, config: DockerConfig, engine: Engine) -> None:
+        self._context = context
+        self._config = config
+        self._engine = engine
+        self._images = Images(engine, config)
+        self._boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._ends: defaultdict[str, int] = defaultdict(int)
+        """How often each run was stopped or killed: a start that began before starts nothing after."""
+        self._changes: defaultdict[str, set[asyncio.Future[Any]]] = defaultdict(set)
+        """Requests on their way that may make or start something, by run."""
+        self._histories: defaultdict[str, defaultdict[str, History]] = defaultdict(
+            lambda: defaultdict(History)
+        )
+        self._watches: dict[tuple[str, str], Watch] = {}
+
+    async def close(self) -> None:
+        """Stop looking; containers run on."""
+        for watch in list(self._watches.values()):
+            await watch.stop()
+        self._watches.clear()
+        for change in [c for changes in self._changes.values() for c in changes]:
+            change.cancel()
+
+    # -- what can run
+
+    def check(self, spec: AppSpec) -> Sequence[Refusal]:
+        """As `Runtime.check`."""
+        return list(refusals(spec, self._config))
+
+    async def freezable(self, run: AppRun) -> Freezable:
+        """A cgroup that is there before any container is: what the guard freezes now, containers are born into."""
+        cgroup = self._cgroup(run.key)
+        try:
+            cgroup.make()
+        except OSError as error:
+            raise BackendError(f"{cgroup.outer}: {error.strerror}; may the agent make cgroups?") from error
+        return Freezable(run=run.key, cgroup=cgroup.outer)
+
+    # -- images
+
+    async def image_digest(self, image: str) -> str:
+        """As `SupportsImages.image_digest`."""
+        return await self._images.digest(image)
+
+    async def save_image(self, image: str) -> AsyncIterator[bytes]:
+        """As `SupportsImages.save_image`."""
+        async for chunk in self._images.save(image):
+            yield chunk
+
+    async def load_image(self, image: str, chunks: AsyncIterator[bytes]) -> str:
+        """As `SupportsImages.load_image`."""
+        return await self._images.load(image, chunks)
+
+    # -- starting and ending
+
+    async def prepare(self, run: AppRun) -> None:
+        """Pull what images are not here."""
+        self._refuse(run)
+        for image in dict.fromkeys(service.image for service in run.spec.services):
+            await self._images.bring(image)
+
+    async def start(self, run: AppRun) -> None:
+        """Start what does not run; called again for a run that lost services, it applies their restart policies."""
+        self._refuse(run)
+        key, cgroup = run.key, self._cgroup(run.key)
+        ends = self._ends[key]
+        async with self._locks[key]:
+            await self._clear_ended(key)
+            cgroup.thaw()  # held since a kill; what the guard froze stays
+            start = Start(
+                context=self._context,
+                engine=self._engine,
+                change=self._change,
+                images=self._images,
+                run=run,
+                place=Place(
+                    device=self._context.device,
+                    boot=self._boot,
+                    cgroup=cgroup,
+                    network=self._network(key),
+                    config=self._config,
+                ),
+                secrets=self._folder("secrets", key),
+                histories=self._histories[key],
+                containers=lambda: self._containers(key),
+                until_healthy=lambda name, needed_by: self._until_healthy(key, name, needed_by),
+                overtaken=lambda: self._ends[key] != ends,
+            )
+            await start.everything()
+
+    async def _clear_ended(self, key: str) -> None:
+        """Remove containers that were ended on purpose or by a reboot: the run starts anew, whatever its policies."""
+        mark = self._folder("ended", key)
+        for container in await self._containers(key):
+            if mark.exists() or (not container.running and container.labels.get(BOOT) != self._boot):
+                await self._remove_container(container)
+        if mark.exists():
+            self._histories.pop(key, None)
+            mark.unlink(missing_ok=True)
+
+    async def stop(self, key: str) -> None:
+        """In reverse order: stop signal, grace, SIGKILL. A frozen run is killed frozen."""
+        self._mark_ended(key)
+        async with self._locks[key]:
+            cgroup = self._cgroup(key)
+            containers = await self._containers(key)
+            if not cgroup.frozen():
+                cgroup.thaw()
+                for container in sorted(containers, key=lambda c: c.order, reverse=True):
+                    await self._stop_container(cgroup, container)
+            await self._end(key)
+
+    async def _stop_container(self, cgroup: RunCgroup, container: Container) -> None:
+        if not container.running:
+            return
+        api, what = self._engine.api, f"{container.key}: service {container.service}"
+        signal = container.raw["Config"].get("StopSignal") or "SIGTERM"
+        clock = self._context.clock
+        try:
+            await self._engine(what, api.kill, container.id, signal)
+        except BackendError as error:
+            if await self._runs(container.id):
+                raise BackendError(f"{what}: {signal} cannot be sent: {error}", retryable=True) from error
+            return
+        end = clock.boottime() + container.grace
+        while clock.boottime() < end:
+            if cgroup.frozen() or not await self._runs(container.id):
+                return
+            await clock.sleep(POLL)
+        with contextlib.suppress(BackendError):  # it ended at the last moment; if not, `_end` sees to it
+            await self._engine(what, api.kill, container.id, "SIGKILL")
+
+    async def _runs(self, identity: str) -> bool:
+        try:
+            found = await self._engine("looking", self._engine.api.inspect_container, identity)
+        except NotFound:
+            return False
+        return Container(found).running
+
+    async def kill(self, key: str) -> None:
+        """As `Runtime.kill`: by cgroup first, so that neither a hung engine nor a `start` under way holds it up."""
+        self._mark_ended(key)
+        await self._end(key)
+
+    async def _end(self, key: str) -> None:
+        await self._strike(key)
+        if changes := set(self._changes[key]):
+            await asyncio.wait(changes, timeout=self._engine.timeout)
+        clock = self._context.clock
+        end = clock.boottime() + DYING
+        try:
+            while any(c.running for c in await self._containers(key)):
+                await self._strike(key)
+                if clock.boottime() >= end:
+                    raise BackendError(
+                        f"{key}: killed, but the engine says that it runs; restart the engine", retryable=True
+                    )
+                await clock.sleep(POLL)
+        except BackendError as error:
+            if self._cgroup(key).pids():
+                raise
+            # Nothing is alive, and the cgroup stays frozen: what the engine still may start stands still.
+            self._context.logger.warning("%s: killed without the engine: %s", key, error)
+
+    async def _strike(self, key: str) -> None:
+        """SIGKILL until nothing is left, with the cgroup frozen afterwards."""
+        cgroup, clock = self._cgroup(key), self._context.clock
+        outer = cgroup.frozen()
+        end = clock.boottime() + DYING
+        try:
+            while not cgroup.strike():
+                for _ in range(20):
+                    await clock.sleep(STEP)
+                    if not cgroup.pids():
+                        break
+                cgroup.hold(outer=outer)
+                if cgroup.pids() and clock.boottime() >= end:
+                    raise BackendError(
+                        f"{key}: processes {cgroup.pids()[:5]} outlive SIGKILL (a disk that does not answer?)",
+                        retryable=True,
+                    )
+        except OSError as error:
+            raise BackendError(f"{cgroup.outer}: {error.strerror}; may the agent change cgroups?") from error
+
+    def _mark_ended(self, key: str) -> None:
+        self._cgroup(key)  # refuses what names no run
+        self._ends[key] += 1
+        self._mark("ended", key)
+
+    def _mark(self, kind: str, key: str) -> None:
+        mark = self._folder(kind, key)
+        mark.parent.mkdir(mode=0o700, exist_ok=True)
+        mark.touch()
+
+    async def remove(self, key: str) -> None:
+        """Remove containers, network, secrets and cgroups of a run. One that runs is refused."""
+        cgroup = self._cgroup(key)
+        async with self._locks[key]:
+            if cgroup.pids():
+                raise BackendError(f"{key}: still has processes; stop it first", retryable=True)
+            for container in await self._containers(key):
+                await self._remove_container(container)
+            api, network = self._engine.api, self._network(key)
+            for found in await self._engine(f"{key}: network", api.networks, names=[f"^{network}$"]):
+                with contextlib.suppress(NotFound):
+                    await self._engine(f"{key}: network {network}", api.remove_network, found["Id"])
+            shutil.rmtree(self._folder("secrets", key), ignore_errors=True)
+            for kind in ("ended", "paused"):
+                self._folder(kind, key).unlink(missing_ok=True)
+            self._histories.pop(key, None)
+            if not cgroup.remove():
+                raise BackendError(f"{cgroup.outer}: cannot be removed; something entered it", retryable=True)
+
+    async def _remove_container(self, container: Container) -> None:
+        what = f"{container.key}: service {container.service}"
+        with contextlib.suppress(NotFound):
+            await self._change(
+                container.key, what, self._engine.api.remove_container, container.id, v=True, force=True
+            )
+
+    # -- pausing
+
+    async def pause(self, key: str) -> None:
+        """All services at one instant, beside any freeze of the guard's."""
+        cgroup, clock = self._cgroup(key), self._context.clock
+        self._mark("paused", key)
+        end = clock.boottime() + DYING
+        while not cgroup.freeze():
+            if clock.boottime() >= end:
+                await self.unpause(key)
+                raise BackendError(f"{cgroup.inner}: does not come to a halt", retryable=True)
+            await clock.sleep(STEP)
+
+    async def unpause(self, key: str) -> None:
+        """Undo `pause`; a run that was killed meanwhile stays held."""
+        if not self._folder("ended", key).exists():
+            self._cgroup(key).thaw()
+        self._folder("paused", key).unlink(missing_ok=True)
+
+    def unpause_all(self) -> None:
+        """Undo the pauses that a killed agent left."""
+        for mark in sorted((self._context.runtime_dir / "paused").glob("*")):
+            if not (self._context.runtime_dir / "ended" / mark.name).exists():
+                RunCgroup(mark.name).thaw()
+            mark.unlink(missing_ok=True)
+
+    # -- looking
+
+    async def observe(self) -> Sequence[RunStatus]:
+        """Every run with a container, running or not, or with a network; probes health on the way."""
+        api = self._engine.api
+        runs: dict[str, tuple[dict[str, str], list[Container]]] = {}
+        filters = {"label": [f"{DEVICE}={self._context.device}"]}
+        for found in await self._engine("networks", api.networks, filters=filters):
+            labels = found.get("Labels") or {}
+            runs.setdefault(labels.get(RUN, ""), (labels, []))
+        for container in await self._containers():
+            runs.setdefault(container.key, (dict(container.labels), []))[1].append(container)
+        now = self._context.clock.boottime()
+        containers = [c for _, cs in runs.values() for c in cs]
+        tasks = [task for c in containers if (task := self._begin_probe(c, now)) is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=CHECK_WAIT)
+        self._forget_watches(containers)
+        return [
+            await self._run_status(key, labels, containers)
+            for key, (labels, containers) in sorted(runs.items())
+            if key and labels.get(EPOCH, "").isdecimal()
+        ]
+
+    async def _run_status(self, key: str, labels: dict[str, str], containers: list[Container]) -> RunStatus:
+        services = [await self._service_status(c) for c in sorted(containers, key=lambda c: c.order)]
+        return RunStatus(
+            group=labels.get(GROUP, ""),
+            app=labels.get(APP, ""),
+            epoch=int(labels[EPOCH]),
+            services=tuple(services),
+            frozen=self._cgroup(key).frozen(),
+        )
+
+    async def _service_status(self, container: Container) -> ServiceStatus:
+        health, detail = Health.STOPPED, ""
+        if container.running:
+            health, detail = judged(container, self._watches.get(_watch_key(container)))
+        elif container.exit_code or container.state.get("Error"):
+            detail = str(container.state.get("Error") or "") or await self._last_line(container)
+        return ServiceStatus(
+            name=container.service,
+            running=container.running,
+            health=health,
+            restarts=self._histories[container.key][container.service].restarts,
+            exit_code=container.exit_code,
+            detail=detail,
+            endpoints=container.endpoints if container.running else (),
+        )
+
+    async def _last_line(self, container: Container) -> str:
+        try:
+            raw: bytes = await self._engine("logs", self._engine.api.logs, container.id, tail=1)
+        except BackendError:
+            return ""  # a detail, not worth hiding what is known
+        return raw[-LAST_LINE:].decode("utf-8", "replace").strip()
+
+    async def _containers(self, key: str = "") -> list[Container]:
+        """Ours, or those of one run."""
+        labels = [f"{DEVICE}={self._context.device}", *([f"{RUN}={key}"] if key else [])]
+        api = self._engine.api
+        listed = await self._engine("containers", api.containers, all=True, filters={"label": labels})
+        found = []
+        for item in listed:
+            with contextlib.suppress(NotFound):  # removed since
+                found.append(Container(await self._engine("container", api.inspect_container, item["Id"])))
+        return found
+
+    async def logs(
+        self, key: str, service: str, *, tail: int = 100, follow: bool = False
+    ) -> AsyncIterator[bytes]:
+        """As `Runtime.logs`."""
+        container = await self._find(key, service)
+        query = f"stdout=1&stderr=1&follow={int(follow)}&tail={tail or 'all'}"
+        path = f"/containers/{container.id}/logs?{query}"
+        async with request(self._engine.socket, f"{key}: logs of {service}", "GET", path) as (reader, _):
+            async for chunk in frames(reader):
+                yield chunk
+
+    async def exec(
+        self, key: str, service: str, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60.0
+    ) -> ExecResult:
+        """As `Runtime.exec`."""
+        container = await self._find(key, service)
+        if not container.running:
+            raise NotFound(f"{key}: service {service} does not run")
+        return await execute(self._context, self._engine, self._cgroup(key), container, argv, stdin, timeout)
+
+    async def _find(self, key: str, service: str) -> Container:
+        for container in await self._containers(key):
+            if container.service == service:
+                return container
+        raise NotFound(f"{key}: no service {service!r} on this device")
+
+    # -- health
+
+    def _begin_probe(self, container: Container, now: float) -> asyncio.Task[None] | None:
+        spec = container.health
+        if spec is None or not container.running or self._cgroup(container.key).frozen():
+            return None
+        watch = self._watches.setdefault(_watch_key(container), Watch(spec, now))
+        if watch.due(now):
+            watch.begin(now, container, self._test)
+        return watch.task
+
+    async def _test(self, container: Container, argv: Sequence[str], timeout: float) -> bool:
+        # It is given up, and killed, at its own time-out; ours must not come before the check's.
+        cgroup = self._cgroup(container.key)
+        result = await execute(self._context, self._engine, cgroup, container, argv, b"", timeout + 1.0)
+        return result.exit_code == 0
+
+    def _forget_watches(self, containers: Sequence[Container]) -> None:
+        living = {_watch_key(c) for c in containers if c.running}
+        for name, watch in list(self._watches.items()):
+            if name not in living and watch.task is None:
+                del self._watches[name]
+
+    async def _until_healthy(self, key: str, name: str, needed_by: str) -> None:
+        clock = self._context.clock
+        container = await self._find(key, name)
+        spec = container.health
+        limit = (
+            COMPLETION
+            if spec is None
+            else spec.start_period + spec.retries * (spec.interval + spec.timeout) + 5.0
+        )
+        end, ends, status = clock.boottime() + limit, self._ends[key], None
+        while clock.boottime() < end and self._ends[key] == ends:
+            container = await self._find(key, name)
+            if (task := self._begin_probe(container, clock.boottime())) is not None:
+                await asyncio.wait([task], timeout=CHECK_WAIT)
+            status = await self._service_status(container)
+            if status.health is Health.HEALTHY:
+                return
+            if not status.running or status.health is Health.UNHEALTHY:
+                break
+            await clock.sleep(POLL)
+        detail = f": {status.detail}" if status is not None and status.detail else ""
+        raise BackendError(f"{key}: service {needed_by}: {name} did not get healthy{detail}", retryable=True)
+
+    # -- small things
+
+    async def _change(self, key: str, what: str, function: Callable[..., Any], /, *a: Any, **o: Any) -> Any:
+        """A request that changes something. Cancelled, it is left to finish, and the run's end waits for it."""
+        change = asyncio.ensure_future(self._engine(what, function, *a, **o))
+        self._changes[key].add(change)
+        change.add_done_callback(lambda done: self._changed(key, done))
+        return await asyncio.shield(change)
+
+    def _changed(self, key: str, change: asyncio.Future[Any]) -> None:
+        self._changes[key].discard(change)
+        if not change.cancelled():
+            change.exception()  # retrieved: whoever asked may have been cancelled
+
+    def _refuse(self, run: AppRun) -> None:
+        self._cgroup(run.key)
+        if found := self.check(run.spec):
+            text = "; ".join(f"service {r.service}: {r.key}: {r.reason}" for r in found)
+            raise BackendError(f"docker runtime: {run.spec.name}: {text}")
+
+    def _cgroup(self, key: str) -> RunCgroup:
+        if not KEY.fullmatch(key) or ".." in key:
+            raise BackendError(f"docker runtime: {key!r} cannot name a run")
+        return RunCgroup(run_name(self._context.device, key))
+
+    def _network(self, key: str) -> str:
+        return f"fhs-{run_name(self._context.device, key)}"
+
+    def _folder(self, kind: str, key: str) -> Path:
+        return self._context.runtime_dir / kind / run_name(self._context.device, key)
+
+
+def _watch_key(container: Container) -> tuple[str, str]:
+    """One start of one container."""
+    return container.id, str(container.state.get("StartedAt"))
+
+
+@contextlib.asynccontextmanager
+async def open_docker(context: Context, config: DockerConfig) -> AsyncIterator[DockerRuntime]:
+    """The engine need not run yet, nor answer: what hangs or died must still be killed."""
+    async with open_engine(config) as engine:
+        runtime = DockerRuntime(context, config, engine)
+        runtime.unpause_all()
+        try:
+            yield runtime
+        finally:
+            await runtime.close()

@@ -1,0 +1,187 @@
+"""Starting the services of one run: network, containers, dependencies, restarts."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from fractal.api.app import AppRun, ServiceSpec
+from fractal.api.context import Context
+from fractal.api.errors import BackendError
+from fractal_docker.containers import Place, payload, secret_files
+from fractal_docker.engine import Engine
+from fractal_docker.files import make_volumes, write_secrets
+from fractal_docker.images import Images
+from fractal_docker.labels import RESTART, Container, run_labels
+
+LONG_LIFE = 60.0
+"""Seconds of life after which an ended service counts as having worked: its back-off begins anew."""
+BACKOFF = 0.5
+MAX_BACKOFF = 60.0
+COMPLETION = 600.0
+"""Seconds to wait for a service that others need `completed`."""
+POLL = 0.05
+UntilHealthy = Callable[[str, str], Awaitable[None]]
+"""Waits until a service is healthy; takes it and the one that needs it. Raises BackendError."""
+
+
+class Change(Protocol):
+    """A request that changes something: on cancellation it is still waited for by whoever ends the run."""
+
+    async def __call__(self, key: str, what: str, function: Callable[..., Any], /, *a: Any, **o: Any) -> Any:
+        """As `Engine`."""
+
+
+@dataclass(slots=True)
+class History:
+    """Restarts of one service since this agent started."""
+
+    restarts: int = 0
+    streak: int = 0
+    """Restarts in a row after short lives; what the back-off grows with."""
+    last: float = field(default=float("-inf"))
+    """CLOCK_BOOTTIME of the last restart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """One call of `start`."""
+
+    context: Context
+    engine: Engine
+    change: Change
+    images: Images
+    run: AppRun
+    place: Place
+    secrets: Path
+    """Folder for the run's secrets."""
+    histories: Mapping[str, History]
+    containers: Callable[[], Awaitable[list[Container]]]
+    """Those of the run, as they are now."""
+    until_healthy: UntilHealthy
+    overtaken: Callable[[], bool]
+    """Whether the run was stopped or killed meanwhile."""
+
+    async def everything(self) -> None:
+        """Start what is not running."""
+        key = self.run.key
+        self.place.cgroup.make()
+        if self.place.cgroup.frozen():
+            raise BackendError(f"{key}: frozen by the guard; it starts only with proof", retryable=True)
+        make_volumes(self.run)
+        await self._network()
+        waiting: set[str] = set()
+        for order, spec in enumerate(self.run.spec.services):
+            found = {c.service: c for c in await self.containers()}.get(spec.name)
+            if found is not None and found.running:
+                continue
+            if waiting & set(spec.depends_on):
+                waiting.add(spec.name)  # what it needs is in its back-off
+                continue
+            if found is not None and found.begun:
+                if self._ended_for_good(found):
+                    continue
+                if not self._due(found):
+                    waiting.add(spec.name)
+                    continue
+            await self._conditions(spec)
+            await self._begin(spec, order, found)
+
+    def _ended_for_good(self, container: Container) -> bool:
+        policy = container.labels.get(RESTART, "always")
+        return policy == "no" or (policy == "on-failure" and container.exit_code == 0)
+
+    def _due(self, container: Container) -> bool:
+        """Whether its back-off is over; counts the restart if so."""
+        history, now = self.histories[container.service], self.context.clock.boottime()
+        if _lived(container) >= LONG_LIFE:
+            history.streak = 0
+        if history.streak and now - history.last < min(MAX_BACKOFF, BACKOFF * 2.0 ** min(history.streak, 16)):
+            return False
+        history.restarts += 1
+        history.streak += 1
+        history.last = now
+        return True
+
+    async def _begin(self, spec: ServiceSpec, order: int, found: Container | None) -> None:
+        key, what = self.run.key, f"{self.run.key}: service {spec.name}"
+        try:
+            identity = found.id if found is not None else await self._create(spec, order)
+            self._go_on()
+            await self.change(key, what, self.engine.api.start, identity)
+        except BackendError as error:
+            self._go_on()
+            raise BackendError(f"{what} does not start: {error}", retryable=error.retryable) from error
+        self._go_on()
+
+    async def _create(self, spec: ServiceSpec, order: int) -> str:
+        image = await self.images.digest(spec.image)
+        files = secret_files(self.run, spec)
+        secrets = write_secrets(self.secrets / spec.name, files)
+        self._go_on()
+        arguments = payload(self.place, self.run, spec, order, image, secrets)
+        made = await self.change(
+            self.run.key,
+            f"{self.run.key}: service {spec.name}",
+            self.engine.api.create_container,
+            **arguments,
+        )
+        return str(made["Id"])
+
+    async def _network(self) -> None:
+        name, api = self.place.network, self.engine.api
+        what = f"{self.run.key}: network {name}"
+        if await self.engine(what, api.networks, names=[f"^{name}$"]):
+            return
+        await self.change(
+            self.run.key,
+            what,
+            api.create_network,
+            name,
+            driver="bridge",
+            check_duplicate=True,
+            labels=run_labels(self.place.device, self.run),
+        )
+
+    async def _conditions(self, spec: ServiceSpec) -> None:
+        for name, condition in spec.depends_on.items():
+            if condition == "completed":
+                await self._completed(spec.name, name)
+            elif condition == "healthy":
+                await self.until_healthy(name, spec.name)
+            self._go_on()
+
+    async def _completed(self, needed_by: str, name: str) -> None:
+        clock = self.context.clock
+        end = clock.boottime() + COMPLETION
+        while clock.boottime() < end:
+            self._go_on()
+            found = {c.service: c for c in await self.containers()}.get(name)
+            code = found.exit_code if found is not None else None
+            if code == 0:
+                return
+            if code is not None:
+                message = f"{self.run.key}: service {needed_by}: {name} failed with exit code {code}"
+                raise BackendError(message, retryable=True)
+            await clock.sleep(POLL)
+        raise BackendError(
+            f"{self.run.key}: service {needed_by}: {name} did not complete in {COMPLETION:g} s"
+        )
+
+    def _go_on(self) -> None:
+        if self.overtaken():
+            raise BackendError(f"{self.run.key}: stopped while it was starting", retryable=True)
+
+
+def _lived(container: Container) -> float:
+    """Seconds between its last start and end, by the engine's clock."""
+    try:
+        begin, end = (
+            datetime.fromisoformat(str(container.state[name])[:19]) for name in ("StartedAt", "FinishedAt")
+        )
+    except (KeyError, ValueError):
+        return 0.0
+    return max(0.0, (end - begin).total_seconds())
