@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -76,16 +76,30 @@ class Backup:
         plan = await self.workers.run(spool.load_plan, folder)
         resumed = plan is not None and plan.object.generation == app_keys.generation
         ahead: set[int] = set()
+        held: list[bytes] | None = None
         if plan is None or not resumed:
-            plan = await self._seal(source, folder, app_keys, ahead)
+            if (standing := await self._standing(source)) is not None:
+                return standing
+            plan, held = await self._seal(source, folder, app_keys, ahead)
         started = self.clock.boottime()
-        await self._upload(folder, plan, progress, check=resumed, ahead=ahead)
+        await self._upload(folder, plan, progress, check=resumed, ahead=ahead, held=held)
         while self.clock.boottime() - started > RECHECK:
             started = self.clock.boottime()
-            await self._upload(folder, plan, progress, check=True)
+            await self._upload(folder, plan, progress, check=True, held=held)
         record = await self._commit(source, plan)
-        await spool.to_its_end(self.workers, spool.mark_done, folder, record.number)
+        if held is None:
+            await spool.to_its_end(self.workers, spool.mark_done, folder, record.number)
         return record
+
+    async def _standing(self, source: Source) -> Record | None:
+        """This very snapshot's record, if an earlier call wrote it and its caller died before it could note that."""
+        if source.epoch in self._next:
+            return None
+        number, known = await self.records.end_of(source.epoch)
+        newest = known.newest(source.epoch)
+        self._next[source.epoch] = number, newest
+        ours = newest is not None and newest.device == self.keys.id and newest.body.name == source.name
+        return newest if ours else None
 
     async def _done(self, epoch: int, folder: Path) -> Record | None:
         """The record, if an earlier call wrote it and its caller died before it could note that."""
@@ -99,9 +113,13 @@ class Backup:
 
     # --- sealing -------------------------------------------------------------------------------------------------
 
-    async def _seal(self, source: Source, folder: Path, app_keys: AppKeyring, ahead: set[int]) -> RecordBody:
-        """Seal the stream into the spool; segments that are complete are uploaded meanwhile and noted in `ahead`."""
-        await spool.to_its_end(self.workers, spool.begin, folder)
+    async def _seal(
+        self, source: Source, folder: Path, app_keys: AppKeyring, ahead: set[int]
+    ) -> tuple[RecordBody, list[bytes] | None]:
+        """Seal the stream, into the spool if it is large: its plan, and the object itself if it stayed in memory.
+
+        Segments that are complete are uploaded meanwhile and noted in `ahead`.
+        """
         object_key = self.entropy.bytes(KEY_SIZE)
         ref = ObjectRef(
             id=self.entropy.bytes(16).hex(),
@@ -118,6 +136,7 @@ class Backup:
             wall_ms=source.wall_ms,
             level=source.level,
             manifest_hash=source.manifest_hash,
+            name=source.name,
         )
         seal = ObjectSeal.of(object_key, object_header(self.group, self.app, source.epoch, body))
         writer = spool.ObjectWriter(folder)
@@ -135,7 +154,8 @@ class Backup:
         def described(segments: tuple[Segment, ...]) -> RecordBody:
             return replace(body, object=replace(ref, segments=segments))
 
-        return await spool.to_its_end(self.workers, writer.finish, described)
+        plan = await spool.to_its_end(self.workers, writer.finish, described)
+        return plan, writer.held
 
     # --- uploading -----------------------------------------------------------------------------------------------
 
@@ -161,12 +181,13 @@ class Backup:
         *,
         check: bool,
         ahead: Collection[int] = (),
+        held: Sequence[bytes] | None = None,
     ) -> None:
         done, total = 0, plan.object.stored
         for index, segment in enumerate(plan.object.segments):
             key = layout.segment_key(self.group, self.app, plan.object.id, index)
             if index not in ahead and not (check and await self._stands(key, segment)):
-                data = partial(self._read, folder / str(index))
+                data = partial(self._read, folder / str(index)) if held is None else partial(_each, held)
                 if not await create(self.store, key, data, self.clock):
                     await self._require(key, segment)
             done += segment.size
@@ -228,6 +249,11 @@ class Backup:
             return await self.records.read(record.point)
         except NotFound as error:
             raise Ambiguous(f"{key} exists in the store and cannot be read yet") from error
+
+
+async def _each(parts: Sequence[bytes]) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
 
 
 async def _frames(chunks: AsyncIterator[bytes]) -> AsyncGenerator[list[bytes], None]:

@@ -64,6 +64,8 @@ class RecordBody:
     """0: a tick; 1 to 3: written by compaction."""
     manifest_hash: bytes = b""
     """BLAKE2b of the manifest's text that the app ran by."""
+    name: str = ""
+    """What the snapshot is called on its device: tells an owner that was killed whether it wrote it already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

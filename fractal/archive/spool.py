@@ -1,7 +1,7 @@
-"""The spool: one sealed object on this device's disk, whole before its first byte is uploaded.
+"""The spool: one large sealed object on this device's disk, so that a broken upload goes on where it was.
 
-A sender can neither resume nor repeat itself byte for byte, so a broken upload goes on from here. `plan.json` is written
-last: a spool without it is half-made and worthless.
+A sender can neither resume nor repeat itself byte for byte. `plan.json` is written last: a spool without it is half-made
+and worthless. An object of a few megabytes, as most ticks are, never touches it: after a failure it is sent anew.
 
     <spool>/out/<epoch>-<snapshot>/plan.json, 0, 1, ...     the object on its way to the store; `done` once its record stands
     <spool>/in/<object id>/0, 1, ...                        objects on their way from the store
@@ -30,6 +30,8 @@ T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 
 CHUNK = 1 << 20
+HOLD = 24 << 20
+"""Bytes of an object that stay in memory; a larger one goes to the disk from its first byte on."""
 _PLAN = "plan.json"
 _DONE = "done"
 _PLAN_LIMIT = 4 << 20
@@ -45,11 +47,20 @@ class ObjectWriter:
         self._sizes: list[int] = []
         self._hashes: list[hashlib._Hash] = []
         self.written = 0
+        self.held: list[bytes] | None = []
+        """The whole object, while it is small: what is cheaper to send again than to write twice needs no spool."""
         self._news = asyncio.Event()
         self._ended = False
 
     def write(self, parts: Iterable[bytes]) -> None:
         """The next bytes of the object. Raises BackendError if the disk is full or fails."""
+        if self.held is not None:
+            self.held.extend(parts)
+            if sum(map(len, self.held)) <= HOLD:
+                self.written = sum(map(len, self.held))
+                return
+            parts, self.held, self.written = self.held, None, 0
+            begin(self._folder)
         for part in parts:
             view = memoryview(part)
             while view:
@@ -73,6 +84,11 @@ class ObjectWriter:
         Nothing is flushed to the disk: a spool is only believed after every segment's hash was checked (`load_plan`), so
         after a power cut it is either whole or made again.
         """
+        if self.held is not None:
+            whole = hashlib.sha256()
+            for part in self.held:
+                whole.update(part)
+            return body((Segment(size=self.written, hash=whole.digest()),))
         segments = tuple(
             Segment(size=size, hash=sha.digest()) for size, sha in zip(self._sizes, self._hashes, strict=True)
         )

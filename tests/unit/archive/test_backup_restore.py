@@ -9,6 +9,7 @@ from random import Random
 import pytest
 
 from fractal.api.errors import BackendError, Corrupt, Denied, NotFound
+from fractal.archive import spool
 from fractal.core.model import Point
 from fractal.testing.archive_world import World
 
@@ -109,7 +110,8 @@ async def test_an_interrupted_upload_goes_on_from_the_spool(world: World) -> Non
     assert await world.device("Kitchen").fetch(point) == files
 
 
-async def test_a_damaged_spool_is_made_anew(world: World) -> None:
+async def test_a_damaged_spool_is_made_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spool, "HOLD", 0)
     attic = world.device("Attic")
     world.store.fail = lambda call, _key: "down" if call == "put" else ""
     with pytest.raises(Exception, match="down"):
@@ -136,7 +138,10 @@ async def test_what_a_restore_that_was_given_up_had_fetched_goes_with_the_next_o
     assert kitchen.volumes.held.get("v", {}) == {}
 
 
-async def test_a_snapshot_that_was_given_up_leaves_no_spool(world: World) -> None:
+async def test_a_snapshot_that_was_given_up_leaves_no_spool(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spool, "HOLD", 0)
     attic = world.device("Attic")
     world.store.fail = lambda call, _key: "down" if call == "put" else ""
     with pytest.raises(BackendError, match="down"):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fractal.api.errors import BackendError
+from fractal.archive import spool
 from fractal.core.model import Point
 from fractal.testing.archive_world import Files, World
 
@@ -49,7 +50,11 @@ async def everything_restores(world: World, done: list[Point]) -> None:
     assert report.problems == ()
 
 
-async def test_sigkill_at_every_await_of_a_write(tmp_path: Path) -> None:
+@pytest.mark.parametrize("hold", [0, spool.HOLD], ids=["spooled", "held"])
+async def test_sigkill_at_every_await_of_a_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hold: int
+) -> None:
+    monkeypatch.setattr(spool, "HOLD", hold)
     for steps in count(1):
         world = World(tmp_path / f"{steps}")
         done: list[Point] = []
@@ -64,7 +69,10 @@ async def test_sigkill_at_every_await_of_a_write(tmp_path: Path) -> None:
         assert len((await left.device("Attic").archive.timeline()).records) == len(MOMENTS), (
             "nothing stored twice"
         )
-        assert await left.device("Attic").archive.orphans() == [], "an upload that is resumed leaves nothing"
+        orphans = await left.device("Attic").archive.orphans()
+        assert len(orphans) <= (1 if hold else 0), (
+            "an upload that is resumed leaves nothing, one made anew its try"
+        )
         if finished:
             assert steps > 30
             return
