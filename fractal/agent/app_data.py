@@ -259,6 +259,8 @@ class AppData:
         """The root's epoch was replaced: keep what it holds beyond the last committed snapshot as a branch."""
         facts, snapshotter = self._job.facts, self._job.group.agent.snapshotter
         now = facts.now
+        # Its run ended before, if only by a crash of the whole device: then its logs are still here.
+        await self._job.group.agent.runtime.remove(f"{self._job.group.id}.{self._job.id}.{now.root}")
         if await snapshotter.root(self.volume) is None:
             facts.change(root=0)
             return
@@ -290,7 +292,7 @@ class AppData:
         return name
 
     async def clean_up(self) -> None:
-        """The app was removed from the group: delete what is here of it. Its archive stays."""
+        """Delete what is here of the app: it was removed from the group, or this device left. Its archive stays."""
         agent = self._job.group.agent
         for run in self._job.runs():
             key = f"{run.group}.{run.app}.{run.epoch}"

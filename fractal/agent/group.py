@@ -159,6 +159,15 @@ class GroupAgent:
         limit = (timers.patience + timers.beat) / 1000
         return beat is not None and self.agent.clock.boottime() - beat.heard <= limit
 
+    def unstored(self) -> list[str]:
+        """Names of apps of which this device holds something that no store has yet."""
+        return sorted(job.app.name for job in self.jobs.values() if job.facts.now.queue)
+
+    async def erase(self) -> None:
+        """Delete everything of the group's apps from this device. Only after `close`. Raises BackendError."""
+        for job in self.jobs.values():
+            await job.data.clean_up()
+
     def certificate(self, route: str) -> str:
         """PEM chain of a route's certificate; "" where this device does not hold the app's key."""
         wish = self.state.routes.get(route)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "stack"))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from bed import Bed
+from tests.stack.bed import Bed
 
 
 @pytest.fixture

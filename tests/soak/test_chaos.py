@@ -9,8 +9,8 @@ import os
 import time
 
 import pytest
-from bed import Bed
-from chaos import Chaos
+from tests.stack.bed import Bed
+from tests.stack.chaos import Chaos
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "0"))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import os
 import signal
 import subprocess
 import textwrap
@@ -17,7 +16,7 @@ from typing import Any
 
 from fractal.client import Client
 from fractal.core.lease import PROFILES, seconds
-from fractal.demo.devices import DemoDevice, DemoFailed, all_pids, command, kill, mentions
+from fractal.demo.devices import DemoDevice, command
 from fractal.demo.watch import RUNNING, Watch, run_of, state_of
 
 GROUP = "Group 1"
@@ -29,7 +28,9 @@ GUARD, UNDERTAKER, KEEPER = "fractal-guard", "fractal-undertk", "fractal-keeper"
 def takeover_bound(profile: str) -> float:
     """Seconds from death to running that a profile's timers give, and slack for a machine that does several devices' work."""
     t = PROFILES[profile]
-    timers = t.beat + t.patience + t.answer_window + t.rank_step + t.poll + t.read_timeout + t.proof + t.margin
+    timers = (
+        t.beat + t.patience + t.answer_window + t.rank_step + t.poll + t.read_timeout + t.proof + t.margin
+    )
     return seconds(timers) + 20
 
 
@@ -111,7 +112,12 @@ class Bed:
     # --- devices ---------------------------------------------------------------------------------------------------
 
     def device(
-        self, name: str, roles: tuple[str, ...] = ("host",), *, start: bool = True, env: dict[str, str] | None = None
+        self,
+        name: str,
+        roles: tuple[str, ...] = ("host",),
+        *,
+        start: bool = True,
+        env: dict[str, str] | None = None,
     ) -> Device:
         """A device with its configuration, and its agent."""
         for folder in (self.store, self.log, self.shared / "envs"):
@@ -191,7 +197,13 @@ x-homeserver:
         return path
 
     def install(
-        self, on: Device, *modes: str, name: str = "ledger", group: str = GROUP, interval: int = 10, wait: int = 60
+        self,
+        on: Device,
+        *modes: str,
+        name: str = "ledger",
+        group: str = GROUP,
+        interval: int = 10,
+        wait: int = 60,
     ) -> Ledger:
         """Install the app on a device and wait until it is healthy there."""
         manifest = self.manifest(*modes, name=name)
@@ -309,7 +321,9 @@ class Ledger:
     def at(self, device: Device, moment: str) -> int:
         """How many lines a moment holds, by restoring it into a fork for real."""
         name = f"fork {moment}"
-        device.run("app", "fork", self.name, name, "--group", self.group, "--at", moment, "--device", device.name)
+        device.run(
+            "app", "fork", self.name, name, "--group", self.group, "--at", moment, "--device", device.name
+        )
         fork = Ledger(self.bed, device.app(name, self.group)["id"], name, self.group)
         until(lambda: fork.answers(device), 30, f"{name} answers")
         count = len(fork.lines(device))
@@ -366,6 +380,19 @@ def until(condition: Callable[[], bool], limit: float, what: str) -> float:
 
 
 __all__ = [
-    *("GROUP", "GUARD", "KEEPER", "UNDERTAKER", "Bed", "DemoFailed", "Device", "Ledger", "all_pids", "command", "nothing"),
-    *("kill", "mentions", "os", "state_of", "takeover_bound", "until"),
+    "GROUP",
+    "GUARD",
+    "KEEPER",
+    "UNDERTAKER",
+    "Bed",
+    "DemoFailed",
+    "Device",
+    "Ledger",
+    "command",
+    "comm_of",
+    "kill",
+    "nothing",
+    "state_of",
+    "takeover_bound",
+    "until",
 ]

@@ -6,7 +6,7 @@ import random
 import signal
 import time
 
-from bed import Bed, Device, Ledger, comm_of, kill, nothing, until
+from tests.stack.bed import Bed, Device, Ledger, comm_of, kill, nothing, until
 
 
 class Chaos:
@@ -112,8 +112,8 @@ def unfinished(device: Device, ledger: Ledger) -> list[str]:
     for path in device.state.rglob("*"):
         name = str(path.relative_to(device.state))
         inside = path.is_file() and "spool" in path.parts
-        if inside and (path.name != "done" or ledger.id not in name):
-            found.append(name)
-        elif path.name.endswith((".new", ".part", ".partial", ".tmp")):
+        if (inside and (path.name != "done" or ledger.id not in name)) or path.name.endswith(
+            (".new", ".part", ".partial", ".tmp")
+        ):
             found.append(name)
     return found

@@ -4,37 +4,37 @@ usage: ledger.py PORT FOLDER [MODE...]    modes: ill (never healthy), forks, stu
 """
 
 import http.server
+import itertools
 import os
+import pathlib
 import signal
 import sys
 import threading
 import time
 
 port, folder, modes = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
-path = os.path.join(folder, "ledger")
+path = pathlib.Path(folder, "ledger")
 lock = threading.Lock()
-lines = 0
 
 
-def load():
-    global lines
-    with open(path, "ab+") as file:
+def count():
+    """Whole lines so far; half of one, from a crash, is cut off."""
+    with path.open("ab+") as file:
         file.seek(0)
         text = file.read()
-        whole = text.rfind(b"\n") + 1
-        file.truncate(whole)
-        lines = text[:whole].count(b"\n")
+        file.truncate(text.rfind(b"\n") + 1)
+        return text.count(b"\n")
 
 
 def add():
-    global lines
+    """One more line, durable; its number."""
     with lock:
-        with open(path, "ab") as file:
-            file.write(b"%d\n" % lines)
+        number = next(numbers)
+        with path.open("ab") as file:
+            file.write(b"%d\n" % number)
             file.flush()
             os.fsync(file.fileno())
-        lines += 1
-        return lines - 1
+        return number
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -42,7 +42,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/health":
             self.answer(503 if "ill" in modes else 200, b"here")
         else:
-            with open(path, "rb") as file:
+            with path.open("rb") as file:
                 self.answer(200, file.read())
 
     def do_POST(self):
@@ -65,20 +65,16 @@ def daemonize():
     os.setsid()
     if os.fork():
         os._exit(0)
-    for descriptor in range(3, 256):
-        try:
-            os.close(descriptor)
-        except OSError:
-            pass
+    os.closerange(3, 256)
     while True:
         time.sleep(0.05)
 
 
-os.makedirs(folder, exist_ok=True)
-load()
+path.parent.mkdir(parents=True, exist_ok=True)
+began = count()
+numbers = itertools.count(began)
 if "big" in modes:
-    with open(os.path.join(folder, "big"), "wb") as file:
-        file.write(os.urandom(3 << 20))
+    path.with_name("big").write_bytes(os.urandom(3 << 20))
 if "forks" in modes:
     daemonize()
     daemonize()
@@ -93,6 +89,6 @@ if "fast" in modes:
             time.sleep(0.01)
 
     threading.Thread(target=write, daemon=True).start()
-print("ledger begins at", lines, flush=True)
+print("ledger begins at", began, flush=True)
 server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
 server.serve_forever()

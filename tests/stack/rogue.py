@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bed import Bed, Device
+from tests.stack.bed import Bed, Device
 
 from fractal.agent.here import group_addresses
 from fractal.agent.journal import Journal
@@ -78,7 +78,9 @@ class Rogue:
     def app_keys(self, state: GroupState, app: str) -> dict[int, bytes]:
         """Generations of an app's key that it can open in a state."""
         keys = state.apps[app].keys
-        return {k.generation: self.keys.unseal(k.sealed[self.keys.id]) for k in keys if self.keys.id in k.sealed}
+        return {
+            k.generation: self.keys.unseal(k.sealed[self.keys.id]) for k in keys if self.keys.id in k.sealed
+        }
 
     def archive(self, app: str) -> Archive:
         """The app's archive, with the keys that it has."""
@@ -122,7 +124,9 @@ class Rogue:
         context.state_dir.mkdir(exist_ok=True)
         try:
             async with open_copy(context, CopyConfig()) as snapshotter:
-                await self.archive(app).restore(point, snapshotter=snapshotter, volume="loot", name_of=lambda p: f"{p.epoch}-{p.number}")
+                await self.archive(app).restore(
+                    point, snapshotter=snapshotter, volume="loot", name_of=lambda p: f"{p.epoch}-{p.number}"
+                )
         except FractalError as error:
             print(f"no loot: {error}")
             return False

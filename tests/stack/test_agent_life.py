@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from bed import Bed, Device, command, until
+from tests.stack.bed import Bed, Device, command, until
 
 from fractal.api.errors import ExitCode
 

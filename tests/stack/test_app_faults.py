@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from bed import Bed, Device, state_of, until
+from tests.stack.bed import Bed, Device, state_of, until
 
 ALTERED = Path(__file__).with_name("altered")
 
@@ -63,7 +63,11 @@ def test_daemons_that_an_app_forks_are_frozen_moved_and_killed_with_it(
         until(lambda: ledger.frozen(kitchen), 15, "the guard freezes daemons too")
     finally:
         kitchen.signal_agent(signal.SIGCONT)
-    until(lambda: not ledger.frozen(kitchen) or not kitchen.app_pids(ledger.id), 30, "its right was proved again")
+    until(
+        lambda: not ledger.frozen(kitchen) or not kitchen.app_pids(ledger.id),
+        30,
+        "its right was proved again",
+    )
     until(lambda: any(ledger.runs_on(d) for d in (kitchen, attic)), 40, "it runs")
     owner, other = (kitchen, attic) if kitchen.app()["device"] == "Kitchen" else (attic, kitchen)
     if owner is attic:
@@ -84,5 +88,9 @@ def test_an_app_that_dies_at_once_is_started_again_ever_more_slowly(bed: Bed) ->
     for _ in range(3):
         old = ledger.port(kitchen), kitchen.app_pids(ledger.id)
         os.kill(old[1][0], signal.SIGKILL)
-        until(lambda old=old: set(old[1]) != set(kitchen.app_pids(ledger.id)) and ledger.answers(kitchen), 30, "restarted")
+        until(
+            lambda old=old: set(old[1]) != set(kitchen.app_pids(ledger.id)) and ledger.answers(kitchen),
+            30,
+            "restarted",
+        )
     assert ledger.lines(kitchen) == []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from bed import Bed, Device, until
+from tests.stack.bed import Bed, Device, until
 
 from fractal.api.errors import ExitCode, FractalError
 
@@ -43,20 +43,30 @@ def test_everything_is_seen_and_done_from_any_device(bed: Bed) -> None:
         ledger.add(host)
         for asking in (kitchen, attic, door):
             assert "ledger begins at 0" in asking.run("app", "logs", ledger.name)
-            assert asking.run("app", "exec", ledger.name, "--", "echo", "hello there").strip() == "hello there"
+            assert (
+                asking.run("app", "exec", ledger.name, "--", "echo", "hello there").strip() == "hello there"
+            )
             with pytest.raises(Exception, match="exit 3"):
                 asking.run("app", "exec", ledger.name, "--", "sh", "-c", "exit 3")
             ledger.add(host)
             assert ledger.save(asking) in ledger.moments(asking)
         door.run("app", "stop", ledger.name)
         assert not host.app_pids(ledger.id)
-        until(lambda l=ledger: all(d.app(l.name)["health"] == "stopped" for d in where.values()), 10, "all see it")
+        until(
+            lambda it=ledger: all(d.app(it.name)["health"] == "stopped" for d in where.values()),
+            10,
+            "all see it",
+        )
         door.run("app", "start", ledger.name)
-        until(lambda l=ledger, h=host: l.runs_on(h, door), 20, "it runs again")
+        until(lambda it=ledger, h=host: it.runs_on(h, door), 20, "it runs again")
         assert ledger.lines(host) == [0, 1, 2, 3]
         moment = ledger.moments(door)[0]
         door.run("app", "restore", ledger.name, "--at", moment, "--yes")
-        until(lambda l=ledger, h=host: l.answers(h) and len(l.lines(h)) < 4, 20, "it is back at an earlier moment")
+        until(
+            lambda it=ledger, h=host: it.answers(h) and len(it.lines(h)) < 4,
+            20,
+            "it is back at an earlier moment",
+        )
     # One device dies: its app joins the other's, which is not disturbed.
     pids = attic.app_pids(jam.id)
     kitchen.kill_everything()

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 
 import pytest
-from bed import GUARD, KEEPER, UNDERTAKER, Bed, Device, Ledger, kill, until
-from chaos import Chaos
+from tests.stack.bed import GUARD, KEEPER, UNDERTAKER, Bed, Device, Ledger, kill, until
+from tests.stack.chaos import Chaos
 
 VICTIMS: dict[str, Callable[[Device, Ledger], list[int]]] = {
     "app": lambda device, ledger: device.app_pids(ledger.id)[-1:],
@@ -33,7 +33,11 @@ def test_an_app_comes_back_where_it_was_whichever_process_is_killed(bed: Bed) ->
         assert pids, f"{what}: nothing to kill"
         for pid in pids:
             kill(pid, signal.SIGKILL)
-        until(lambda old=before: not old[1] & set(kitchen.app_pids(ledger.id)), 10, f"{what}: the old copy is gone")
+        until(
+            lambda old=before: not old[1] & set(kitchen.app_pids(ledger.id)),
+            10,
+            f"{what}: the old copy is gone",
+        )
         until(lambda: ledger.runs_on(kitchen), 40, f"{what} killed: the app runs again")
         assert line in ledger.lines(kitchen), what
         assert len(set(kitchen.named(GUARD))) == 1, what
@@ -82,7 +86,9 @@ def test_a_killed_device_is_replaced_and_what_was_not_stored_is_a_branch(bed: Be
     assert ledger.lines(attic) == [0]
     ledger.add(attic)
     kitchen.start()
-    until(lambda: len(ledger.moments(attic, branches=True)) == 1, 40, "what Kitchen had not stored is a branch")
+    until(
+        lambda: len(ledger.moments(attic, branches=True)) == 1, 40, "what Kitchen had not stored is a branch"
+    )
     (branch,) = ledger.moments(attic, branches=True)
     assert ledger.at(attic, branch) == 2
     assert ledger.at(attic, saved) == 1

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bed import Bed, until
+from tests.stack.bed import Bed, until
 
 
 @contextmanager

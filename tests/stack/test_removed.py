@@ -6,13 +6,19 @@ import json
 import os
 from pathlib import Path
 
-from bed import Bed, until
-from rogue import rogue
+from tests.stack.bed import Bed, until
+from tests.stack.rogue import rogue
 
 from fractal.core.entries import Answered, AppRemoved, Serving, Took
 from fractal.core.model import Point
 
 SECRET_NAME = "what only those who stayed may know"
+
+
+def point(moment: str) -> Point:
+    """A moment as `snapshot list` shows it."""
+    epoch, _, number = moment.partition(".")
+    return Point(epoch=int(epoch), number=int(number))
 
 
 async def test_a_removed_device_can_neither_read_nor_take_nor_write(bed: Bed, tmp_path: Path) -> None:
@@ -40,8 +46,8 @@ async def test_a_removed_device_can_neither_read_nor_take_nor_write(bed: Bed, tm
         assert SECRET_NAME not in json.dumps(bad.journal.show(), default=repr)
         assert any(SECRET_NAME in e["summary"] for e in kitchen.entries())
         # The data that was written since is closed to it; what it could read before, it still can.
-        assert await bad.can_open(ledger.id, Point(*map(int, saved.split("."))))
-        assert not await bad.can_open(ledger.id, Point(*map(int, newest.split("."))))
+        assert await bad.can_open(ledger.id, point(saved))
+        assert not await bad.can_open(ledger.id, point(newest))
         assert set(bad.app_keys(bad.journal.state, ledger.id)) == {1}
         # What it says counts for nothing, whichever state it pretends to know.
         for state in (bad.before, bad.journal.state):
@@ -73,6 +79,10 @@ async def test_a_removed_device_can_neither_read_nor_take_nor_write(bed: Bed, tm
     assert ledger.lines(owner) == [0, 1]
     # Its own agent accepts it: it runs nothing and says why.
     attic.start()
-    until(lambda: any("removed" in a for a in attic.status()["group"]["alarms"]), 20, "it says that it was removed")
+    until(
+        lambda: any("removed" in a for a in attic.status()["group"]["alarms"]),
+        20,
+        "it says that it was removed",
+    )
     assert not attic.app_pids(ledger.id)
     ledger.never_twice()

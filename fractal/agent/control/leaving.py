@@ -71,6 +71,10 @@ async def leave_group(agent: ControlAgent, params: Params, _: Progress) -> Plan:
         raise Conflict(
             f"this device owns {', '.join(owned)}: move them away first (homeserver device drain), or say --force"
         )
+    if (unstored := group.unstored()) and not force:
+        raise Conflict(
+            f"no store has the last changes of {', '.join(unstored)} yet, which are on this device: wait, or say --force"
+        )
 
     async def close(_: Progress) -> None:
         await agent.close_group(state.id)
@@ -85,6 +89,7 @@ async def leave_group(agent: ControlAgent, params: Params, _: Progress) -> Plan:
                 raise
             progress.say(f"The group does not know yet that this device is gone: {error}")
             await _forget(agent, state.id)
+        await group.erase()
 
     actions = [
         Action("Stop taking part in the group", {}, close),

@@ -48,6 +48,12 @@ class ControlGroup(Protocol):
     def status(self) -> Mapping[str, Any]:
         """One item of `groups` of `status.show`."""
 
+    def unstored(self) -> list[str]:
+        """Names of apps of which this device holds something that no store has yet."""
+
+    async def erase(self) -> None:
+        """Delete everything of the group's apps from this device, after the group was closed."""
+
     async def walk(self, route: str) -> list[Break]:
         """What is broken between a route's name and its app's data, each with what to do."""
 

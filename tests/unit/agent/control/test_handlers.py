@@ -53,6 +53,14 @@ class Group:
         self.agent = agent
         self.journal = journal
         self.pulse = Pulse()
+        self.held: list[str] = []
+        self.erased = False
+
+    def unstored(self) -> list[str]:
+        return self.held
+
+    async def erase(self) -> None:
+        self.erased = True
 
     async def walk(self, route: str) -> list[Break]:
         return [Break(f"{route} is led into the void", "Walk with whole agents.")]
@@ -312,7 +320,13 @@ async def test_a_member_goes_with_all_devices(attic: Agent, kitchen: Agent) -> N
 
 
 async def test_leaving(attic: Agent, kitchen: Agent) -> None:
+    (mine,) = kitchen.groups.values()
+    mine.held = ["Radicale"]
+    with pytest.raises(Conflict, match=r"Radicale.*--force"):
+        await run(kitchen, "group.leave")
+    mine.held = []
     await run(kitchen, "group.leave")
+    assert mine.erased
     assert kitchen.groups == {}
     assert [d["name"] for d in (await run(attic, "device.list"))["devices"]] == ["Attic"]
     with pytest.raises(Denied):
