@@ -30,7 +30,7 @@ T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 
 CHUNK = 1 << 20
-HOLD = 24 << 20
+HOLD = 14 << 20
 """Bytes of an object that stay in memory; a larger one goes to the disk from its first byte on."""
 _PLAN = "plan.json"
 _DONE = "done"
