@@ -23,7 +23,7 @@ from fractal.manifest.mounts import mounts, ports
 from fractal.manifest.values import Where
 
 TOP_KEYS = frozenset({"name", "version", "services", "volumes", "networks", "x-homeserver"})
-"""`version` and `networks` are accepted and without effect: an app has one network of its own."""
+"""`version` is accepted and without effect; an app has one network of its own, `default`."""
 OPTION_KEYS = frozenset(
     {
         "hostname",
@@ -31,16 +31,18 @@ OPTION_KEYS = frozenset(
         "read_only",
         "tmpfs",
         "shm_size",
+        "cap_add",
         "cap_drop",
         "expose",
+        "labels",
         "platform",
         "ulimits",
         "extra_hosts",
     }
 )
 """Kept as they are for runtimes that honour them."""
-IGNORED_KEYS = frozenset({"container_name", "labels", "networks", "pull_policy"})
-"""Accepted and without effect: names, labels, networks and pulling are the system's own."""
+IGNORED_KEYS = frozenset({"container_name", "networks", "pull_policy"})
+"""Accepted and without effect: names, pulling and the one network (no other is accepted) are the system's own."""
 SERVICE_KEYS = frozenset(
     {
         *(
@@ -95,6 +97,7 @@ def parse(text: str, source: str = "manifest") -> AppSpec:
     top = {name: replace(where, secrets=secrets) for name, where in top.items()}
     section = app_section(top.get("x-homeserver"))
     declared = _volumes(top.get("volumes"))
+    _networks(top.get("networks"))
     services = [_service(where) for where in top["services"].table().values()] if "services" in top else []
     if not services:
         problems.add(root.node.line, "services", "an app needs at least one service")
@@ -144,6 +147,18 @@ def _volumes(where: Where | None) -> tuple[str, ...]:
     return tuple(found)
 
 
+def _networks(where: Where | None) -> None:
+    """Names only, and only the app's own network: to ignore another one would join what the file keeps apart."""
+    if where is None:
+        return
+    if isinstance(where.node, Items):
+        for item in where.items():
+            item.choice(frozenset({"default"}))
+        return
+    for item in where.table(frozenset({"default"})).values():
+        item.table(frozenset())
+
+
 def _all_volumes(declared: tuple[str, ...], services: list[ServiceSpec]) -> tuple[str, ...]:
     used = [mount.volume for service in services for mount in service.mounts]
     return tuple(dict.fromkeys([*declared, *used]))
@@ -153,6 +168,7 @@ def _service(where: Where) -> ServiceSpec:
     name = where.key.partition(".")[2]
     table = where.table(SERVICE_KEYS, extensions=True)
     own = service_section(table.get("x-homeserver"))
+    _networks(table.get("networks"))
     env = _environment(table.get("environment"))
     service = ServiceSpec(
         name=name,
@@ -175,7 +191,7 @@ def _service(where: Where) -> ServiceSpec:
         working_dir=table["working_dir"].text() if "working_dir" in table else "",
         user=table["user"].text() if "user" in table else "",
         process=own.process,
-        options={key: _option(table[key]) for key in sorted(OPTION_KEYS & set(table))},
+        options=_options(table),
     )
     return replace(service, secrets=tuple(sorted({*own.secrets, *rules.secrets_used(service)})))
 
@@ -264,21 +280,39 @@ def _signal(text: str) -> str:
     return text if text.startswith("SIG") else f"SIG{text}"
 
 
+def _options(table: Mapping[str, Where]) -> dict[str, str]:
+    found = {key: _option(table[key]) for key in sorted(OPTION_KEYS & set(table))}
+    health = table["healthcheck"].node if "healthcheck" in table else None
+    if isinstance(health, Table) and _switched_off(health):
+        found["healthcheck.disable"] = "true"  # not the same as saying nothing: an image may bring a check
+    return found
+
+
+def _switched_off(health: Table) -> bool:
+    _, disable = health.entries.get("disable", (0, None))
+    _, test = health.entries.get("test", (0, None))
+    first = test.items[0] if isinstance(test, Items) and test.items else None
+    return (isinstance(disable, Scalar) and disable.value is True) or (
+        isinstance(first, Scalar) and first.text == "NONE"
+    )
+
+
 def _option(where: Where) -> str:
     """A value kept for the runtime, as canonical JSON text."""
     try:
-        return canonical.encode({"": _value(where.node)})[4:-1].decode()
+        return canonical.encode({"": _value(where)})[4:-1].decode()
     except InvalidInput as error:
         where.wrong(str(error))
         return "null"
 
 
-def _value(node: Node) -> Any:
+def _value(where: Where) -> Any:
+    node = where.node
     if isinstance(node, Table):
-        return {name: _value(value) for name, (_, value) in node.entries.items()}
+        return {name: _value(item) for name, item in where.table().items()}
     if isinstance(node, Items):
-        return [_value(item) for item in node.items]
-    return node.text if isinstance(node.value, float) else node.value
+        return [_value(item) for item in where.items()]
+    return where.text() if isinstance(node.value, str | float) else node.value
 
 
 def _in_order(services: list[ServiceSpec], problems: Problems, node: Node) -> list[ServiceSpec]:

@@ -263,3 +263,29 @@ def test_a_hostile_specification_out_of_the_log_is_refused(spoil: dict[str, obje
     bad = replace(good, **spoil)  # type: ignore[arg-type]
     with pytest.raises(InvalidInput):
         from_plain_spec(to_plain_spec(bad))
+
+
+def options_of(text: str) -> dict[str, str]:
+    (service,) = parse(f"services: {{a: {{image: x, {text}}}}}").services
+    return dict(service.options)
+
+
+def test_options_are_kept_with_variables_resolved() -> None:
+    assert options_of("labels: {price: 5$$, on: true}, cap_add: [NET_ADMIN]") == {
+        "cap_add": '["NET_ADMIN"]',
+        "labels": '{"on":true,"price":"5$"}',
+    }
+
+
+@pytest.mark.parametrize("check", ["{disable: true}", "{test: [NONE]}"])
+def test_switching_a_health_check_off_is_not_saying_nothing(check: str) -> None:
+    assert options_of(f"healthcheck: {check}") == {"healthcheck.disable": "true"}
+    assert options_of("healthcheck: {test: [CMD, x]}") == {}
+
+
+@pytest.mark.parametrize("networks", ["[default]", "{default: }"])
+def test_an_app_has_its_own_network_and_no_other(networks: str) -> None:
+    parse(f"networks: {{default: {{}}}}\nservices: {{a: {{image: x, networks: {networks}}}}}")
+    for wrong in ("services: {a: {image: x, networks: [proxy]}}", "networks: {proxy: {external: true}}"):
+        with pytest.raises(InvalidInput, match=r"networks.*proxy|proxy.*default"):
+            parse(f"services: {{b: {{image: x}}}}\n{wrong}" if wrong.startswith("n") else wrong)

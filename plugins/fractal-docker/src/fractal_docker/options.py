@@ -41,6 +41,8 @@ def settings(options: Mapping[str, str], allowed: frozenset[str] = frozenset()) 
     for key, text in sorted(options.items()):
         if key not in READERS:
             raise ValueError(f"{key}: not supported by this runtime")
+        if "{secret." in text:
+            raise ValueError(f"{key}: no place for a secret; pass it in `environment`")
         try:
             READERS[key](json.loads(text), found)
         except (ValueError, TypeError, AttributeError) as error:
