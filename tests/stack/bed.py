@@ -16,7 +16,7 @@ from typing import Any
 
 from fractal.client import Client
 from fractal.core.lease import PROFILES, seconds
-from fractal.demo.devices import DemoDevice, command
+from fractal.demo.devices import DemoDevice, DemoFailed, command, kill
 from fractal.demo.watch import RUNNING, Watch, run_of, state_of
 
 GROUP = "Group 1"
@@ -388,8 +388,8 @@ __all__ = [
     "DemoFailed",
     "Device",
     "Ledger",
-    "command",
     "comm_of",
+    "command",
     "kill",
     "nothing",
     "state_of",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import time
+from functools import partial
 
 from tests.stack.bed import Bed, Device, Ledger, comm_of, kill, nothing, until
 
@@ -103,7 +104,7 @@ class Chaos:
         for moment in {*newest, *others}:
             assert self.ledger.at(owner, moment) >= self.committed[moment], moment
         for device in self.bed.devices:
-            nothing(lambda d=device: unfinished(d, self.ledger), 30, f"nothing is left over on {device.name}")
+            nothing(partial(unfinished, device, self.ledger), 30, f"nothing is left over on {device.name}")
 
 
 def unfinished(device: Device, ledger: Ledger) -> list[str]:

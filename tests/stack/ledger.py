@@ -17,7 +17,7 @@ path = pathlib.Path(folder, "ledger")
 lock = threading.Lock()
 
 
-def count():
+def count() -> int:
     """Whole lines so far; half of one, from a crash, is cut off."""
     with path.open("ab+") as file:
         file.seek(0)
@@ -26,7 +26,7 @@ def count():
         return text.count(b"\n")
 
 
-def add():
+def add() -> int:
     """One more line, durable; its number."""
     with lock:
         number = next(numbers)
@@ -38,27 +38,27 @@ def add():
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
+    def do_GET(self) -> None:
         if self.path == "/health":
             self.answer(503 if "ill" in modes else 200, b"here")
         else:
             with path.open("rb") as file:
                 self.answer(200, file.read())
 
-    def do_POST(self):
+    def do_POST(self) -> None:
         self.answer(201, b"%d" % add())
 
-    def answer(self, status, body):
+    def answer(self, status: int, body: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *args):
-        pass
+    def log_message(self, *args: object) -> None:
+        """Nothing: a line for each request would fill the log."""
 
 
-def daemonize():
+def daemonize() -> None:
     """A daemon of the old school: forks twice, leaves the session, lets go of everything, and lives on."""
     if os.fork():
         return
@@ -83,7 +83,7 @@ if "stubborn" in modes:
         signal.signal(number, signal.SIG_IGN)
 if "fast" in modes:
 
-    def write():
+    def write() -> None:
         while True:
             add()
             time.sleep(0.01)

@@ -7,8 +7,6 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tests.stack.bed import Bed, Device
-
 from fractal.agent.here import group_addresses
 from fractal.agent.journal import Journal
 from fractal.agent.main import DEVICE_KEYS
@@ -30,6 +28,7 @@ from fractal.crypto.keys import DeviceKeys
 from fractal.crypto.seal import seal_entry
 from fractal.shell.notes import SqliteNotes
 from fractal.testing.context import real_context
+from tests.stack.bed import Bed, Device
 
 
 @dataclass

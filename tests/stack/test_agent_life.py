@@ -7,9 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from tests.stack.bed import Bed, Device, command, until
 
 from fractal.api.errors import ExitCode
+from tests.stack.bed import Bed, Device, command, until
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.stack.bed import Bed, Device, until
 
 from fractal.api.errors import ExitCode, FractalError
+from tests.stack.bed import Bed, DemoFailed, Device, Ledger, until
 
 SECOND = "Group 2 (friends)"
 
@@ -20,6 +20,29 @@ def facts(status: dict[str, Any]) -> dict[str, Any]:
         "apps": [(a["name"], a["device"], a["epoch"], a["health"], a["desired"]) for a in status["apps"]],
         "warm": [[s["device"] for s in a["standby"]] for a in status["apps"]],
     }
+
+
+def handle(ledger: Ledger, host: Device, devices: tuple[Device, Device, Device]) -> None:
+    """All that people do with an app, asked of devices that it does not run on."""
+    door = devices[-1]
+    ledger.add(host)
+    for asking in devices:
+        assert "ledger begins at 0" in asking.run("app", "logs", ledger.name)
+        assert asking.run("app", "exec", ledger.name, "--", "echo", "hello there").strip() == "hello there"
+        with pytest.raises(DemoFailed, match="exit 3"):
+            asking.run("app", "exec", ledger.name, "--", "sh", "-c", "exit 3")
+        ledger.add(host)
+        assert ledger.save(asking) in ledger.moments(asking)
+    door.run("app", "stop", ledger.name)
+    assert not host.app_pids(ledger.id)
+    until(
+        lambda: all(d.app(ledger.name)["health"] == "stopped" for d in devices), 10, "all see that it stopped"
+    )
+    door.run("app", "start", ledger.name)
+    until(lambda: ledger.runs_on(host, door), 20, "it runs again")
+    assert ledger.lines(host) == [0, 1, 2, 3]
+    door.run("app", "restore", ledger.name, "--at", ledger.moments(door)[0], "--yes")
+    until(lambda: ledger.answers(host) and len(ledger.lines(host)) < 4, 20, "it is back at an earlier moment")
 
 
 def test_everything_is_seen_and_done_from_any_device(bed: Bed) -> None:
@@ -39,34 +62,7 @@ def test_everything_is_seen_and_done_from_any_device(bed: Bed) -> None:
     for word in ("bread", "jam", "Kitchen", "Attic", "Front door (this)", "healthy"):
         assert word in text, text
     for ledger in (bread, jam):
-        host = where[ledger.name]
-        ledger.add(host)
-        for asking in (kitchen, attic, door):
-            assert "ledger begins at 0" in asking.run("app", "logs", ledger.name)
-            assert (
-                asking.run("app", "exec", ledger.name, "--", "echo", "hello there").strip() == "hello there"
-            )
-            with pytest.raises(Exception, match="exit 3"):
-                asking.run("app", "exec", ledger.name, "--", "sh", "-c", "exit 3")
-            ledger.add(host)
-            assert ledger.save(asking) in ledger.moments(asking)
-        door.run("app", "stop", ledger.name)
-        assert not host.app_pids(ledger.id)
-        until(
-            lambda it=ledger: all(d.app(it.name)["health"] == "stopped" for d in where.values()),
-            10,
-            "all see it",
-        )
-        door.run("app", "start", ledger.name)
-        until(lambda it=ledger, h=host: it.runs_on(h, door), 20, "it runs again")
-        assert ledger.lines(host) == [0, 1, 2, 3]
-        moment = ledger.moments(door)[0]
-        door.run("app", "restore", ledger.name, "--at", moment, "--yes")
-        until(
-            lambda it=ledger, h=host: it.answers(h) and len(it.lines(h)) < 4,
-            20,
-            "it is back at an earlier moment",
-        )
+        handle(ledger, where[ledger.name], (kitchen, attic, door))
     # One device dies: its app joins the other's, which is not disturbed.
     pids = attic.app_pids(jam.id)
     kitchen.kill_everything()

@@ -6,9 +6,11 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
-from tests.stack.bed import GUARD, KEEPER, UNDERTAKER, Bed, Device, Ledger, kill, until
+
+from tests.stack.bed import GUARD, KEEPER, UNDERTAKER, Bed, Device, Ledger, kill, nothing, until
 from tests.stack.chaos import Chaos
 
 VICTIMS: dict[str, Callable[[Device, Ledger], list[int]]] = {
@@ -23,21 +25,22 @@ VICTIMS: dict[str, Callable[[Device, Ledger], list[int]]] = {
 }
 
 
+def alive(device: Device, ledger: Ledger, pids: set[int]) -> set[int]:
+    """Which of an app's processes still live."""
+    return pids.intersection(device.app_pids(ledger.id))
+
+
 def test_an_app_comes_back_where_it_was_whichever_process_is_killed(bed: Bed) -> None:
     kitchen, attic = bed.group("Kitchen", "Attic")
     ledger = bed.install(kitchen)
     for what, victims in VICTIMS.items():
         line = ledger.add(kitchen)
-        before = ledger.port(kitchen), set(kitchen.app_pids(ledger.id))
+        before = set(kitchen.app_pids(ledger.id))
         pids = victims(kitchen, ledger)
         assert pids, f"{what}: nothing to kill"
         for pid in pids:
             kill(pid, signal.SIGKILL)
-        until(
-            lambda old=before: not old[1] & set(kitchen.app_pids(ledger.id)),
-            10,
-            f"{what}: the old copy is gone",
-        )
+        nothing(partial(alive, kitchen, ledger, before), 10, f"{what}: the old copy")
         until(lambda: ledger.runs_on(kitchen), 40, f"{what} killed: the app runs again")
         assert line in ledger.lines(kitchen), what
         assert len(set(kitchen.named(GUARD))) == 1, what

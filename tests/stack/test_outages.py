@@ -6,9 +6,16 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from tests.stack.bed import Bed, until
+from tests.stack.bed import Bed, Device, nothing, until
+
+
+def alarms(device: Device) -> list[str]:
+    """What a device says is wrong with the group."""
+    found: list[str] = device.status()["group"]["alarms"]
+    return found
 
 
 @contextmanager
@@ -64,7 +71,7 @@ def test_without_the_log_an_owner_runs_on_by_its_store(bed: Bed) -> None:
         ledger.add(kitchen)
         ledger.save(kitchen)
     for device in (kitchen, attic):
-        until(lambda d=device: not d.status()["group"]["alarms"], 30, f"{device.name} reads the log again")
+        nothing(partial(alarms, device), 30, f"{device.name} reads the log again")
     time.sleep(6)
     assert kitchen.app_pids(ledger.id) == pids, "the app was disturbed"
     assert attic.app()["epoch"] == 1

@@ -6,11 +6,10 @@ import json
 import os
 from pathlib import Path
 
-from tests.stack.bed import Bed, until
-from tests.stack.rogue import rogue
-
 from fractal.core.entries import Answered, AppRemoved, Serving, Took
 from fractal.core.model import Point
+from tests.stack.bed import Bed, until
+from tests.stack.rogue import rogue
 
 SECRET_NAME = "what only those who stayed may know"
 

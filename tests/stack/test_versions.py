@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 
 import pytest
-from tests.stack.bed import Bed, until
+
+from tests.stack.bed import Bed, Device, until
 
 ALTERED = Path(__file__).with_name("altered")
 
@@ -19,12 +20,11 @@ def test_agents_of_two_minor_versions_work_together(bed: Bed, newer: str) -> Non
     bed.found(kitchen)
     bed.join(kitchen, attic)
     versions = {"Kitchen": "0.1.0", "Attic": "0.1.0", newer: "0.2.0"}
-    for device in devices:
-        until(
-            lambda d=device: {x["name"]: x["version"] for x in d.status()["devices"]} == versions,
-            20,
-            f"{device.name} sees who has which version",
-        )
+
+    def known(device: Device) -> bool:
+        return {d["name"]: d["version"] for d in device.status()["devices"]} == versions
+
+    until(lambda: all(map(known, devices)), 20, "both see who has which version")
     ledger = bed.install(kitchen)
     ledger.add(kitchen)
     ledger.save(kitchen)
