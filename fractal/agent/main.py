@@ -31,6 +31,7 @@ from fractal.shell.memory import free_memory
 from fractal.shell.notes import SqliteNotes
 from fractal.shell.notify import Notifier
 from fractal.shell.process import ProcessRun
+from fractal.shell.secrecy import keep_memory_private
 from fractal.shell.workers import ThreadWorkers
 
 CONTROL = "control.sock"
@@ -42,6 +43,7 @@ FIRST_READS = 20.0
 
 def run(path: Path) -> None:
     """Run the agent of the configuration at `path` until SIGTERM or SIGINT. Raises FractalError."""
+    keep_memory_private()
     config = load(path)
     logging.basicConfig(
         level=config.log.level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr
