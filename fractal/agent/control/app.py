@@ -324,19 +324,32 @@ async def app_restore(agent: Agent, params: Params, _: Progress) -> Plan:
 
 @command("app.update")
 async def app_update(agent: Agent, params: Params, _: Progress) -> Plan:
-    from fractal.agent.control.app_install import read_manifest, sealed_secrets
+    from fractal.agent.control.app_install import new_secrets, read_manifest, refuse_env, sealed_secrets
 
     group, app = named(agent, params)
-    text, spec = await read_manifest(agent, app.name, params)
+    refuse_env(params)
     name = check_new_name("app", params.text("name"), _other_names(group, app)) if "name" in params else None
     given = params.table("secrets")
+    text: str | None = None
+    spec: dict[str, object] | None = None
+    if "manifest" in params or not (given or name):
+        # Without anything else to change the catalog's present manifest is meant.
+        text, spec = await read_manifest(agent, app.name, params)
 
     async def change(_: Progress) -> None:
         now = group.app(app.id)
-        secrets = {**now.secrets, **sealed_secrets(agent, now.keys[-1].public, given)} if given else None
+        made = {n: v for n, v in new_secrets(agent, spec or {}).items() if n not in now.secrets}
+        fresh = sealed_secrets(agent, now.keys[-1].public, {**made, **given})
         await group.journal.append(
-            AppChanged(app=app.id, name=name, manifest=text, spec=spec, secrets=secrets),
-            wanted=lambda state: not given or state.apps[app.id].secrets == now.secrets,
+            AppChanged(
+                app=app.id,
+                name=name,
+                manifest=text,
+                spec=spec,
+                secrets={**now.secrets, **fresh} if fresh else None,
+            ),
+            # Both of two people who change secrets at once must not undo each other.
+            wanted=lambda state: not fresh or state.apps[app.id].secrets == now.secrets,
         )
 
     def applied() -> bool:
@@ -345,7 +358,8 @@ async def app_update(agent: Agent, params: Params, _: Progress) -> Plan:
         runs = says is not None and says[0].spec == digest_of(now.spec)
         return now.desired is Desired.STOPPED or (runs and healthy(group, app.id))
 
-    what = f"give {app.name} a new manifest; its device takes a snapshot and starts it with that"
+    new = " and ".join(n for n, v in (("manifest", text), ("secrets", given), ("name", name)) if v)
+    what = f"give {app.name} a new {new}; where that matters to it, its device takes a snapshot and starts it again"
     action = Action(what, {"app": app.name}, change)
     wait = params.number("wait_s", DEFAULT)
     return waiting_plan(group, app.id, wait, [action], applied)

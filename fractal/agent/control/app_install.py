@@ -41,6 +41,18 @@ async def read_manifest(agent: Agent, name: str, params: Params) -> tuple[str, d
     return text, to_plain_spec(spec)
 
 
+def refuse_env(params: Params) -> None:
+    """Raises InvalidInput if values for a manifest's variables are given."""
+    if params.table("env"):
+        raise InvalidInput("this manifest takes no values: variables of Compose files are not supported yet")
+
+
+def new_secrets(agent: Agent, spec: Mapping[str, object]) -> dict[str, str]:
+    """Values for the secrets that a specification (or nothing) wants made."""
+    wanted = from_plain_spec(spec).generated_secrets if spec else ()
+    return {name: pack(agent.entropy.bytes(SECRET_BYTES)) for name in wanted}
+
+
 def refuse_what_cannot_run(agent: Agent, spec: AppSpec) -> None:
     """Raises InvalidInput naming every service and key that this device's runtime cannot honour."""
     refusals = agent.runtime.check(spec)
@@ -141,8 +153,7 @@ async def app_install(agent: Agent, params: Params, _: Progress) -> Plan:
     wanted = params.text("app")
     if not wanted and not params.text("manifest"):
         raise InvalidInput("name an app of a catalog, or give the path of a manifest (`./app.yml`)")
-    if params.table("env"):
-        raise InvalidInput("this manifest takes no values: variables of Compose files are not supported yet")
+    refuse_env(params)
     text, spec = await read_manifest(agent, wanted, params)
     parsed = from_plain_spec(spec)
     taken = [a.name for a in group.state.apps.values() if not a.removed]
@@ -151,7 +162,7 @@ async def app_install(agent: Agent, params: Params, _: Progress) -> Plan:
     placed = placed_on(group, spec, policy, params.text("device"))
     store = store_for(group, params.text("store"))
     routes = params.items("routes") or default_routes(group, name, parsed)
-    secrets = {s: pack(agent.entropy.bytes(SECRET_BYTES)) for s in parsed.generated_secrets}
+    secrets = new_secrets(agent, spec)
     entry = AppInstalled(
         app=agent.entropy.bytes(8).hex(),
         name=name,

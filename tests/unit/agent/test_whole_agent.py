@@ -118,8 +118,19 @@ async def test_a_new_manifest_is_applied_after_a_snapshot(attic: Bed) -> None:
 
 async def test_a_new_secret_restarts_only_who_uses_it(attic: Bed) -> None:
     job = attic.job("Attic")
-    await attic.call("Attic", "app.update", app="test", manifest=manifest(), secrets={"unused": "x"})
+    result = await attic.call("Attic", "app.update", app="test", secrets={"unused": "x"})
+    assert result["done"] and "unused" in attic.app("Attic").secrets
     assert not job.outdated and await attic.starts("Attic") == ["one"]
+    # A new manifest that wants a secret made, and uses it: both come with one change.
+    uses = service(word="two").replace('{WORD: "two"', '{WORD: "two", KEY: "{secret.key}"')
+    text = manifest(uses).replace(
+        "x-homeserver:\n  title", "x-homeserver:\n  secrets: {generate: [key]}\n  title"
+    )
+    assert (await attic.call("Attic", "app.update", app="test", manifest=text))["done"]
+    assert await attic.starts("Attic") == ["one", "two"]
+    assert (await attic.call("Attic", "app.update", app="test", secrets={"key": "other"}))["done"]
+    await attic.until(lambda: not job.outdated and attic.job("Attic").facts.now.updated_ms == 0)
+    assert await attic.starts("Attic") == ["one", "two", "two"]
 
 
 async def test_a_manifest_that_does_not_get_healthy_says_what_to_do(
