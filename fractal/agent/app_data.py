@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -55,10 +56,7 @@ class AppData:
 
     def keyring(self) -> AppKeyring:
         """The app's keys as far as this device holds them."""
-        app, keys = self._app(), self._job.group.agent.keys
-        newest = app.keys[-1]
-        held = {k.generation: keys.unseal(k.sealed[keys.id]) for k in app.keys if keys.id in k.sealed}
-        return AppKeyring(generation=newest.generation, public=newest.public, secrets=held)
+        return AppKeyring.of(self._app().keys, self._job.group.agent.keys)
 
     def secrets(self) -> dict[str, str]:
         """The app's secrets in clear. Raises BackendError naming one that no key held by this device opens."""
@@ -205,7 +203,7 @@ class AppData:
 
         def make() -> None:
             for volume in self._job.spec.volumes:
-                (root / volume).mkdir(mode=0o755, exist_ok=True)
+                make_folder(root / volume)
 
         await self._job.group.agent.workers.run(make)
 
@@ -304,3 +302,20 @@ class AppData:
         await agent.workers.run(shutil.rmtree, agent.folder("spool") / self.volume, True)
         self._job.facts.forget()
         self._job.care.forget()
+
+
+def make_folder(path: Path) -> None:
+    """A volume's folder below the root, if it is not there. Raises BackendError for a symlink or anything else.
+
+    The app writes what it likes there, and restores bring it back: a link in a volume's place would bind another folder of the
+    device into its containers.
+    """
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        path.mkdir(mode=0o755)
+        return
+    if not stat.S_ISDIR(found.st_mode):
+        raise BackendError(
+            f"{path}: in place of a volume's folder is something else; restore an earlier moment"
+        )

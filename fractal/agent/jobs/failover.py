@@ -127,7 +127,7 @@ async def _take(group: GroupAgent, due: list[Take]) -> None:
     taken: dict[str, int] = {}
     acknowledged: dict[str, float] = {}
     for take in due:
-        if take.app in still:
+        if take.app in still and _holds_key(group, take.app):
             try:
                 epoch = await _create(group, group.app(take.app), take)
             except (BackendError, TimeoutError) as error:
@@ -144,6 +144,13 @@ async def _take(group: GroupAgent, due: list[Take]) -> None:
     for app, epoch in taken.items():
         await _begin_wait(group, app, epoch, acknowledged[app], clock.boottime())
     group.pulse.beat()
+
+
+def _holds_key(group: GroupAgent, app: str) -> bool:
+    """Whether the app's newest key, which the log says was sealed to this device, is one. Without it the app is better off
+    elsewhere."""
+    job = group.jobs.get(app)
+    return job is None or group.app(app).keys[-1].generation in job.data.keyring().secrets
 
 
 async def _create(group: GroupAgent, app: App, take: Take) -> int:
