@@ -93,9 +93,8 @@ def is_box_key(public: bytes) -> bool:
 def _seal(box_public: bytes, plain: bytes, ephemeral_secret: bytes) -> bytes:
     ephemeral_public = bindings.crypto_scalarmult_base(ephemeral_secret)
     try:
-        box = bindings.crypto_box_easy(
-            plain, _seal_nonce(ephemeral_public, box_public), box_public, ephemeral_secret
-        )
+        nonce = _seal_nonce(ephemeral_public, box_public)
+        box = bindings.crypto_box(plain, nonce, box_public, ephemeral_secret)
     except (CryptoError, ValueError) as error:
         raise InvalidInput("cannot seal: the receiver's public key is not an X25519 key") from error
     return ephemeral_public + box

@@ -9,13 +9,16 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
 from aiohttp import web
-from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.abc import AbstractResolver
 
 from fractal.api.transport import Certificate, LocalRoute, RouteKind, SupportsCertificates, Target, Transport
+
+if TYPE_CHECKING:
+    from aiohttp.abc import ResolveResult
 
 GROUP = "5" * 32
 FLOOD = 96 << 20
@@ -187,9 +190,14 @@ class _Fixed(AbstractResolver):
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
     ) -> list[ResolveResult]:
         return [
-            ResolveResult(
-                hostname=host, host=self._host, port=port, family=family, proto=0, flags=socket.AI_NUMERICHOST
-            )
+            {
+                "hostname": host,
+                "host": self._host,
+                "port": port,
+                "family": family,
+                "proto": 0,
+                "flags": socket.AI_NUMERICHOST,
+            }
         ]
 
     async def close(self) -> None:
