@@ -298,7 +298,7 @@ class AppJob:
             newest=self._newest(),
             standby=group.me in standbys(group.state, app),
             started=self._started,
-            start_limit=START_LIMIT,
+            start_limit=self._start_limit(),
             tick_due=self.saver.due,
             changed_since_tick=not self.saver.settled,
             hand_over_to=target,
@@ -312,6 +312,11 @@ class AppJob:
             restore_at=self._restore_at,
             others_left=any(d not in app.failed for d in successors(group.state, app, without=[group.me])),
         )
+
+    def _start_limit(self) -> float:
+        """Seconds to get healthy: what the manifest itself asks for may be more than the usual."""
+        checks = [s.health for s in self.spec.services if s.health is not None]
+        return max([START_LIMIT, *(c.start_period + c.retries * (c.interval + c.timeout) for c in checks)])
 
     def _newest(self) -> Point | None:
         """What the owner says that it committed last; else what the last look into the archive showed."""

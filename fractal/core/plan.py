@@ -168,7 +168,7 @@ def _hand_over_now(view: View, *, running: bool) -> bool:
 def _hopeless(view: View, health: Health | None) -> bool:
     if health is Health.HEALTHY or view.app.serving == view.app.epoch or view.app.policy.failover == "manual":
         return False
-    return view.others_left and view.started is not None and view.now - view.started > view.start_limit
+    return view.started is not None and view.now - view.started > view.start_limit
 
 
 def _all_failed(view: View) -> bool:

@@ -173,6 +173,7 @@ class Bed:
 
     def manifest(self, *modes: str, name: str = "ledger") -> Path:
         """A manifest of the ledger app."""
+        patience = 1 if "ill" in modes else 30
         words = ["{python}", "-I", "{file.ledger}", "{port.web}", "{data.data}", *modes]
         text = f"""\
 name: {name}
@@ -188,7 +189,7 @@ services:
         files:
           ledger: |
 {textwrap.indent(LEDGER.read_text(), " " * 12)}
-      health: {{http: /health, port: web, interval: 500ms, retries: 3, start_period: 30s}}
+      health: {{http: /health, port: web, interval: 500ms, timeout: 1s, retries: 3, start_period: {patience}s}}
 x-homeserver:
   web: {{service: ledger, port: web}}
 """

@@ -57,7 +57,7 @@ async def test_a_removed_device_can_neither_read_nor_take_nor_write(bed: Bed, tm
                 AppRemoved(app=ledger.id),
             ):
                 await bad.append(entry, state)
-        for size in (0, 1, 100, 60_000):
+        for size in (1, 100, 49_152):
             await bad.append_raw(os.urandom(size))
         position = kitchen.status()["group"]["position"]
         until(lambda: cellar.status()["group"]["position"] >= position, 20, "all have read it")

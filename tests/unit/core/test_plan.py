@@ -47,7 +47,7 @@ def app(**changes: object) -> App:
         (view(app(serving=2)), Step.ANNOUNCE),
         (view(app(serving=2), runs={3: Health.STARTING}, started=90.0), Step.IDLE),
         (view(app(serving=2), runs={3: Health.UNHEALTHY}, started=-30.0), Step.GIVE_UP),
-        (view(app(serving=2), runs={3: Health.UNHEALTHY}, started=-30.0, others_left=False), Step.IDLE),
+        (view(app(serving=2), runs={3: Health.UNHEALTHY}, started=-30.0, others_left=False), Step.GIVE_UP),
         (view(app(desired=Desired.STOPPED)), Step.STOP),
         (view(app(desired=Desired.STOPPED), runs={}, tick_due=0.0), Step.TICK),
         (view(app(desired=Desired.STOPPED), runs={}, tick_due=0.0, changed_since_tick=False), Step.IDLE),
