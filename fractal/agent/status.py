@@ -173,6 +173,12 @@ def note(group: GroupAgent, app: App, said: AppBeat | None, *, stale: bool) -> s
         return "it does not get healthy on any device: look at `homeserver app logs`, then `homeserver app restart`"
     if said is None and group.online(app.owner):
         return f"{owner} takes it up"
+    if app.move_to and app.move_to != app.owner and not group.online(app.move_to) and not stale:
+        target = device_name(group, app.move_to)
+        return (
+            f"it is to move to {target}, which is silent; it runs on where it is. "
+            f"`homeserver app move {app.name!r} {owner!r}` takes the wish back"
+        )
     if stale or said is None:
         failover = (
             "another device takes it over"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 
 from fractal.api.errors import Denied
@@ -37,6 +38,7 @@ from fractal.core.model import (
     App,
     AppKey,
     Checkpoint,
+    Desired,
     GroupState,
     Point,
     Policy,
@@ -150,6 +152,10 @@ def app_changed(turn: Turn, entry: AppChanged) -> GroupState:
         for name in ("name", "manifest", "spec", "policy", "desired", "secrets")
         if (value := getattr(entry, name)) is not None
     }
+    if entry.secrets is not None:
+        news["secrets_generation"] = _secrets_generation(app, entry.secrets)
+    if entry.desired is Desired.RUNNING or entry.spec is not None:
+        news["failed"] = ()  # asked anew: every device may try it once more
     return with_app(turn.state, replace(app, **news))
 
 
@@ -162,13 +168,26 @@ def _require_new_app_name(state: GroupState, app: str, name: str) -> None:
 
 
 def _owners_secrets(app: App, entry: AppChanged) -> bool:
-    """Whether only certificates come or go, and only values of other secrets change, not their names."""
+    """Whether only certificates come or go, or, once after the app's key was replaced, all secrets are sealed anew.
+
+    What is sealed cannot be compared here: an owner could put other values in. It could spoil the app's data as well.
+    """
     if entry.secrets is None or replace(entry, secrets=None) != AppChanged(app=entry.app):
         return False
     changed = dict(entry.secrets.items() ^ app.secrets.items())
-    return all(
-        name.startswith(CERTIFICATE) or (name in app.secrets and name in entry.secrets) for name in changed
+    if all(name.startswith(CERTIFICATE) for name in changed):
+        return True
+    names = {name for name in (*entry.secrets, *app.secrets) if not name.startswith(CERTIFICATE)}
+    due = app.secrets_generation < app.keys[-1].generation
+    return due and all(name in app.secrets and name in entry.secrets for name in names)
+
+
+def _secrets_generation(app: App, secrets: Mapping[str, bytes]) -> int:
+    """The newest generation if every value but certificates is another one than before."""
+    same = any(
+        secrets.get(name) == value for name, value in app.secrets.items() if not name.startswith(CERTIFICATE)
     )
+    return app.secrets_generation if same else app.keys[-1].generation
 
 
 def app_key_added(turn: Turn, entry: AppKeyAdded) -> GroupState:
@@ -227,7 +246,7 @@ def app_restore_wished(turn: Turn, entry: AppRestoreWished) -> GroupState:
     require_id(entry.id, "restore wish")
     require(entry.id != app.restored, f"restore wish {entry.id} was carried out already")
     _require_point(entry.point)
-    return with_app(turn.state, replace(app, restore=RestoreWish(id=entry.id, point=entry.point)))
+    return with_app(turn.state, replace(app, restore=RestoreWish(id=entry.id, point=entry.point), failed=()))
 
 
 def app_restored(turn: Turn, entry: AppRestored) -> GroupState:

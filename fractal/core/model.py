@@ -237,7 +237,9 @@ class App:
     keys: tuple[AppKey, ...] = ()
     """Generations, oldest first."""
     secrets: Mapping[str, bytes] = field(default_factory=dict)
-    """Name -> value sealed to the newest app key."""
+    """Name -> value sealed to the app's key, the newest once its owner has sealed them anew."""
+    secrets_generation: int = 1
+    """Newest generation of the app's key since which all of them but certificates were sealed anew."""
     pins: frozenset[Point] = frozenset()
     removed: bool = False
 

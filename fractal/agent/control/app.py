@@ -292,7 +292,7 @@ async def app_move(agent: Agent, params: Params, _: Progress) -> Plan:
 
     actions = (
         []
-        if app.owner == device.id
+        if app.owner == device.id and not app.move_to
         else [Action(f"move {app.name} to {device.name}", {"app": app.name, "device": device.name}, wish)]
     )
 

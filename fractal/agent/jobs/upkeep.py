@@ -167,11 +167,12 @@ async def _share_key(group: GroupAgent, app: App) -> None:
 async def _seal_again(group: GroupAgent, app: App) -> None:
     """The owner seals the app's secrets to its newest key: who gets the key later holds no older one."""
     job = group.jobs.get(app.id)
-    if job is None or not (outdated := job.data.outdated()):
+    if job is None or not job.data.outdated():
         return
-    values = job.data.secrets()
-    sealed = {n: seal_to(app.keys[-1].public, values[n].encode(), group.agent.entropy) for n in outdated}
-    await _change_secrets(group, app, {**app.secrets, **sealed})
+    # All of them: the group lets an owner that does not manage the app do it once for each generation.
+    values = job.data.secrets().items()
+    sealed = {n: seal_to(app.keys[-1].public, v.encode(), group.agent.entropy) for n, v in values}
+    await _change_secrets(group, app, sealed)
 
 
 async def _change_secrets(group: GroupAgent, app: App, secrets: dict[str, bytes]) -> None:

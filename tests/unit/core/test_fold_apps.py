@@ -1,0 +1,90 @@
+"""The fold of entries about apps, where a rule is easy to lose: who may change secrets, and who may try an app again."""
+
+from __future__ import annotations
+
+import pytest
+
+from fractal.core.entries import AppChanged, AppKeyAdded, Released, Serving, Took
+from fractal.core.model import App, Desired, Role
+from fractal.testing.group import World
+
+APP = "a" * 16
+
+
+@pytest.fixture
+def world() -> World:
+    """Ann's app on the device of Bob, a plain member."""
+    world = World.founded()
+    world.join("den", "bob", Role.MEMBER)
+    world.install(APP, placed="den")
+    world.must("attic", AppChanged(app=APP, secrets={"password": b"sealed to generation 1"}))
+    world.must("den", Took(epochs={APP: 1}))
+    return world
+
+
+def app(world: World) -> App:
+    return world.state.apps[APP]
+
+
+def renewed(world: World) -> World:
+    """The same, with a second generation of the app's key."""
+    world.must("attic", AppKeyAdded(app=APP, key=world.app_key(2)))
+    return world
+
+
+def test_the_owner_seals_secrets_anew_once_for_each_key(world: World) -> None:
+    sealed = {"password": b"sealed to generation 2"}
+    assert world.say("den", AppChanged(app=APP, secrets=sealed))
+    renewed(world)
+    certified = {**app(world).secrets, "tls.cal.example.key": b"k"}
+    world.must("den", AppChanged(app=APP, secrets=certified))
+    world.must("den", AppChanged(app=APP, secrets={**certified, **sealed}))
+    assert app(world).secrets["password"] == sealed["password"]
+    assert world.say("den", AppChanged(app=APP, secrets={**certified, "password": b"another"}))
+
+
+@pytest.mark.parametrize(
+    "secrets",
+    [
+        pytest.param({}, id="lost one"),
+        pytest.param({"password": b"x", "another": b"y"}, id="new one"),
+        pytest.param({"other": b"x"}, id="renamed one"),
+    ],
+)
+def test_it_may_not_change_which_secrets_there_are(world: World, secrets: dict[str, bytes]) -> None:
+    renewed(world)
+    before = app(world)
+    assert world.say("den", AppChanged(app=APP, secrets=secrets))
+    assert app(world) == before
+
+
+def test_it_may_change_nothing_else_along_with_them(world: World) -> None:
+    renewed(world)
+    before = app(world)
+    assert world.say("den", AppChanged(app=APP, secrets={"password": b"x"}, desired=Desired.STOPPED))
+    assert app(world) == before
+
+
+def test_another_device_may_not(world: World) -> None:
+    world.join("shed", "bob")
+    renewed(world)
+    assert world.say("shed", AppChanged(app=APP, secrets={"password": b"x"}))
+
+
+@pytest.mark.parametrize(
+    "again", [AppChanged(app=APP, desired=Desired.RUNNING), AppChanged(app=APP, spec={"services": {}})]
+)
+def test_who_asks_anew_lets_every_device_try_again(world: World, again: AppChanged) -> None:
+    world.must("den", Released(app=APP, epoch=1, clean=True, unhealthy=True))
+    assert app(world).failed == (world.machines["den"].id,)
+    world.must("attic", AppChanged(app=APP, name="other name"))
+    assert app(world).failed
+    world.must("attic", again)
+    assert app(world).failed == ()
+
+
+def test_healthy_somewhere_is_a_new_beginning_too(world: World) -> None:
+    world.must("den", Released(app=APP, epoch=1, clean=True, unhealthy=True))
+    world.must("attic", Took(epochs={APP: 2}))
+    world.must("attic", Serving(app=APP, epoch=2))
+    assert app(world).failed == ()
