@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING
 
 from fractal.agent.group import GroupAgent
-from fractal.core.entries import AppMoved, DeviceUpdated
-from fractal.sim.network import LOG, STORE
+from fractal.core.entries import AppMoved, DeviceUpdated, GroupChanged
+from fractal.core.lease import PROFILES
+from fractal.sim.network import APPENDS, LOG, SIGNALS, STORE
 
 if TYPE_CHECKING:
     from fractal.sim.machine import Machine
@@ -41,6 +42,8 @@ HARD: Sequence[tuple[str, int, float, float]] = (
     ("killed at a moment", 10, 1, 1),
     ("agent frozen", 4, 3, 60),
     ("cut off", 5, 5, 90),
+    ("cut off but hears", 3, 10, 90),
+    ("unheard, then cut off", 5, 10, 60),
     ("cut off from the log", 4, 5, 60),
     ("cut off from the store", 4, 5, 60),
     ("log down", 2, 3, 60),
@@ -52,6 +55,7 @@ HARD: Sequence[tuple[str, int, float, float]] = (
     ("move", 5, 1, 1),
     ("drain", 2, 30, 120),
     ("app gets sick", 1, 60, 200),
+    ("timers change", 1, 1, 1),
     ("orderly end", 2, 30, 90),
     ("guard killed", 2, 1, 1),
     ("muted", 2, 20, 90),
@@ -163,10 +167,10 @@ def _cut(*services: str) -> Callable[[World, Machine, Fault], None]:
     return begin
 
 
-def _down(service: str) -> Callable[[World, Machine, Fault], None]:
+def _down(*services: str) -> Callable[[World, Machine, Fault], None]:
     def begin(world: World, _: Machine, fault: Fault) -> None:
         for machine in world.machines:
-            _cut(service)(world, machine, fault)
+            _cut(*services)(world, machine, fault)
 
     return begin
 
@@ -211,6 +215,22 @@ def _muted(world: World, machine: Machine, fault: Fault) -> None:
     world.later(fault.seconds, heal)
 
 
+def _hears(world: World, machine: Machine, fault: Fault) -> None:
+    """The way out is broken; what others signal still arrives."""
+    _cut(LOG, STORE)(world, machine, fault)
+    _muted(world, machine, fault)
+
+
+def _unheard(world: World, machine: Machine, fault: Fault) -> None:
+    """It reads and proves, and can neither signal nor answer; about when it is taken for dead it is cut off as well."""
+    timers = PROFILES[world.profile]
+    until = (timers.patience + timers.answer_window) / 1000 - 4.0 + 12.0 * fault.value
+    first = replace(fault, seconds=until + fault.seconds)
+    _cut(APPENDS)(world, machine, first)
+    _muted(world, machine, first)
+    world.later(until, _cut(LOG, STORE, SIGNALS), world, machine, fault)
+
+
 # --- people ----------------------------------------------------------------------------------------------------------
 
 
@@ -231,15 +251,22 @@ def _drain(world: World, machine: Machine, fault: Fault) -> None:
     )
 
 
+def _timers(_: World, machine: Machine, fault: Fault) -> None:
+    timers = list(PROFILES.values())[int(fault.value * len(PROFILES))]
+    machine.act(f"timers {timers.profile}", lambda _: GroupChanged(timers=timers))
+
+
 KINDS: dict[str, Callable[[World, Machine, Fault], None]] = {
     "agent killed": _killed,
     "power cut": _power_cut,
     "killed at a moment": _at_a_moment,
     "agent frozen": _frozen,
-    "cut off": _cut(LOG, STORE),
+    "cut off": _cut(LOG, STORE, SIGNALS),
+    "cut off but hears": _hears,
+    "unheard, then cut off": _unheard,
     "cut off from the log": _cut(LOG),
     "cut off from the store": _cut(STORE),
-    "log down": _down(LOG),
+    "log down": _down(LOG, SIGNALS),
     "store down": _down(STORE),
     "loss": _loss,
     "slow network": _slow,
@@ -248,6 +275,7 @@ KINDS: dict[str, Callable[[World, Machine, Fault], None]] = {
     "move": _move,
     "drain": _drain,
     "app gets sick": _sick,
+    "timers change": _timers,
     "orderly end": _goodbye,
     "guard killed": _guard_killed,
     "muted": _muted,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fractal.sim.machine import Machine
 
 T = TypeVar("T")
-LOG, STORE, SIGNALS = "log", "store", "signals"
+LOG, STORE, SIGNALS, APPENDS = "log", "store", "signals", "appends"
 HANG = 45.0
 """Seconds after which a connection that says nothing is given up by the network itself."""
 
@@ -58,8 +58,7 @@ class Weather:
 
     def apart(self, device: str, service: str) -> bool:
         """Whether nothing gets through."""
-        place = LOG if service == SIGNALS else service
-        return self.cut.get((device, place), 0) > 0
+        return self.cut.get((device, service), 0) > 0
 
 
 class Network:
@@ -92,7 +91,8 @@ class Network:
         machine.moment(service)
         answer: asyncio.Future[T] = self._loop.create_future()
         quick = self._random.random() < 0.5
-        if self.weather.apart(machine.name, service) or self._lost():
+        mute = writes and service == LOG and self.weather.apart(machine.name, APPENDS)
+        if mute or self.weather.apart(machine.name, service) or self._lost():
             self._later(1.0 if quick else HANG, self._fail, answer, "no connection", ambiguous=False)
         else:
             self._later(self.delay(), self._arrive, machine, service, effect, answer, writes)
