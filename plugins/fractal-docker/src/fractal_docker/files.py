@@ -29,7 +29,8 @@ def write_secrets(folder: Path, secrets: Mapping[str, str]) -> Path | None:
     """Files for /run/secrets, readable inside by any user; the folder above keeps everybody else out."""
     if not secrets:
         return None
-    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for above in (folder.parent.parent, folder.parent):
+        above.mkdir(mode=0o700, exist_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(mode=0o755)
     folder.chmod(0o755)

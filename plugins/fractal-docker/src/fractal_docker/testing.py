@@ -141,7 +141,7 @@ def running_engine(folder: Path) -> Iterator[TestEngine]:
 @contextlib.asynccontextmanager
 async def opened(
     engine: TestEngine, folder: Path, *, device: str = "0" * 20, **settings: float
-) -> AsyncIterator[DockerRuntime]:
+) -> AsyncIterator[RememberingRuntime]:
     """A runtime on that engine. Every run that it ever named is killed and removed on exit."""
     async with again(engine, folder, device=device, **settings) as runtime:
         try:
@@ -216,9 +216,7 @@ def _base(tar: tarfile.TarFile, marker: str) -> None:
         entry.type, entry.mode = tarfile.DIRTYPE, mode
         tar.addfile(entry)
     tar.add(shutil.which("busybox") or "busybox", "bin/busybox")
-    applets = (
-        "sh sleep cat echo ls id env hostname wget httpd nc mount true false touch kill pwd stat ulimit test"
-    )
+    applets = "sh sleep cat echo ls id env hostname wget httpd nc mount true false touch kill pwd stat test nslookup grep"
     for applet in applets.split():
         _link(tar, f"bin/{applet}", "/bin/busybox")
     text = f"root:x:0:0:root:/:/bin/sh\napp:x:1000:1000:app:/:/bin/sh\n#{marker}\n".encode()

@@ -1,0 +1,336 @@
+"""Every Compose key that is honoured, seen in the running container; and every other one refused by name."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fractal_docker.check import refusals
+from fractal_docker.config import DockerConfig
+from fractal_docker.options import REACHING_OUT, READERS, settings
+from fractal_docker.runtime import DockerRuntime
+from fractal_docker.testing import BUSYBOX, TestEngine, opened
+
+from fractal.api.app import AppRun, AppSpec, ServiceSpec
+from fractal.manifest import compose, parse
+
+MANIFEST = f"""
+name: keys of all kinds
+x-homeserver: {{secrets: {{generate: [PASSWORD, TOKEN]}}}}
+services:
+  setup: {{image: "{BUSYBOX}", command: ["true"], restart: "no"}}
+  plain:
+    image: {BUSYBOX}
+    command: sh -c 'echo "one word" > /tmp/said; sleep 1000'
+    container_name: theirs
+    pull_policy: always
+    networks: [default]
+    restart: unless-stopped
+    depends_on: {{setup: {{condition: service_completed_successfully}}}}
+  given:
+    image: {BUSYBOX}
+    entrypoint: [/bin/sleep]
+    command: ["1000"]
+    environment: [COLOUR=blue, "URL=db://app:${{PASSWORD}}@db"]
+    volumes: ["pages:/pages", "./conf:/conf:ro"]
+    ports: ["8080:80", "53/udp"]
+    expose: ["9000"]
+    user: "1000:1000"
+    working_dir: /tmp
+    hostname: oak
+    extra_hosts: ["elm:10.1.2.3", "ash=10.1.2.4"]
+    stop_signal: SIGINT
+    stop_grace_period: 3s
+    labels: {{maker: Ada, price: 5$$}}
+    x-homeserver: {{secrets: [TOKEN]}}
+  bounded:
+    image: {BUSYBOX}
+    init: true
+    read_only: true
+    tmpfs: ["/scratch:size=1m,mode=1777"]
+    shm_size: 32m
+    ulimits: {{nofile: {{soft: 512, hard: 1024}}, nproc: 600}}
+    mem_limit: 64m
+    cpus: 0.5
+    pids_limit: 77
+    platform: linux/amd64
+    healthcheck: {{test: [CMD, test, -d, /scratch], interval: 1s, timeout: 2s, retries: 4, start_period: 7s}}
+  able: {{image: "{BUSYBOX}", cap_add: [NET_RAW, CAP_NET_ADMIN], cap_drop: [CHOWN]}}
+  unwatched: {{image: "{BUSYBOX}", healthcheck: {{disable: true}}}}
+"""
+PASSWORD, TOKEN = "correct-horse", "battery-staple"
+
+
+@dataclass
+class World:
+    """The app, started once."""
+
+    runner: asyncio.Runner
+    runtime: DockerRuntime
+    run: AppRun
+    inspected: dict[str, Any]
+
+    def inside(self, service: str, *argv: str) -> str:
+        """What a command in the service says."""
+        return self.runner.run(self.runtime.exec(self.run.key, service, argv)).output.decode()
+
+
+@pytest.fixture(scope="module")
+def world(engine: TestEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("keys")
+    root = folder / "root"
+    root.mkdir()
+    spec = parse(MANIFEST)
+    run = AppRun(
+        group="group",
+        app="app",
+        epoch=3,
+        spec=spec,
+        volume_root=root,
+        secrets={"PASSWORD": PASSWORD, "TOKEN": TOKEN},
+    )
+    client = engine.api()
+    with engine.network(), asyncio.Runner() as runner:
+        stack = contextlib.AsyncExitStack()
+        try:
+            runtime = runner.run(stack.enter_async_context(opened(engine, folder)))
+            assert list(runtime.check(spec)) == []
+            runner.run(runtime.prepare(run))
+            runner.run(runtime.start(run))
+            listed = client.containers(all=True, filters={"label": "org.fractal-homeserver.app=app"})
+            mine = [client.inspect_container(c["Id"]) for c in listed]
+            mine = [c for c in mine if c["Config"]["Labels"]["org.fractal-homeserver.epoch"] == "3"]
+            inspected = {c["Config"]["Labels"]["org.fractal-homeserver.service"]: c for c in mine}
+            yield World(runner, runtime, run, inspected)
+        finally:
+            runner.run(stack.aclose())
+            client.close()
+
+
+def host(name: str) -> Callable[[Any], Any]:
+    return lambda c: c["HostConfig"][name]
+
+
+def capabilities(name: str) -> Callable[[Any], Any]:
+    """Newer engines say them with their prefix."""
+    return lambda c: sorted(word.removeprefix("CAP_") for word in c["HostConfig"][name])
+
+
+def config(name: str) -> Callable[[Any], Any]:
+    return lambda c: c["Config"][name]
+
+
+@pytest.mark.parametrize(
+    ("service", "seen", "value"),
+    [
+        pytest.param("setup", lambda c: c["State"]["ExitCode"], 0, id="depends_on-completed"),
+        pytest.param("plain", config("Image"), None, id="image"),
+        pytest.param(
+            "plain", config("Cmd"), ["sh", "-c", 'echo "one word" > /tmp/said; sleep 1000'], id="command"
+        ),
+        pytest.param("plain", lambda c: c["Name"] == "/theirs", False, id="container_name-rewritten"),
+        pytest.param(
+            "plain",
+            host("RestartPolicy"),
+            {"Name": "no", "MaximumRetryCount": 0},
+            id="restart-never-by-engine",
+        ),
+        pytest.param("given", config("Entrypoint"), ["/bin/sleep"], id="entrypoint"),
+        pytest.param("given", config("User"), "1000:1000", id="user"),
+        pytest.param("given", config("WorkingDir"), "/tmp", id="working_dir"),
+        pytest.param("given", config("Hostname"), "oak", id="hostname"),
+        pytest.param("given", config("StopSignal"), "SIGINT", id="stop_signal"),
+        pytest.param(
+            "given",
+            lambda c: sorted(c["Config"]["ExposedPorts"]),
+            ["53/udp", "80/tcp", "9000/tcp"],
+            id="expose",
+        ),
+        pytest.param(
+            "given",
+            lambda c: sorted(c["HostConfig"]["ExtraHosts"]),
+            ["ash:10.1.2.4", "elm:10.1.2.3"],
+            id="extra_hosts",
+        ),
+        pytest.param("given", lambda c: c["Config"]["Labels"]["maker"], "Ada", id="labels"),
+        pytest.param("given", lambda c: c["Config"]["Labels"]["price"], "5$", id="labels-dollar"),
+        pytest.param("bounded", host("Init"), True, id="init"),
+        pytest.param("bounded", host("ReadonlyRootfs"), True, id="read_only"),
+        pytest.param("bounded", host("Tmpfs"), {"/scratch": "size=1m,mode=1777"}, id="tmpfs"),
+        pytest.param("bounded", host("ShmSize"), 32 << 20, id="shm_size"),
+        pytest.param("bounded", host("Memory"), 64 << 20, id="mem_limit"),
+        pytest.param("bounded", host("NanoCpus"), 500_000_000, id="cpus"),
+        pytest.param("bounded", host("PidsLimit"), 77, id="pids_limit"),
+        pytest.param(
+            "bounded",
+            lambda c: {u["Name"]: (u["Soft"], u["Hard"]) for u in c["HostConfig"]["Ulimits"]},
+            {"nofile": (512, 1024), "nproc": (600, 600)},
+            id="ulimits",
+        ),
+        pytest.param(
+            "bounded",
+            config("Healthcheck"),
+            {
+                "Test": ["CMD", "test", "-d", "/scratch"],
+                "Interval": 10**9,
+                "Timeout": 2 * 10**9,
+                "StartPeriod": 7 * 10**9,
+                "Retries": 4,
+            },
+            id="healthcheck",
+        ),
+        pytest.param("unwatched", config("Healthcheck"), {"Test": ["NONE"]}, id="healthcheck-disable"),
+        pytest.param(
+            "able",
+            capabilities("CapAdd"),
+            ["NET_ADMIN", "NET_RAW"],
+            id="cap_add",
+        ),
+        pytest.param(
+            "able",
+            capabilities("CapDrop"),
+            ["CHOWN"],
+            id="cap_drop",
+        ),
+        pytest.param("plain", capabilities("CapDrop"), ["NET_RAW"], id="no-raw-sockets-unasked"),
+        pytest.param("plain", host("SecurityOpt"), ["no-new-privileges"], id="no-new-privileges"),
+        pytest.param("plain", host("Privileged"), False, id="never-privileged"),
+    ],
+)
+def test_the_engine_was_told(world: World, service: str, seen: Callable[[Any], Any], value: Any) -> None:
+    if value is None:
+        value = world.runner.run(world.runtime.image_digest(BUSYBOX))
+    assert seen(world.inspected[service]) == value
+
+
+@pytest.mark.parametrize(
+    ("service", "argv", "output"),
+    [
+        pytest.param("plain", ["cat", "/tmp/said"], "one word", id="command-line-is-split-as-a-shell-would"),
+        pytest.param(
+            "given", ["sh", "-c", "echo $COLOUR $URL"], f"blue db://app:{PASSWORD}@db", id="environment"
+        ),
+        pytest.param("given", ["cat", "/run/secrets/TOKEN"], TOKEN, id="secret-as-file"),
+        pytest.param("given", ["ls", "/run/secrets"], "TOKEN", id="only-the-unnamed-secrets-are-files"),
+        pytest.param("given", ["id", "-u"], "1000", id="user"),
+        pytest.param("given", ["pwd"], "/tmp", id="working_dir"),
+        pytest.param("given", ["hostname"], "oak", id="hostname"),
+        pytest.param(
+            "given",
+            ["sh", "-c", "grep -c . /etc/hosts >/dev/null; cat /etc/hosts"],
+            "10.1.2.3\telm",
+            id="extra_hosts",
+        ),
+        pytest.param(
+            "given", ["sh", "-c", "touch /conf/x 2>&1 || true"], "Read-only file system", id="volumes-ro"
+        ),
+        pytest.param(
+            "bounded", ["sh", "-c", "touch /x 2>&1 || true"], "Read-only file system", id="read_only"
+        ),
+        pytest.param("bounded", ["sh", "-c", "touch /scratch/x && echo done"], "done", id="tmpfs"),
+        pytest.param("bounded", ["sh", "-c", "ulimit -n"], "512", id="ulimits"),
+        pytest.param("bounded", ["cat", "/proc/1/comm"], "docker-init", id="init"),
+        pytest.param(
+            "bounded",
+            ["nslookup", "given", "127.0.0.11"],
+            "Name:\tgiven",
+            id="services-know-each-other",
+        ),
+        pytest.param(
+            "plain", ["sh", "-c", "cat /proc/self/status"], "NoNewPrivs:\t1", id="no-new-privileges"
+        ),
+    ],
+)
+def test_the_container_has_it(world: World, service: str, argv: list[str], output: str) -> None:
+    assert output in world.inside(service, *argv)
+
+
+def test_volumes_are_the_folders_of_the_volume_root(world: World) -> None:
+    (world.run.volume_root / "pages" / "page").write_text("from outside")
+    assert world.inside("given", "cat", "/pages/page") == "from outside"
+    assert sorted(p.name for p in world.run.volume_root.iterdir()) == ["conf", "pages"]
+
+
+def test_ports_are_published_on_loopback_only(world: World) -> None:
+    published = world.inspected["given"]["NetworkSettings"]["Ports"]
+    assert {b["HostIp"] for bindings in published.values() for b in bindings or ()} == {"127.0.0.1"}
+    (status,) = (
+        s for r in world.runner.run(world.runtime.observe()) for s in r.services if s.name == "given"
+    )
+    assert {name for name, _, _ in status.endpoints} == {"80", "53-udp"}
+    assert all(port not in (0, 80, 8080) for _, _, port in status.endpoints)
+
+
+def test_every_option_of_the_manifest_is_known_here() -> None:
+    assert set(READERS) == compose.OPTION_KEYS | {"healthcheck.disable"}
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "words"),
+    [
+        ("devices", '["/dev/kvm"]', "not supported"),
+        ("privileged", "true", "not supported"),
+        ("cap_add", '["SYS_ADMIN"]', "reach"),
+        ("cap_add", '["ALL"]', "reach"),
+        ("cap_add", '["nonsense"]', "capability"),
+        ("labels", '{"org.fractal-homeserver.run":"x"}', "not the app's"),
+        ("labels", '["a={secret.PASSWORD}"]', "secret"),
+        ("tmpfs", '["relative"]', "absolute"),
+        ("tmpfs", '["/x:uidmap=1"]', "not supported"),
+        ("shm_size", '"much"', "size"),
+        ("ulimits", '{"nofile":"many"}', "ulimits"),
+        ("extra_hosts", '["only-a-name"]', "address"),
+        ("hostname", '"a b"', "name"),
+        ("init", '"yes"', "true or false"),
+        ("read_only", "[]", "true or false"),
+        ("expose", '["all"]', "port"),
+        ("platform", '"../x"', "platform"),
+        ("ulimits", "7", "ulimits"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(key: str, text: str, words: str) -> None:
+    spec = AppSpec(name="x", services=(ServiceSpec(name="main", image="x", options={key: text}),))
+    (refusal,) = refusals(spec, DockerConfig())
+    assert (refusal.service, refusal.key) == ("main", key)
+    assert words in f"{refusal.key}: {refusal.reason}"
+
+
+def test_a_device_may_allow_what_reaches_out() -> None:
+    for name in sorted(REACHING_OUT):
+        made = settings({"cap_add": f'["{name}"]'}, frozenset({f"CAP_{name}"}))
+        assert made["host"]["cap_add"] == [name]
+
+
+@pytest.mark.parametrize(
+    ("service", "key"),
+    [
+        ("command: [x, '${S}']", "command"),
+        ("healthcheck: {test: [CMD, x, '${S}']}", "healthcheck"),
+        ("volumes: ['a:/']", "volumes"),
+        ("volumes: ['a:/run/secrets']", "volumes"),
+        ("volumes: ['a:/x', 'b:/x']", "volumes"),
+        ("volumes: ['a:/proc/self']", "volumes"),
+        ("stop_signal: 'RT; rm'", "stop_signal"),
+        ("ports: [53/udp], x-homeserver: {health: {port: 53-udp}}", "health"),
+    ],
+)
+def test_what_would_be_unsafe_is_refused(service: str, key: str) -> None:
+    spec = parse(f"x-homeserver: {{secrets: {{generate: [S]}}}}\nservices: {{main: {{image: x, {service}}}}}")
+    assert {r.key for r in refusals(spec, DockerConfig())} == {key}
+
+
+def test_a_service_without_an_image_is_refused() -> None:
+    spec = parse("services: {a: {x-homeserver: {process: {argv: [x]}}}}")
+    assert [r.key for r in refusals(spec, DockerConfig())] == ["image"]
+
+
+def test_secrets_are_not_for_everybody_on_the_device(world: World) -> None:
+    folder = world.runtime._folder("secrets", world.run.key)
+    assert (folder / "given" / "TOKEN").read_text() == TOKEN
+    assert all(parent.stat().st_mode & 0o077 == 0 for parent in (folder.parent, Path(folder)))
+    assert PASSWORD not in repr(world.run)
