@@ -26,7 +26,7 @@ class Store(Protocol):
 
     @property
     def staleness(self) -> float:
-        """Seconds by which a listing or a read may lag behind an acknowledged create (S of docs/explanation/leases.md)."""
+        """Seconds by which a listing or a read may lag behind an acknowledged create (S of docs/explanation/failover.md)."""
 
     @property
     def fencing(self) -> bool:

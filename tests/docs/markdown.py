@@ -32,9 +32,11 @@ class Block:
 
 
 def pages() -> list[Path]:
-    """Every document of the project."""
-    folders = ("docs", "contrib")
-    return sorted([*ROOT.glob("*.md"), *(p for f in folders for p in (ROOT / f).rglob("*.md"))])
+    """Every document of the project. Parts of made pages are looked at where they end up."""
+    found = [*ROOT.glob("*.md")]
+    for folder in ("docs", "contrib", "plugins"):
+        found += [p for p in (ROOT / folder).rglob("*.md") if "reference-text" not in p.parts]
+    return sorted(found)
 
 
 def is_made(page: Path) -> bool:
