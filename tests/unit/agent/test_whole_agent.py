@@ -12,6 +12,7 @@ import pytest
 
 from fractal.core.chain import EMPTY
 from fractal.core.entries import AppChanged
+from fractal.core.model import Point
 from fractal.core.plan import Step, next_step
 from fractal.shell.clock import SystemClock
 from fractal.testing.agents import Bed, bed, manifest, service
@@ -172,3 +173,94 @@ async def test_a_manifest_that_came_while_the_agent_was_down_is_applied(attic: B
             break
         await SystemClock().sleep(0.05)
     assert await later()
+
+
+# --- restore and move ------------------------------------------------------------------------------------------------
+
+
+async def stored(bed: Bed, count: int) -> list[str]:
+    """Moments of the app's archive once there are so many."""
+    await bed.call("Attic", "snapshot.create", app="test")
+    for _ in range(100):
+        moments = [s["moment"] for s in (await bed.call("Attic", "snapshot.list", app="test"))["snapshots"]]
+        if len(moments) >= count:
+            return moments
+        await SystemClock().sleep(0.1)
+    raise AssertionError(moments)
+
+
+async def test_a_restore_that_was_broken_off_is_finished(attic: Bed) -> None:
+    """Killed between putting the present aside and putting the earlier moment in place: there is no volume root."""
+    moments = await stored(attic, 2)
+    job, agent = attic.job("Attic"), attic.agents["Attic"]
+    volume = job.data.volume
+    await attic.call("Attic", "app.stop", app="test")
+    await attic.until(lambda: job.resting)
+    await attic.stop("Attic")
+    # As it is after such a crash: the wish stands in the log, the root is away.
+    await attic.start("Attic")
+    agent = attic.agents["Attic"]
+    await attic.until(lambda: attic.at("Attic").jobs and attic.job("Attic").facts.now.root)
+    await agent.snapshotter.set_aside(volume, "before-restore-999")
+    result = await attic.call("Attic", "app.restore", app="test", at=moments[0], wait_s=30)
+    assert result["done"], attic.job("Attic").problem()
+    await attic.call("Attic", "app.start", app="test")
+    assert await attic.starts("Attic") == ["one"]
+
+
+async def test_what_cannot_be_restored_costs_no_downtime(attic: Bed) -> None:
+    moments = await stored(attic, 2)
+    job = attic.job("Attic")
+    # Neither here nor in the store: a moment whose record is there and whose data is gone.
+    epoch, _, number = moments[1].partition(".")
+    point = Point(epoch=int(epoch), number=int(number))
+    archive = await job.data.archive()
+    record = (await archive.timeline()).record(point)
+    for path in (attic.folder / "shelf").rglob("*"):
+        if path.is_file() and record.body.object.id in str(path):
+            path.rename(attic.folder / "gone")
+    name = job.facts.now.name_of(point)
+    held = {s.name for s in await attic.agents["Attic"].snapshotter.snapshots(job.data.volume)}
+    if name in held:
+        await attic.agents["Attic"].snapshotter.delete(job.data.volume, name)
+    result = await attic.call("Attic", "app.restore", app="test", at=moments[1], wait_s=3)
+    assert not result["done"]
+    await attic.until(lambda: "restore" in attic.note("Attic"))
+    assert await attic.starts("Attic") == ["one"]  # it was never stopped
+    run = job.health()
+    assert run is not None and run.health.value == "healthy"
+    # Another wish replaces it, and snapshots go on meanwhile.
+    done = await attic.call("Attic", "app.restore", app="test", at=moments[0], wait_s=40)
+    assert done["done"] and attic.note("Attic") == ""
+
+
+async def test_a_move_to_a_silent_device_is_told_and_taken_back(attic: Bed) -> None:
+    kitchen = await attic.start("Kitchen")
+    await attic.join("Kitchen", by="Attic")
+    await attic.until(lambda: kitchen.keys.id in attic.app("Attic").keys[-1].sealed)
+    await attic.until(lambda: attic.at("Attic").online(kitchen.keys.id))
+    await attic.stop("Kitchen")
+    await attic.until(lambda: not attic.at("Attic").online(kitchen.keys.id))
+    result = await attic.call("Attic", "app.move", app="test", device="Kitchen", wait_s=2)
+    assert not result["done"]
+    assert "Kitchen, which is silent" in attic.note("Attic")
+    assert "app move" in attic.note("Attic")
+    back = await attic.call("Attic", "app.move", app="test", device="Attic", wait_s=10)
+    assert back["done"] and attic.app("Attic").move_to == "" and attic.note("Attic") == ""
+    assert await attic.starts("Attic") == ["one"]
+
+
+async def test_an_app_removed_while_its_device_was_down_ends_there(attic: Bed) -> None:
+    await attic.start("Kitchen")
+    await attic.join("Kitchen", by="Attic")
+    key = next(iter(attic.job("Attic").run_keys()))
+    volume = attic.job("Attic").data.volume
+    await attic.stop("Attic")
+    await attic.call("Kitchen", "app.remove", app="test", wait_s=0)
+    agent = await attic.start("Attic")
+    for _ in range(200):
+        if key not in await agent.guard.status() and not await agent.snapshotter.snapshots(volume):
+            break
+        await SystemClock().sleep(0.1)
+    assert key not in await agent.guard.status()
+    assert await agent.snapshotter.root(volume) is None and not await agent.snapshotter.snapshots(volume)
