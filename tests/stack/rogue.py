@@ -107,12 +107,12 @@ class Rogue:
         volume = f"{self.before.id[:16]}.{app}"
         context = replace(self.context, state_dir=self.state / "snapshot" / "copy")
         async with open_copy(context, CopyConfig()) as snapshotter:
-            await snapshotter.snapshot(volume, "rogue")
+            await snapshotter.snapshot(volume, f"rogue-{epoch}")
             record = await self.archive(app).write(
                 epoch,
                 snapshotter=snapshotter,
                 volume=volume,
-                name="rogue",
+                name=f"rogue-{epoch}",
                 wall_ms=self.context.clock.wall_ms() + 86_400_000,
             )
         return Point(epoch=record.epoch, number=record.number)
