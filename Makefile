@@ -38,7 +38,7 @@ test: system dev lint docs unit property contract cli packaging stack ## everyth
 
 lint: dev ## ruff and mypy --strict
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(NICE) $(BIN)/mypy fractal tests contrib
+	@$(NICE) $(BIN)/mypy fractal tests contrib && for p in $(wildcard plugins/*/); do $(NICE) $(BIN)/mypy $$p || exit 1; done
 
 unit: dev ## quick tests of single parts
 	@$(PYTEST) tests/unit tests/config -q
