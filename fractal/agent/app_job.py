@@ -104,8 +104,10 @@ class AppJob:
         """Whether the present run was started with something else than the log has now."""
         try:
             return bool(self.runs()) and self.facts.now.spec not in ("", self.digest())
-        except BackendError:
-            return False  # it runs with what it has; a start would say what is wrong
+        except FractalError:
+            # It runs with what it has; a start would say what is wrong. Whoever manages the app wrote that, so nothing of it
+            # may stop the device's beats.
+            return False
 
     @property
     def owns(self) -> bool:

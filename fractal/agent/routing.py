@@ -71,8 +71,12 @@ def _local(group: GroupAgent, wish: Route, job: AppJob) -> LocalRoute | None:
     run = job.health()
     if not job.owns or run is None or job.right().deadline is None:
         return None
-    service = wish.service or job.spec.web_service
-    port = wish.port or job.spec.web_port
+    try:
+        service = wish.service or job.spec.web_service
+        port = wish.port or job.spec.web_port
+    except FractalError:
+        # Another member's device may have written a specification that makes no sense: that costs its own app only.
+        return None
     for status in run.services:
         for name, host, number in status.endpoints:
             if status.name == service and name == port:

@@ -211,8 +211,8 @@ async def _addresses(gateway: Peer) -> frozenset[str]:
             try:
                 async with asyncio.timeout(5):
                     found.update(str(item[4][0]) for item in await loop.getaddrinfo(host, None))
-            except OSError:
-                continue
+            except (OSError, ValueError):
+                continue  # ValueError: what another device published is no host name at all
     return frozenset(found)
 
 

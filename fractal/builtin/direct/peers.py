@@ -11,6 +11,9 @@ from fractal.api.transport import Link, RouteKind
 from fractal.builtin.direct.hello import normal_name
 from fractal.builtin.direct.sockets import Traffic
 
+HOST = re.compile(r"[0-9A-Za-z._:%-]{1,253}")
+"""A host name or an address. Contacts are published by other members' devices."""
+
 
 def route_key(kind: RouteKind, name: str) -> str:
     """What a route is found by: the name for HTTPS, `tcp:PORT` or `udp:PORT`. Raises InvalidInput."""
@@ -44,7 +47,7 @@ class Contact:
 def read_contact(device: str, plain: Mapping[str, str]) -> Contact:
     """A contact as another device published it. Raises BackendError naming the device and what is wrong."""
     host, port, token = plain.get("host", ""), plain.get("port", ""), plain.get("token", "")
-    if not host or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+    if not HOST.fullmatch(host) or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 65536:
         raise BackendError(f"device {device} has published no usable address for the direct transport")
     if not re.fullmatch(r"([0-9a-f]{2}){16,64}", token):
         raise BackendError(f"device {device} has published no token for the direct transport")

@@ -101,6 +101,8 @@ async def connect(host: str, port: int, *, timeout: float, source: str = "") -> 
         raise BackendError(f"{host} port {port} did not answer in {timeout:g} s", retryable=True) from error
     except OSError as error:
         failure = error
+    except ValueError as error:
+        raise BackendError(f"{host[:100]!r} is no host name") from error
     raise BackendError(f"{host} port {port}: {failure.strerror or failure}", retryable=True) from failure
 
 

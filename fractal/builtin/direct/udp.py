@@ -66,7 +66,7 @@ class _Flow:
             self.transport, _ = await loop.create_datagram_endpoint(
                 lambda: _Socket(take), remote_addr=(host, port), local_addr=(source, 0) if source else None
             )
-        except OSError:
+        except (OSError, ValueError):
             return  # as lost as any datagram; the flow ages out and the next one tries again
         for data in self.waiting:
             self.transport.sendto(data)
