@@ -12,7 +12,7 @@ import errno
 import fcntl
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import suppress
 
 from fractal_btrfs import ioctls
@@ -20,7 +20,7 @@ from fractal_btrfs import ioctls
 CHUNK = 1 << 20
 
 
-async def sent(subvolume: int, parent: int | None) -> AsyncIterator[bytes]:
+async def sent(subvolume: int, parent: int | None) -> AsyncGenerator[bytes, None]:
     """The stream of a read-only subvolume, by its descriptor; `parent` is an id. Raises OSError."""
     loop = asyncio.get_running_loop()
     reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager, closing
 from pathlib import Path
 from typing import TypeVar
@@ -83,7 +83,7 @@ class BtrfsSnapshotter(Snapshotter):
         check_name(name, "snapshot")
         await self._do(volume, self._volume(volume).delete, name)
 
-    async def send(self, volume: str, name: str, parent: str | None = None) -> AsyncIterator[bytes]:
+    async def send(self, volume: str, name: str, parent: str | None = None) -> AsyncGenerator[bytes, None]:
         """What the kernel's `send` gives. Not repeatable byte for byte."""
         place = self._volume(volume)
         check_name(name, "snapshot")
