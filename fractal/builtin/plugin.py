@@ -78,7 +78,7 @@ def fractal_transports() -> Iterable[TransportOffer]:
         summary="Gateways that reach devices by address and lead TLS by name without decrypting it.",
         config=DirectConfig,
         open=_open_direct,
-        capabilities=frozenset({"SupportsCertificates"}),
+        capabilities=frozenset({"SupportsCertificates", "SupportsProbe"}),
     )
 
 

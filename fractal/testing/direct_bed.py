@@ -10,13 +10,13 @@ from pathlib import Path
 from fractal.builtin.direct import open_direct
 from fractal.builtin.direct.config import DirectConfig
 from fractal.testing.context import real_context
-from fractal.testing.transport_parts import CertifyingBed, free_port
+from fractal.testing.transport_parts import Bed, free_port
 
 GATEWAY, ONE, TWO = "a" * 20, "b" * 20, "c" * 20
 
 
 @asynccontextmanager
-async def direct_bed(folder: Path) -> AsyncIterator[CertifyingBed]:
+async def direct_bed(folder: Path) -> AsyncIterator[Bed]:
     """A gateway and two devices, each with a folder of its own."""
     https = free_port()
     common = DirectConfig(hold=2.0, greeting_timeout=3.0, probe_interval=0.2)
@@ -29,7 +29,7 @@ async def direct_bed(folder: Path) -> AsyncIterator[CertifyingBed]:
         open_direct(first, common) as one,
         open_direct(second, common) as two,
     ):
-        yield CertifyingBed(
+        yield Bed(
             gateway_id=GATEWAY,
             gateway=gateway,
             devices={ONE: one, TWO: two},

@@ -63,10 +63,15 @@ class Contract(Generic[B]):
             if capability not in self.capabilities:
                 pytest.skip(f"the backend does not declare {capability}")
 
+    def opened(self, backend: B) -> Iterable[object]:
+        """The opened backends behind the fixture; a suite whose fixture holds several says which."""
+        return (backend,)
+
     async def test_capabilities_agree_with_protocols(self, backend: B) -> None:
         """What is declared is there, and what is there is declared."""
         for name, protocol in self.optional.items():
-            assert isinstance(backend, protocol) == (name in self.capabilities), name
+            for one in self.opened(backend):
+                assert isinstance(one, protocol) == (name in self.capabilities), name
 
 
 def _check_override(cls: type, name: str, member: object) -> None:

@@ -18,15 +18,23 @@ import io
 import json
 import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import aiohttp
 import pytest
 
-from fractal.api.errors import BackendError
-from fractal.api.transport import Certificate, LocalRoute, Peer, RouteKind, SupportsCertificates, Target
+from fractal.api.errors import BackendError, NotSupported
+from fractal.api.transport import (
+    Certificate,
+    LocalRoute,
+    Peer,
+    RouteKind,
+    SupportsCertificates,
+    SupportsProbe,
+    Target,
+)
 from fractal.shell.entropy import SystemEntropy
 from fractal.testing.suite import Contract, requires
 from fractal.testing.transport_parts import (
@@ -89,7 +97,14 @@ class Town:
 class TransportContract(Contract[Bed]):
     """What every transport must do, whatever carries the bytes."""
 
-    optional: ClassVar[Mapping[str, type[Any]]] = {"SupportsCertificates": SupportsCertificates}
+    optional: ClassVar[Mapping[str, type[Any]]] = {
+        "SupportsCertificates": SupportsCertificates,
+        "SupportsProbe": SupportsProbe,
+    }
+
+    def opened(self, backend: Bed) -> Iterable[object]:
+        """Gateway and devices are one kind of object."""
+        return (backend.gateway, *backend.devices.values())
 
     @pytest.fixture
     async def town(self, backend: Bed) -> AsyncIterator[Town]:
@@ -120,12 +135,6 @@ class TransportContract(Contract[Bed]):
             assert all(isinstance(text, str) for pair in contact.items() for text in pair)
             assert device.contact() == contact
 
-    async def test_every_end_has_what_is_declared(self, backend: Bed) -> None:
-        """Gateway and devices are one kind of object."""
-        for name, protocol in self.optional.items():
-            for transport in [backend.gateway, *backend.devices.values()]:
-                assert isinstance(transport, protocol) == (name in self.capabilities), name
-
     @requires("SupportsCertificates")
     async def test_certificate_made_by_the_transport_works(self, town: Town) -> None:
         """A client that trusts it reaches the app under the name it was made for."""
@@ -135,6 +144,20 @@ class TransportContract(Contract[Bed]):
         await town.serve(0, [local_route("app0", town.names[0], town.apps[0].port, made, HTTPS)])
         async with web_client(town.bed, made) as client:
             assert (await client.tell(town.names[0]))["app"] == "first"
+
+    @requires("SupportsProbe")
+    async def test_probe_gets_through_exactly_when_a_client_does(self, town: Town) -> None:
+        """To the end of TLS on the serving device; a gateway that merely listens is not enough."""
+        gateway, device = town.bed.gateway, town.bed.devices[town.ids[0]]
+        assert isinstance(gateway, SupportsProbe) and isinstance(device, SupportsProbe)
+        async with asyncio.timeout(2 * town.bed.hold + town.bed.patience):
+            await gateway.probe(town.names[0], HTTPS)
+            await town.serve(0, [])
+            with pytest.raises(BackendError, match=town.names[0]):
+                await gateway.probe(town.names[0], HTTPS)
+            await gateway.probe(town.names[1], HTTPS)
+            with pytest.raises(NotSupported):
+                await device.probe(town.names[0], HTTPS)
 
     # The way to an app
 

@@ -15,7 +15,7 @@ import aiohttp
 from aiohttp import web
 from aiohttp.abc import AbstractResolver
 
-from fractal.api.transport import Certificate, LocalRoute, RouteKind, SupportsCertificates, Target, Transport
+from fractal.api.transport import Certificate, LocalRoute, RouteKind, Target, Transport
 
 if TYPE_CHECKING:
     from aiohttp.abc import ResolveResult
@@ -44,16 +44,6 @@ class Bed:
     client: str = "127.0.0.9"
     """Address from which clients come: not the gateway's own, so that the two cannot be confused."""
     names: tuple[str, str] = ("one.example", "two.example")
-
-
-class CertifyingBed(Bed):
-    """A bed of transports that declare SupportsCertificates."""
-
-    async def certify(self, name: str) -> Certificate:
-        """A certificate made by one of the devices."""
-        maker = next(iter(self.devices.values()))
-        assert isinstance(maker, SupportsCertificates)
-        return await maker.certify(name)
 
 
 def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:

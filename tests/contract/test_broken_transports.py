@@ -15,6 +15,7 @@ from urllib.parse import unquote_to_bytes
 import pytest
 
 from fractal.api.errors import BackendError, InvalidInput
+from fractal.api.transport import RouteKind
 from fractal.builtin.direct import (
     certificate,
     device,
@@ -266,12 +267,22 @@ def makes_certificates_for_another_name(_bed: Any, patch: Patch) -> None:
     patch.setattr(transport, "make_certificate", lambda _name, *rest: make("other.example", *rest))
 
 
+def listens_and_calls_that_reachable(bed: Any, patch: Patch) -> None:
+    async def probe(_name: str, _kind: RouteKind) -> None:
+        _, writer = await asyncio.open_connection(*bed.https)
+        writer.close()
+
+    patch.setattr(bed.gateway, "probe", probe)
+
+
+CAPABILITIES = frozenset({"SupportsCertificates", "SupportsProbe"})
 MISTAKES: dict[Callable[[Any, Patch], None], str] = {
     restarts_at_each_apply: "test_applying_the_same_again_disturbs_nothing",
     keeps_connections_to_the_old_device: "test_switch_leads_to_the_new_device_and_ends_old_connections",
     refuses_instead_of_holding: "test_connection_is_held_while_the_app_changes_hands",
     holds_for_ever: "test_connection_is_not_held_for_ever",
     gives_up_on_a_device_that_is_late: "test_device_that_does_not_serve_yet_is_waited_for",
+    listens_and_calls_that_reachable: "test_probe_gets_through_exactly_when_a_client_does",
     serves_any_host: "test_foreign_host_is_misdirected",
     believes_the_client: "test_app_learns_the_client_and_not_what_the_client_claims",
     tells_the_first_spelling_only: "test_app_learns_the_client_and_not_what_the_client_claims",
@@ -311,5 +322,5 @@ def test_mistake_is_found(mistake: Callable[[Any, Patch], None]) -> None:
                 yield bed
 
     expected = MISTAKES[mistake]
-    suite = broken(TransportContract, opened, capabilities=frozenset({"SupportsCertificates"}))
+    suite = broken(TransportContract, opened, capabilities=CAPABILITIES)
     assert failures(run_suites({"broken": suite}, "-k", expected)["broken"]) == {expected}

@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,6 +54,13 @@ def record(name: Any = "tape", **changes: Any) -> StoreBackend[Any]:
     return StoreBackend(**{**values, **changes})
 
 
+class Module:
+    """Stands for a plugin's module."""
+
+    def __init__(self, **names: object) -> None:
+        self.__dict__.update(names)
+
+
 def offering(*records: object) -> object:
     """A plugin whose store hook yields these."""
 
@@ -62,11 +68,11 @@ def offering(*records: object) -> object:
     def fractal_stores() -> Iterable[Any]:
         yield from records
 
-    return SimpleNamespace(fractal_stores=fractal_stores)
+    return Module(fractal_stores=fractal_stores)
 
 
 def observing(observe: Callable[..., None]) -> object:
-    return SimpleNamespace(fractal_event=hookimpl(observe))
+    return Module(fractal_event=hookimpl(observe))
 
 
 def reason(plugin: object) -> str:
@@ -118,8 +124,8 @@ def test_an_unknown_backend_names_what_there_is_and_what_was_meant() -> None:
     with pytest.raises(NotInstalled, match="Did you mean 'directory'") as caught:
         plugins.store("directroy")
     assert caught.value.exit_code is ExitCode.MISSING
-    with pytest.raises(NotInstalled, match="fractal-docker"):
-        plugins.runtime("docker")
+    with pytest.raises(NotInstalled, match="fractal-nspawn"):
+        plugins.runtime("nspawn")
 
 
 def test_a_plugin_with_several_backends_is_addressed_by_both_names() -> None:
@@ -154,7 +160,7 @@ def test_a_hook_that_raises_breaks_its_plugin_alone() -> None:
         yield record()
         raise RuntimeError("no tape drive\nsecond line")
 
-    assert reason(SimpleNamespace(fractal_stores=fractal_stores)) == "RuntimeError: no tape drive second line"
+    assert reason(Module(fractal_stores=fractal_stores)) == "RuntimeError: no tape drive second line"
 
 
 def test_a_hook_that_exits_does_not_end_the_agent() -> None:
@@ -162,7 +168,7 @@ def test_a_hook_that_exits_does_not_end_the_agent() -> None:
     def fractal_stores() -> Iterable[Any]:
         yield fails_on_import()
 
-    assert reason(SimpleNamespace(fractal_stores=fractal_stores)) == "SystemExit: no licence"
+    assert reason(Module(fractal_stores=fractal_stores)) == "SystemExit: no licence"
 
 
 def test_a_misspelt_hook_is_told() -> None:
@@ -171,7 +177,7 @@ def test_a_misspelt_hook_is_told() -> None:
         yield record()
 
     assert "unknown hook fractal_storess; meant fractal_stores?" in reason(
-        SimpleNamespace(fractal_storess=fractal_storess)
+        Module(fractal_storess=fractal_storess)
     )
 
 
@@ -180,7 +186,7 @@ def test_a_hook_with_an_argument_too_many_is_told() -> None:
     def fractal_stores(config: object) -> Iterable[Any]:
         yield record()
 
-    assert "config" in reason(SimpleNamespace(fractal_stores=fractal_stores))
+    assert "config" in reason(Module(fractal_stores=fractal_stores))
 
 
 def test_a_hook_that_returns_instead_of_yielding_is_told() -> None:
@@ -188,7 +194,7 @@ def test_a_hook_that_returns_instead_of_yielding_is_told() -> None:
     def fractal_stores() -> Any:
         return record()
 
-    assert "write `yield`" in reason(SimpleNamespace(fractal_stores=fractal_stores))
+    assert "write `yield`" in reason(Module(fractal_stores=fractal_stores))
 
 
 @pytest.mark.parametrize(
@@ -281,7 +287,7 @@ def test_health_checks_come_from_loaded_plugins() -> None:
     def fractal_health_checks() -> Iterable[HealthCheck]:
         yield HealthCheck(name="raid", summary="Disks.", check=no_findings)
 
-    plugins = Plugins.discover(extra={"raid": SimpleNamespace(fractal_health_checks=fractal_health_checks)})
+    plugins = Plugins.discover(extra={"raid": Module(fractal_health_checks=fractal_health_checks)})
     assert [check.name for check in plugins.health_checks()] == ["raid"]
 
 
