@@ -65,8 +65,19 @@ class Environments:
         binary = [] if self._config.source_builds else ["--only-binary", ":all:"]
         try:
             # The base interpreter's pip installs into the environment: one that held its own would cost seconds.
-            await self._context.run([self.base, "-m", "venv", "--without-pip", str(home)], timeout=120.0)
-            pip = [self.base, "-m", "pip", "--python", str(home / "bin" / "python"), "install", "--no-input"]
+            await self._context.run(
+                [self.base, "-I", "-m", "venv", "--without-pip", str(home)], timeout=120.0
+            )
+            pip = [
+                self.base,
+                "-I",
+                "-m",
+                "pip",
+                "--python",
+                str(home / "bin" / "python"),
+                "install",
+                "--no-input",
+            ]
             quiet = ["--quiet", "--disable-pip-version-check", "--no-compile"]
             await self._context.run(
                 [*pip, *quiet, *wheels, *binary, *requirements], timeout=self._config.prepare_timeout

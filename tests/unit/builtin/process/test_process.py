@@ -465,6 +465,22 @@ async def test_environments_are_made_once_for_all_agents(tmp_path: Path) -> None
         assert found[0].lstat().st_mtime_ns != before
 
 
+async def test_nothing_is_imported_from_where_the_agent_was_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody else may write there, and `-m` would look there first."""
+    wheel(tmp_path / "wheels", "greeting", "1.0")
+    here = tmp_path / "here"
+    here.mkdir()
+    for module in ("venv", "pip", "sitecustomize", "ensurepip", "json", "shutil"):
+        (here / f"{module}.py").write_text(f"open({str(here / 'ran')!r}, 'w'); raise SystemExit(9)\n")
+    monkeypatch.chdir(here)
+    async with real_context(tmp_path / "one") as context:
+        environments = Environments(context, ProcessConfig(wheels=str(tmp_path / "wheels")))
+        assert (await environments.python(["greeting==1.0"])).exists()
+    assert not (here / "ran").exists()
+
+
 async def test_a_requirement_that_does_not_exist_is_named_and_may_come_later(tmp_path: Path) -> None:
     (tmp_path / "wheels").mkdir()
     async with real_context(tmp_path) as context:
