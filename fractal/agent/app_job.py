@@ -68,6 +68,7 @@ class AppJob:
         self._stay_until = 0.0
         self._start_at = 0.0
         self._restore_at = 0.0
+        self._restore_tried = ""
         self._restore_trouble = ""
 
     @staticmethod
@@ -174,7 +175,7 @@ class AppJob:
     def problem(self) -> str:
         """What is wrong here in one line; "" if nothing is."""
         if update := self._update_problem():
-            return f"{self.trouble}; {update}" if self.trouble else update
+            return f"{update}; {self.trouble}" if self.trouble else update
         if self.trouble:
             return self.trouble
         if self._restore_trouble and self.app.restore is not None:
@@ -195,10 +196,9 @@ class AppJob:
         run = self.health()
         if (run is None or run.health is Health.STARTING) and waited < UPDATE_PATIENCE:
             return ""
-        name = self.app.name
         return (
-            f"not healthy since its new manifest: see `homeserver app logs {name!r}`; `homeserver app update {name!r}` "
-            f"with the old one undoes it, `homeserver app restore {name!r}` its data"
+            "not healthy with its new manifest: `homeserver app update` with the old one undoes it, "
+            "`homeserver app restore` its data"
         )
 
     @property
@@ -211,6 +211,9 @@ class AppJob:
         """Whether nothing of the app runs here and its last snapshot is stored: what an agent's end waits for."""
         if not self.owns or self.app.release is not None:
             return not self.runs()
+        right = self.right()
+        if right.deadline is None or right.deadline <= self.group.agent.clock.boottime():
+            return True  # frozen, or not begun: without proof an end can do nothing more for it
         stored = self.saver.caught_up and not self.facts.now.queue
         return not self.runs() and (stored or not self.facts.now.root)
 
@@ -311,7 +314,7 @@ class AppJob:
             outdated=self.outdated,
             ending=group.agent.stopping,
             start_at=self._start_at,
-            restore_at=self._restore_at,
+            restore_at=self._restore_at if app.restore and app.restore.id == self._restore_tried else 0.0,
             others_left=any(d not in app.failed for d in successors(group.state, app, without=[group.me])),
         )
 
@@ -485,7 +488,7 @@ class AppJob:
         wish = self.app.restore
         if wish is None or wish.id == self.app.restored:
             return
-        self._restore_at = self.group.agent.clock.boottime() + RESTORE_AGAIN
+        self._restore_at, self._restore_tried = self.group.agent.clock.boottime() + RESTORE_AGAIN, wish.id
         # Fetched while the app runs: what cannot be had costs no downtime.
         await self.data.hold(wish.point)
         if self.runs():

@@ -91,7 +91,7 @@ async def test_a_crash_loop_is_no_busy_loop_and_is_saved_all_the_same(beds: Bed)
     await beds.found("Attic")
     failing = service("second", code="raise SystemExit(3)").split("      health:")[0].rstrip() + "\n"
     await beds.call("Attic", "app.install", manifest=manifest(service(), failing), wait_s=0, interval_s=10)
-    await beds.until(lambda: beds.job("Attic").facts.now.committed is not None)
+    await beds.until(lambda: beds.at("Attic").jobs and beds.job("Attic").facts.now.committed is not None)
     job = beds.job("Attic")
     seen = job.view()
     assert seen.start_at > 0 and next_step(seen) in (Step.START, Step.TICK, Step.IDLE)
