@@ -43,7 +43,7 @@ HARD: Sequence[tuple[str, int, float, float]] = (
     ("agent frozen", 4, 3, 60),
     ("cut off", 5, 5, 90),
     ("cut off but hears", 3, 10, 90),
-    ("unheard, then cut off", 5, 10, 60),
+    ("unheard, then cut off", 7, 15, 60),
     ("cut off from the log", 4, 5, 60),
     ("cut off from the store", 4, 5, 60),
     ("log down", 2, 3, 60),
@@ -222,13 +222,24 @@ def _hears(world: World, machine: Machine, fault: Fault) -> None:
 
 
 def _unheard(world: World, machine: Machine, fault: Fault) -> None:
-    """It reads and proves, and can neither signal nor answer; about when it is taken for dead it is cut off as well."""
+    """The worst that can happen to a lease. An owner reads and proves, and can neither signal nor answer; shortly before it is
+    replaced it is cut off as well, so that it cannot learn of it. Sometimes the taker is killed right after its put.
+    """
+    app = world.apps[int(fault.value * 997) % len(world.apps)]
+    machine = world.owner(app) or machine
     timers = PROFILES[world.profile]
-    until = (timers.patience + timers.answer_window) / 1000 - 4.0 + 12.0 * fault.value
+    until = (timers.patience + timers.answer_window - 1_000 - 0.7 * fault.value**2 * timers.proof) / 1000
     first = replace(fault, seconds=until + fault.seconds)
     _cut(APPENDS)(world, machine, first)
     _muted(world, machine, first)
     world.later(until, _cut(LOG, STORE, SIGNALS), world, machine, fault)
+    late = world.network.weather.late
+    world.later(until / 2, late.update, {machine.name: 0.9 * timers.read_timeout / 1000})
+    world.later(until, late.pop, machine.name, None)
+    if int(fault.value * 9973) % 2:
+        for other in world.machines:
+            if other is not machine:
+                other.fuse = ("/epoch/", 2)
 
 
 # --- people ----------------------------------------------------------------------------------------------------------

@@ -13,9 +13,10 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 class Stuck(Exception):
@@ -158,7 +159,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return self._now
 
     def call_soon(
-        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
         """As in asyncio."""
         handle = _Handle(callback, args, self, context)
@@ -166,19 +167,19 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         return handle
 
     def call_soon_threadsafe(
-        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
         """There is one thread only."""
         return self.call_soon(callback, *args, context=context)
 
     def call_later(
-        self, delay: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """As in asyncio."""
         return self.call_at(self._now + delay, callback, *args, context=context)
 
     def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """As in asyncio."""
         timer = _Timer(when, callback, args, self, context)
@@ -224,3 +225,10 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         error = context.get("exception")
         if error is not None and not isinstance(error, Crashed) and not self._closed:
             self.errors.append(f"{context.get('message')}: {error!r}")
+
+
+def new_loop() -> VirtualLoop:
+    """A loop at time 0."""
+    kind: Any = VirtualLoop  # sockets, threads and processes are left out on purpose
+    loop: VirtualLoop = kind()
+    return loop

@@ -16,14 +16,13 @@ from fractal.agent.agent import Agent, Shell
 from fractal.agent.group import GroupAgent
 from fractal.agent.notes import MemoryNotes
 from fractal.api.context import Completed, Context
-from fractal.api.coordination import Coordinator
+from fractal.api.coordination import CoordinationBackend
 from fractal.api.errors import FractalError
 from fractal.api.events import Event
-from fractal.api.runtime import Runtime, RuntimeBackend
-from fractal.api.snapshot import SnapshotBackend, Snapshotter
-from fractal.api.store import Store, StoreBackend
-from fractal.api.transport import Link, LocalRoute, Peer, Target, Transport, TransportBackend
-from fractal.api.coordination import CoordinationBackend
+from fractal.api.runtime import RuntimeBackend
+from fractal.api.snapshot import SnapshotBackend
+from fractal.api.store import StoreBackend
+from fractal.api.transport import Link, TransportBackend
 from fractal.config.model import Chosen, Device, DeviceConfig
 from fractal.core.entries import Entry
 from fractal.crypto.keys import DeviceKeys
@@ -131,7 +130,7 @@ class SimPlugins(Plugins):
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
 
-    def _record(self, kind: Any, make: Callable[[Context], object], **more: Any) -> Any:
+    def _record(self, kind: type[T], make: Callable[[Context], object], **more: Any) -> T:
         def opening(context: Context, _: NoConfig) -> AbstractAsyncContextManager[Any]:
             @asynccontextmanager
             async def opened() -> AsyncIterator[object]:
@@ -139,7 +138,9 @@ class SimPlugins(Plugins):
 
             return opened()
 
-        return kind(name="sim", summary="simulated", config=NoConfig, open=opening, **more)
+        build: Any = kind
+        record: T = build(name="sim", summary="simulated", config=NoConfig, open=opening, **more)
+        return record
 
     def runtime(self, name: str) -> RuntimeBackend[Any]:
         """The process tree."""
@@ -248,7 +249,9 @@ class Machine:
                 self.fuse = None
                 self.world.say(self, f"killed at {kind}")
                 self.kill()
-                self.world.later(self.world.random.uniform(0.5, 25.0), self.revive)
+                self.world.later(
+                    self.world.random.uniform(0.3, self.world.random.choice((2.0, 25.0))), self.revive
+                )
                 raise Crashed
 
     def kill(self) -> None:

@@ -53,6 +53,8 @@ class Weather:
     """Probability of a delay out of a heavy tail."""
     lying: float = 0.0
     """Probability that a write succeeds and looks timed out."""
+    late: dict[str, float] = field(default_factory=dict)
+    """Devices to which answers take about so many seconds."""
     muted: dict[str, int] = field(default_factory=dict)
     """Devices whose signals are lost."""
 
@@ -118,7 +120,8 @@ class Network:
             wait = self._random.choice((1.0, 8.0, HANG))
             self._later(wait, self._fail, answer, "timed out", ambiguous=writes)
             return
-        self._later(self.delay(), self._tell, answer, result)
+        late = self.weather.late.get(machine.name, 0.0) * self._random.uniform(0.5, 1.0)
+        self._later(self.delay() + late, self._tell, answer, result)
 
     def _later(self, delay: float, callback: Callable[..., None], *arguments: Any, **named: Any) -> None:
         self._loop.call_later(delay, lambda: callback(*arguments, **named), context=self._outside)

@@ -154,7 +154,7 @@ class SimGuardClient(GuardClient):
 
     async def kill(self, run: str) -> None:
         """Nothing of it is left."""
-        guard, tree = await self._known(run)
+        _, tree = await self._known(run)
         self._machine.disk.app_writes(tree)
         tree.alive = tree.paused = False
 
@@ -185,11 +185,11 @@ class SimRuntime:
         await self._machine.clock.sleep(self._machine.world.random.uniform(low, high))
         self._machine.moment("runtime")
 
-    def check(self, spec: AppSpec) -> Sequence[Refusal]:  # noqa: ARG002 - of the protocol
+    def check(self, spec: AppSpec) -> Sequence[Refusal]:
         """Everything can run."""
         return ()
 
-    async def prepare(self, run: AppRun) -> None:  # noqa: ARG002
+    async def prepare(self, run: AppRun) -> None:
         """Quick, mostly."""
         await self._work(0.01, 0.5)
 
@@ -258,10 +258,11 @@ class SimRuntime:
         service: str,
         *,
         tail: int = 100,
-        follow: bool = False,  # noqa: ARG002
+        follow: bool = False,
     ) -> AsyncIterator[bytes]:
         """None are kept."""
-        for line in ():
+        lines: tuple[bytes, ...] = ()
+        for line in lines:
             yield line
 
     async def exec(
@@ -271,7 +272,7 @@ class SimRuntime:
         argv: Sequence[str],
         *,
         stdin: bytes = b"",
-        timeout: float = 60.0,  # noqa: ARG002
+        timeout: float = 60.0,
     ) -> ExecResult:
         """Nothing to run."""
         return ExecResult(0, b"")

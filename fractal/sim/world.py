@@ -7,6 +7,7 @@ import gc
 import logging
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from fractal.crypto.keys import DeviceKeys
 from fractal.manifest.plain import to_plain_spec
 from fractal.sim.faults import Fault, apply, draw
 from fractal.sim.invariants import Truth
-from fractal.sim.loop import VirtualLoop
+from fractal.sim.loop import new_loop
 from fractal.sim.machine import InlineWorkers, Machine, quiet_logger
 from fractal.sim.network import Network
 from fractal.testing.group import World as Founding
@@ -58,7 +59,7 @@ class World:
     """Everything in one seed."""
 
     def __init__(self, seed: int, folder: Path) -> None:
-        self.loop = VirtualLoop()
+        self.loop = new_loop()
         plan = Random(f"plan {seed}")
         self.random = Random(f"world {seed}")
         self.network = Network(self.loop, self.random)
@@ -121,6 +122,12 @@ class World:
     def volume(self, app: str) -> str:
         """Name of an app's volume on every device."""
         return f"{self.group_id[:16]}.{app}"
+
+    def owner(self, app: str) -> Machine | None:
+        """The device that created the app's highest epoch."""
+        epochs = [(e, name) for (a, e), name in self.truth.owners.items() if a == app]
+        name = max(epochs, default=(0, ""))[1]
+        return next((m for m in self.machines if m.name == name), None)
 
     def device_id(self, name: str) -> str:
         """Id of a device by its name."""
@@ -261,7 +268,9 @@ def _alone() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = lambda _: None
-        gc.collect()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)
+            gc.collect()
         sys.unraisablehook = told
         if collecting:
             gc.enable()

@@ -11,7 +11,6 @@ import pytest
 import fractal.agent.app_job as app_job
 import fractal.agent.jobs.failover as failover
 from fractal.agent.app_data import AppData
-from fractal.agent.app_job import AppJob
 from fractal.agent.group import GroupAgent, OpenStore
 from fractal.agent.journal import Journal
 from fractal.agent.saver import Saver
@@ -68,17 +67,6 @@ def wait_forgotten_by_a_restart(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(app_job, "wait_end", none_left)
 
 
-def released_before_it_stopped(patch: pytest.MonkeyPatch) -> None:
-    async def hasty(self: AppJob) -> None:
-        await self.saver.tick()
-        self.facts.change(released=self.app.epoch)
-        entry = app_job.Released(app=self.id, epoch=self.app.epoch, clean=True, base=self.facts.now.committed)
-        await self.group.journal.append(entry)
-        await self._stop()
-
-    patch.setattr(AppJob, "_hand_over", hasty)
-
-
 def base_chosen_before_the_put(patch: pytest.MonkeyPatch) -> None:
     look = AppData.look
 
@@ -132,7 +120,6 @@ VARIANTS: Mapping[str, tuple[str, Patch]] = {
     "no guard": ("I1", no_guard),
     "a proof never expires": ("I1", proof_never_expires),
     "the wait is forgotten by a restart": ("I1", wait_forgotten_by_a_restart),
-    "released before the app stopped": ("I1", released_before_it_stopped),
     "signals treated as proof": ("I1", signals_treated_as_proof),
     "base chosen before the put": ("I3", base_chosen_before_the_put),
     "committed without a look": ("I3", committed_without_a_look),
