@@ -41,6 +41,8 @@ def test_an_app_that_never_gets_healthy_tours_the_devices_once(bed: Bed) -> None
     assert kitchen.app()["epoch"] == attic.app()["epoch"] == epoch, "it tours again"
     assert len(ledger.watch.starts) == began, "it was started again"
     assert attic.app()["note"] == kitchen.app()["note"], "every device tells"
+    attic.run("app", "restart", "ledger", "--group", "Group 1", "--wait", "0")
+    until(lambda: len(ledger.watch.starts) > began, 20, "it is tried again when somebody says so")
     ledger.never_twice()
 
 

@@ -75,6 +75,12 @@ def test_an_agent_that_is_away_for_seconds_disturbs_nothing(bed: Bed) -> None:
         app = device.app()
         assert (app["device"], app["epoch"]) == ("Kitchen", 1)
     assert ledger.lines(kitchen) == [0, 1]
+    # Nor does the death of the whole device, if it is back before anybody takes over.
+    kitchen.kill_everything()
+    kitchen.start()
+    until(lambda: ledger.runs_on(kitchen), 40, "the app runs again where it was")
+    assert kitchen.app()["epoch"] == 1
+    assert ledger.lines(kitchen) == [0, 1]
     ledger.never_twice()
 
 
