@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -14,38 +12,31 @@ from fractal.agent.beats import AppBeat
 from fractal.agent.care import Care
 from fractal.agent.jobs.failover import wait_end
 from fractal.agent.local import LocalFacts
+from fractal.agent.manifest_use import ManifestUse
 from fractal.agent.saver import Saver
 from fractal.api.app import AppRun, AppSpec
-from fractal.api.canonical import encode
 from fractal.api.errors import BackendError, FractalError, NotFound
-from fractal.api.plain import to_plain
 from fractal.api.runtime import Health, RunStatus
 from fractal.core.entries import AppRestored, Released, Serving
 from fractal.core.lease import Right, right_to_run
 from fractal.core.model import App, Point
 from fractal.core.placement import standbys, successors
 from fractal.core.plan import Step, View, next_step
-from fractal.manifest.plain import from_plain_spec
 
 if TYPE_CHECKING:
     from fractal.agent.group import GroupAgent
 
+LOOK_AGAIN = 30.0
+"""Seconds between two looks for a snapshot that its owner says is there."""
 START_LIMIT = 120.0
 START_AGAIN = 0.5
 """Seconds between two starts of what does not stay up; the runtime's own back-off is longer for each service that fails."""
 RESTORE_AGAIN = 20.0
 """Seconds before a restore that failed is tried again; the app runs and is saved meanwhile."""
-UPDATE_PATIENCE = 30.0
-"""Seconds after which an app that is not healthy with its new manifest is worth a word."""
 STAY = 60.0
 """Seconds for which an app stays after a handover failed, before the next try."""
 HAND_OVER_LIMIT = 120.0
 """Seconds for the last snapshot of a handover to be stored; after that the app goes on where it is."""
-
-
-def digest_of(value: Mapping[str, object]) -> str:
-    """Tells apart what an app is started with."""
-    return hashlib.blake2b(encode(to_plain(value)), digest_size=8, person=b"fhs-spec").hexdigest()
 
 
 class AppJob:
@@ -59,12 +50,13 @@ class AppJob:
         self.data = AppData(self)
         self.saver = Saver(self)
         self.care = Care(self)
+        self.manifest = ManifestUse(self)
         self.trouble = ""
         self._wait: tuple[int, float] | None = None
         self._started: float | None = None
-        self._spec: tuple[str, AppSpec] | None = None
-        self._digest: tuple[object, object, str] | None = None
         self._backoff = 0.0
+        self._looked: tuple[Point | None, float] = (None, 0.0)
+        """What the owner had said when the archive was looked into last, and when that was."""
         self._stay_until = 0.0
         self._start_at = 0.0
         self._restore_at = 0.0
@@ -86,29 +78,8 @@ class AppJob:
 
     @property
     def spec(self) -> AppSpec:
-        """The app's services, as installed."""
-        key = json.dumps(self.app.spec, sort_keys=True)
-        if self._spec is None or self._spec[0] != key:
-            self._spec = (key, from_plain_spec(self.app.spec))
-        return self._spec[1]
-
-    def digest(self) -> str:
-        """What a start depends on, in short: the specification and the secrets that its services see. Raises BackendError."""
-        app, used = self.app, {name for service in self.spec.services for name in service.secrets}
-        if self._digest is None or self._digest[0] is not app.spec or self._digest[1] is not app.secrets:
-            seen = {name: value for name, value in self.data.secrets().items() if name in used}
-            self._digest = (app.spec, app.secrets, digest_of({"spec": app.spec, "secrets": seen}))
-        return self._digest[2]
-
-    @property
-    def outdated(self) -> bool:
-        """Whether the present run was started with something else than the log has now."""
-        try:
-            return bool(self.runs()) and self.facts.now.spec not in ("", self.digest())
-        except FractalError:
-            # It runs with what it has; a start would say what is wrong. Whoever manages the app wrote that, so nothing of it
-            # may stop the device's beats.
-            return False
+        """The app's services, as the log has them."""
+        return self.manifest.spec
 
     @property
     def owns(self) -> bool:
@@ -168,13 +139,13 @@ class AppJob:
             frozen=run.frozen if run else False,
             committed=self.facts.now.committed,
             would_lose=self.saver.would_lose(),
-            spec=digest_of(self.app.spec) if run and not self.outdated else "",
+            spec=self.manifest.told(),
             detail=self.problem()[:200],
         )
 
     def problem(self) -> str:
         """What is wrong here in one line; "" if nothing is."""
-        if update := self._update_problem():
+        if update := self.manifest.problem():
             return f"{update}; {self.trouble}" if self.trouble else update
         if self.trouble:
             return self.trouble
@@ -186,20 +157,6 @@ class AppJob:
         if self.owns and right.deadline is not None and right.deadline < self.group.agent.clock.boottime():
             return "frozen: neither log nor store could be read lately"
         return self.saver.problem or self.care.problem
-
-    def _update_problem(self) -> str:
-        """Why people should look after a new manifest; "" while there is hope, and when all is well."""
-        since = self.facts.now.updated_ms
-        if not since or not self.owns:
-            return ""
-        waited = (self.group.agent.clock.wall_ms() - since) / 1000
-        run = self.health()
-        if (run is None or run.health is Health.STARTING) and waited < UPDATE_PATIENCE:
-            return ""
-        return (
-            "not healthy with its new manifest: `homeserver app update` with the old one undoes it, "
-            "`homeserver app restore` its data"
-        )
 
     @property
     def handing_over(self) -> bool:
@@ -229,7 +186,7 @@ class AppJob:
         await self._unpause()
         pulse = self.group.pulse.count
         while True:
-            self._note_health()
+            self.manifest.note_health()
             view = self.view()
             step = next_step(view)
             if step is Step.IDLE:
@@ -251,7 +208,7 @@ class AppJob:
         actions: dict[Step, Callable[[], Awaitable[None]]] = {
             Step.KILL: self._kill,
             Step.SET_ASIDE: self.data.set_aside,
-            Step.FETCH: self.data.fetch,
+            Step.FETCH: self._fetch,
             Step.PREPARE: self._prepare,
             Step.FINISH_WAIT: self._finish_wait,
             Step.RESTORE: self._restore,
@@ -311,7 +268,7 @@ class AppJob:
             last_round=self.saver.last_round,
             saving=bool(facts.ticks),
             target_ready=self._target_ready(target),
-            outdated=self.outdated,
+            outdated=self.manifest.outdated,
             ending=group.agent.stopping,
             start_at=self._start_at,
             restore_at=self._restore_at if app.restore and app.restore.id == self._restore_tried else 0.0,
@@ -324,12 +281,24 @@ class AppJob:
         return max([START_LIMIT, *(c.start_period + c.retries * (c.interval + c.timeout) for c in checks)])
 
     def _newest(self) -> Point | None:
-        """What the owner says that it committed last; else what the last look into the archive showed."""
+        """What the owner says that it committed last; else what the last look into the archive showed.
+
+        An owner may say anything: what was looked for and not found is not looked for at once again.
+        """
+        said, (looked_for, at) = self._said_newest(), self._looked
+        if said is None or (said == looked_for and self.group.agent.clock.boottime() - at < LOOK_AGAIN):
+            return self.data.newest
+        return said
+
+    def _said_newest(self) -> Point | None:
         beat = self.group.beats.get(self.app.owner)
         said = beat.apps.get(self.id) if beat else None
-        if said is not None and said.epoch == self.app.epoch and said.committed is not None and not self.owns:
-            return said.committed
-        return self.data.newest
+        return said.committed if said is not None and said.epoch == self.app.epoch and not self.owns else None
+
+    async def _fetch(self) -> None:
+        said = self._said_newest()
+        await self.data.fetch()
+        self._looked = (said, self.group.agent.clock.boottime())
 
     def _idle(self, view: View) -> float:
         waits = [1.0]
@@ -410,25 +379,10 @@ class AppJob:
         if self._started is None or self.app.serving == self.app.epoch:
             self._started = agent.clock.boottime()
         self._start_at = agent.clock.boottime() + START_AGAIN
-        await self._note_spec()
+        await self.manifest.note_start()
         await agent.runtime.start(run)
         self._start_at = agent.clock.boottime() + START_AGAIN
         await agent.observe()
-
-    async def _note_spec(self) -> None:
-        """Note what is about to be started. Before it is something else than last time, the data as it is becomes a snapshot."""
-        before, now = self.facts.now.spec, self.digest()
-        if before and before != now:
-            await self.saver.tick()
-            self.facts.change(spec=now, updated_ms=self.group.agent.clock.wall_ms())
-        elif before != now:
-            self.facts.change(spec=now)
-
-    def _note_health(self) -> None:
-        """An update is over when the app is healthy with it."""
-        run = self.health()
-        if self.facts.now.updated_ms and run and run.health is Health.HEALTHY and not self.outdated:
-            self.facts.change(updated_ms=0)
 
     async def _stop(self) -> None:
         agent = self.group.agent

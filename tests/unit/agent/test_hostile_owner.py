@@ -1,0 +1,50 @@
+"""An owner that says what is not so: it costs the others little."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fractal.agent.beats import AppBeat
+from fractal.core.model import Point
+from fractal.testing.agents import bed
+
+
+async def test_a_snapshot_that_is_not_there_is_not_looked_for_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bed(tmp_path) as beds:
+        await beds.start("attic")
+        await beds.start("den")
+        await beds.found("attic")
+        await beds.join("den", by="attic")
+        await beds.install("attic")
+        await beds.until(lambda: beds.app("den").owner == beds.agents["attic"].keys.id)
+        await beds.until(lambda: beds.app("den").id in beds.at("den").jobs)
+        owner, other = beds.job("attic"), beds.job("den")
+        honest = owner.beat
+        lie = Point(epoch=owner.app.epoch, number=10**9)
+
+        def beat() -> AppBeat:
+            return replace(honest(), committed=lie)
+
+        looks = 0
+        look = other.data.look
+
+        async def count() -> Point:
+            nonlocal looks
+            looks += 1
+            return await look()
+
+        monkeypatch.setattr(owner, "beat", beat)
+        monkeypatch.setattr(other.data, "look", count)
+        await beds.until(lambda: looks)
+        await asyncio.sleep(2.0)
+        assert looks <= 3
+        # What is there is fetched as ever.
+        monkeypatch.setattr(owner, "beat", honest)
+        await beds.call("attic", "snapshot.create", app=owner.id, wait_s=30)
+        await beds.until(lambda: other.fetched == owner.facts.now.committed)
