@@ -9,7 +9,7 @@ import sys
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass, replace
@@ -58,7 +58,7 @@ class Result:
 class World:
     """Everything in one seed."""
 
-    def __init__(self, seed: int, folder: Path) -> None:
+    def __init__(self, seed: int, folder: Path, script: Sequence[Fault] | None = None) -> None:
         self.loop = new_loop()
         plan = Random(f"plan {seed}")
         self.random = Random(f"world {seed}")
@@ -71,16 +71,19 @@ class World:
         self.counts: Counter[str] = Counter()
         self._kept: list[asyncio.Task[Any]] = []
         self._seed = seed
-        self.gentle = plan.random() < 0.15
+        self.gentle = script is None and plan.random() < 0.15
         self.profile = plan.choice(("standard", "standard", "fast", "patient"))
-        size = plan.choice((2, 3, 3, 4))
-        self.faults = draw(plan, size, FAULTS_FOR, gentle=self.gentle)
-        self.dies_for_good = plan.randrange(size) if not self.gentle and plan.random() < 0.5 else None
-        self._found(size, plan, folder)
+        size, apps = plan.choice((2, 3, 3, 4)), plan.choice((1, 2, 3))
+        mortal = script is None and not self.gentle and plan.random() < 0.5
+        self.dies_for_good = plan.randrange(size) if mortal else None
+        if script is not None:
+            size, apps, self.profile = 3, 1, "standard"
+        self.faults = script or draw(plan, size, FAULTS_FOR, gentle=self.gentle)
+        self._found(size, apps, plan, folder)
 
     # --- the group -----------------------------------------------------------------------------------------------
 
-    def _found(self, size: int, plan: Random, folder: Path) -> None:
+    def _found(self, size: int, apps: int, plan: Random, folder: Path) -> None:
         names = [f"d{n}" for n in range(size)]
         founding = Founding.founded(self._seed, device=names[0])
         for name in names[1:]:
@@ -88,12 +91,12 @@ class World:
         if self.profile != "standard":
             founding.must(names[0], GroupChanged(timers=PROFILES[self.profile]))
         founding.must(names[0], StoreAdded(id=STORE_ID, name="Shelf", backend="sim"))
-        self.apps = [f"{n:x}" * 16 for n in range(10, 10 + plan.choice((1, 2, 3)))]
+        self.apps = [f"{n:x}" * 16 for n in range(10, 10 + apps)]
         for app in self.apps:
             entry = founding.installation(
                 app,
                 store=STORE_ID,
-                placed=plan.choice(names),
+                placed=names[0] if apps == 1 else plan.choice(names),
                 policy=Policy(interval=plan.choice((10_000, 30_000)), standby=plan.choice((0, 1, 2))),
             )
             named = replace(entry, name=f"app-{app[0]}", spec=to_plain_spec(SPEC))
@@ -276,14 +279,19 @@ def _alone() -> Iterator[None]:
             gc.enable()
 
 
-def simulate(seed: int, *, only: Collection[int] | None = None) -> Result:
-    """Run one seed; `only` keeps just those faults, by number."""
+def simulate(
+    seed: int, *, only: Collection[int] | None = None, script: Sequence[Fault] | None = None
+) -> Result:
+    """Run one seed; `only` keeps just those faults, by number.
+
+    With `script` these faults happen instead, to three devices with one app, placed on the first.
+    """
     shared = Path("/dev/shm")
     with (
         _alone(),
         tempfile.TemporaryDirectory(prefix="fractal-sim-", dir=shared if shared.is_dir() else None) as folder,
     ):
-        world = World(seed, Path(folder))
+        world = World(seed, Path(folder), script)
         try:
             world.loop.run(world.course(only))
         finally:

@@ -1,0 +1,86 @@
+"""Seeds on the agent as it is, and on broken ones: a simulator that cannot fail proves nothing."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fractal.sim.faults import Fault
+from fractal.sim.world import Result, simulate
+from tests.sim.broken import VARIANTS
+
+SEEDS = range(20)
+BOUND = 40
+"""Seeds within which a broken variant is found."""
+
+
+def say(result: Result) -> str:
+    only = ",".join(str(f.number) for f in result.faults)
+    again = f"python -m fractal.sim --seeds 1 --first-seed {result.seed} --only {only} --timeline"
+    return "\n".join([*result.timeline[-60:], *result.violations, again])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_invariant_holds(seed: int) -> None:
+    result = simulate(seed)
+    assert not result.violations, say(result)
+
+
+def test_the_seeds_are_worth_their_time() -> None:
+    """Takes, and every kind of fault, are among them; else the test above says little."""
+    results = [simulate(seed) for seed in range(3)]
+    assert sum(r.counts["epochs"] for r in results) > 6
+    assert all(len(r.faults) > 8 for r in results)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_broken_agent_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    invariant, patch = VARIANTS[name]
+    patch(monkeypatch)
+    for seed in range(BOUND):
+        if any(v.startswith(f"{invariant}:") for v in simulate(seed).violations):
+            return
+    pytest.fail(f"{name}: {invariant} is not seen to break within {BOUND} seeds")
+
+
+def test_one_seed_is_one_history() -> None:
+    """Also in another process, where sets of strings have another order."""
+    program = "from fractal.sim.world import simulate; print('\\n'.join(simulate(3).timeline))"
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    told = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    assert told.stdout.rstrip("\n").splitlines() == "\n".join(simulate(3).timeline).splitlines()
+
+
+def test_a_failure_says_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    VARIANTS["no wait after the put"][1](monkeypatch)
+    failed = next(r for r in map(simulate, range(BOUND)) if r.violations)
+    assert "VIOLATION" in "\n".join(failed.timeline)
+    same = simulate(failed.seed, only=[f.number for f in failed.faults])
+    assert same.violations == failed.violations
+
+
+# --- what seeds found, as a script of its own --------------------------------------------------------------------------
+
+
+def test_move_to_a_device_that_is_away_waits() -> None:
+    """The app was released to nobody, taken by another, released again: a new epoch every 15 s."""
+    script = (
+        Fault(number=0, at=40.0, kind="power cut", devices=(1,), seconds=230.0, value=0.0),
+        # 1.1 / 997 names app 0 and device 1.
+        Fault(number=1, at=90.0, kind="move", devices=(2,), seconds=1.0, value=1.1 / 997),
+    )
+    result = simulate(4, script=script)
+    assert not result.violations, say(result)
+    assert any("move aaaa to d1" in line for line in result.timeline)
+    # When it comes back the wish is carried out, once.
+    assert result.counts["epochs"] == 2, say(result)
