@@ -21,7 +21,7 @@ from fractal.agent.routing import route
 from fractal.agent.supervise import supervise
 from fractal.api.context import Clock, Context, Entropy, Run, Workers
 from fractal.api.coordination import Coordinator
-from fractal.api.errors import NotFound, Unreachable
+from fractal.api.errors import BackendError, Corrupt, NotFound, Unreachable
 from fractal.api.events import Event
 from fractal.api.runtime import Health, RunStatus, Runtime
 from fractal.api.snapshot import Snapshotter
@@ -40,6 +40,7 @@ OBSERVE = 1.0
 """Seconds between two looks at the runtime; a routine one, as nothing is decided by it alone."""
 OBSERVE_START = 0.2
 """The same while something starts: this is what a person waits for."""
+OBSERVE_LIMIT = 30.0
 GUARD_EVERY = 0.5
 HANDING_OVER = 60.0
 """Seconds that apps are given to be handed over when the agent ends."""
@@ -92,6 +93,8 @@ class Agent:
     instant_snapshots: bool = field(init=False, default=False)
     grants: GuardClient = field(init=False)
     """A second connection, so that no slow command delays a grant."""
+    broken: dict[str, str] = field(default_factory=dict)
+    """Groups that could not be opened, and why."""
     awaiting: set[str] = field(default_factory=set)
     """Groups whose welcome a command awaits at present."""
     link_problem: str = ""
@@ -175,7 +178,12 @@ class Agent:
         )
         await self.observe()
         for group in group_addresses(self.notes):
-            await self.open_group(group)
+            try:
+                await self.open_group(group)
+            except Corrupt as error:
+                # The other groups must not suffer. Nothing of this one is granted to run, and nothing is deleted.
+                self.broken[group] = str(error)
+                self.logger.warning("group %s: %s", group, error)
         return self
 
     async def __aexit__(self, *error: object) -> None:
@@ -271,8 +279,12 @@ class Agent:
 
     async def _observing(self) -> None:
         while True:
-            async with asyncio.timeout(30.0):
-                await self.observe()
+            try:
+                async with asyncio.timeout(OBSERVE_LIMIT):
+                    await self.observe()
+            except TimeoutError as error:
+                why = f"runtime {self.config.runtime.backend} did not answer within {OBSERVE_LIMIT:g} s"
+                raise BackendError(why, retryable=True) from error
             await self._sweep()
             starting = any(run.health is Health.STARTING for run in self.runs)
             await self.clock.sleep(OBSERVE_START if starting else OBSERVE)
@@ -295,11 +307,12 @@ class Agent:
         """Runs of groups or apps that this device no longer knows have no right to exist."""
         for run in self.runs:
             group = self.groups.get(run.group)
+            if run.group in self.broken:
+                continue
             if group is None or (group.journal.proof_sent is not None and run.app not in group.state.apps):
-                key = f"{run.group}.{run.app}.{run.epoch}"
-                self.logger.warning("ending run %s: nobody here knows its app", key)
-                await self.runtime.kill(key)
-                await self.runtime.remove(key)
+                self.logger.warning("ending run %s: nobody here knows its app", run.key)
+                await self.runtime.kill(run.key)
+                await self.runtime.remove(run.key)
 
     def self_description(self) -> dict[str, Any]:
         """What the group must know of this device, by field of `core.model.Device`."""

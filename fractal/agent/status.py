@@ -38,7 +38,7 @@ def agent_status(agent: Agent) -> dict[str, Any]:
             "transport": config.transport.backend,
             "coordination": config.coordination.backend,
         },
-        "jobs": {**jobs, "routes": agent.link_problem or "ok"},
+        "jobs": {**jobs, **agent.broken, "routes": agent.link_problem or "ok"},
         "groups": len(agent.groups),
         "config": str(config.path),
     }
@@ -128,7 +128,7 @@ def app_status(group: GroupAgent, app: App) -> dict[str, Any]:
     return {
         "id": app.id,
         "name": app.name,
-        "device": device_name(group, app.owner),
+        "device": group.state.device_name(app.owner),
         "epoch": app.epoch,
         "health": "unknown" if said is None or stale else said.health,
         "frozen": bool(said and said.frozen),
@@ -137,7 +137,7 @@ def app_status(group: GroupAgent, app: App) -> dict[str, Any]:
         "would_lose_s": lose,
         "standby": [standby_status(group, app, d, said, age) for d in standbys(group.state, app)],
         "route": min((r.name for r in group.state.routes.values() if r.app == app.id), default=""),
-        "moving_to": device_name(group, app.move_to) if app.move_to != app.owner else "",
+        "moving_to": group.state.device_name(app.move_to) if app.move_to != app.owner else "",
         "note": note(group, app, said, stale=stale),
     }
 
@@ -155,16 +155,16 @@ def standby_status(
         # A copy of the last committed snapshot lacks what the owner would lose; an older one lacks an interval more.
         steps = 0 if have >= said.committed else max(1, said.committed.number - have.number)
         behind = round(lose + age + steps * app.policy.interval / 1000, 1)
-    return {"device": device_name(group, device), "behind_s": behind}
+    return {"device": group.state.device_name(device), "behind_s": behind}
 
 
 def note(group: GroupAgent, app: App, said: AppBeat | None, *, stale: bool) -> str:
     """Why the app is not as desired, and what to do."""
     if app.desired is Desired.STOPPED:
         return ""
-    owner = device_name(group, app.owner)
+    owner = group.state.device_name(app.owner)
     if app.epoch == 0:
-        return f"waiting for {device_name(group, app.placed)} to start it"
+        return f"waiting for {group.state.device_name(app.placed)} to start it"
     if app.release is not None:
         return "changing hands"
     if not successors(group.state, app):
@@ -174,7 +174,7 @@ def note(group: GroupAgent, app: App, said: AppBeat | None, *, stale: bool) -> s
     if said is None and group.online(app.owner):
         return f"{owner} takes it up"
     if app.move_to and app.move_to != app.owner and not group.online(app.move_to) and not stale:
-        target = device_name(group, app.move_to)
+        target = group.state.device_name(app.move_to)
         return (
             f"it is to move to {target}, which is silent; it runs on where it is. "
             f"`homeserver app move {app.name!r} {owner!r}` takes the wish back"
@@ -194,9 +194,3 @@ def note(group: GroupAgent, app: App, said: AppBeat | None, *, stale: bool) -> s
     if said.would_lose > promise * 1000:
         return f"no snapshot was stored for {said.would_lose // 1000} s: look at the store"
     return ""
-
-
-def device_name(group: GroupAgent, device: str) -> str:
-    """Name of a device by id; the id where it is unknown, "" for nobody."""
-    known = group.state.devices.get(device)
-    return known.name if known else device

@@ -7,16 +7,18 @@ from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
 
 from fractal.agent.agent import Agent
-from fractal.agent.app_job import AppJob, digest_of
+from fractal.agent.app_job import AppJob
 from fractal.agent.control.dispatch import Result, command
-from fractal.agent.control.names import check_new_name, device_name, find_app, find_device, find_group
+from fractal.agent.control.names import check_new_name, find_app, find_device, find_group
 from fractal.agent.control.params import Params
 from fractal.agent.control.plan import Action, Plan, plan
 from fractal.agent.control.progress import Progress
 from fractal.agent.control.waiting import DEFAULT, wait_until
 from fractal.agent.group import GroupAgent
+from fractal.agent.manifest_use import digest_of
 from fractal.agent.remote import ask
 from fractal.agent.status import app_status, owner_says
+from fractal.api.app import run_key
 from fractal.api.errors import Denied, InvalidInput, NotFound
 from fractal.api.runtime import Health
 from fractal.core.chain import branches, main_line
@@ -138,7 +140,7 @@ async def app_show(agent: Agent, params: Params, _: Progress) -> Result:
         "branches": [
             {
                 "moment": f"{m.point.epoch}.{m.point.number}",
-                "device": device_name(group.state, writers[m.point]),
+                "device": group.state.device_name(writers[m.point]),
                 "wall_ms": m.wall_ms,
             }
             for m in side
@@ -154,7 +156,7 @@ def policy_plain(group: GroupAgent, policy: Policy) -> dict[str, object]:
         "on_isolation": policy.on_isolation,
         "interval_s": policy.interval / 1000,
         "standby": policy.standby,
-        "devices": [device_name(group.state, d) for d in policy.devices],
+        "devices": [group.state.device_name(d) for d in policy.devices],
         "trust": policy.trust,
     }
 
@@ -378,7 +380,7 @@ async def app_logs(agent: Agent, params: Params, progress: Progress) -> Result:
         )
     job = job_of(group, app)
     lines = 0
-    key = f"{group.id}.{app.id}.{app.epoch}"
+    key = run_key(group.id, app.id, app.epoch)
     chosen = params.text("service")
     services = [s.name for s in job.spec.services if chosen in ("", s.name)]
     if not services:
@@ -426,7 +428,7 @@ async def app_exec(agent: Agent, params: Params, progress: Progress) -> Result:
     job = job_of(group, app)
     service = params.text("service") or job.spec.web_service or job.spec.services[0].name
     result = await agent.runtime.exec(
-        f"{group.id}.{app.id}.{app.epoch}",
+        run_key(group.id, app.id, app.epoch),
         service,
         argv,
         stdin=params.text("stdin").encode(),

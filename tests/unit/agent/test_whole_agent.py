@@ -121,7 +121,7 @@ async def test_a_new_secret_restarts_only_who_uses_it(attic: Bed) -> None:
     job = attic.job("Attic")
     result = await attic.call("Attic", "app.update", app="test", secrets={"unused": "x"})
     assert result["done"] and "unused" in attic.app("Attic").secrets
-    assert not job.outdated and await attic.starts("Attic") == ["one"]
+    assert not job.manifest.outdated and await attic.starts("Attic") == ["one"]
     # A new manifest that wants a secret made, and uses it: both come with one change.
     uses = service(word="two").replace('{WORD: "two"', '{WORD: "two", KEY: "{secret.key}"')
     text = manifest(uses).replace(
@@ -130,14 +130,14 @@ async def test_a_new_secret_restarts_only_who_uses_it(attic: Bed) -> None:
     assert (await attic.call("Attic", "app.update", app="test", manifest=text))["done"]
     assert await attic.starts("Attic") == ["one", "two"]
     assert (await attic.call("Attic", "app.update", app="test", secrets={"key": "other"}))["done"]
-    await attic.until(lambda: not job.outdated and attic.job("Attic").facts.now.updated_ms == 0)
+    await attic.until(lambda: not job.manifest.outdated and attic.job("Attic").facts.now.updated_ms == 0)
     assert await attic.starts("Attic") == ["one", "two", "two"]
 
 
 async def test_a_manifest_that_does_not_get_healthy_says_what_to_do(
     attic: Bed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fractal.agent.app_job.UPDATE_PATIENCE", 0.0)
+    monkeypatch.setattr("fractal.agent.manifest_use.UPDATE_PATIENCE", 0.0)
     broken = service(code="raise SystemExit('does not work')")
     result = await attic.call("Attic", "app.update", app="test", manifest=manifest(broken), wait_s=3)
     assert not result["done"]
@@ -264,3 +264,18 @@ async def test_an_app_removed_while_its_device_was_down_ends_there(attic: Bed) -
         await SystemClock().sleep(0.1)
     assert key not in await agent.guard.status()
     assert await agent.snapshotter.root(volume) is None and not await agent.snapshotter.snapshots(volume)
+
+
+async def test_a_group_whose_notes_are_damaged_takes_down_nothing_else(attic: Bed) -> None:
+    agent = attic.agents["Attic"]
+    prefix = f"group/{attic.group}"
+    key = next(iter(attic.job("Attic").run_keys()))
+    pid = (await agent.guard.status())[key].pids
+    await attic.at("Attic").close()
+    agent.notes.write({f"{prefix}/entry/{2:012d}": None, f"{prefix}/state": None})
+    await attic.stop("Attic")
+    agent = await attic.start("Attic")
+    assert "lack log entry 2" in agent.status()["jobs"][attic.group]
+    assert (await attic.call("Attic", "group.create", name="Group 2"))["name"] == "Group 2"
+    await SystemClock().sleep(2)
+    assert (await agent.guard.status())[key].pids == pid  # frozen by now or soon, but not killed
