@@ -53,8 +53,10 @@ MAX_INTERVAL = 86_400_000
 MAX_STANDBY = 16
 MAX_NUMBER = 2**48
 MAX_PINS = 1_000
-MAX_APPS = 200
-"""Of a member, at a time: what one member writes must not outgrow everybody's memory."""
+MAX_APPS = 100
+"""Of a member, at a time: what one member writes must not outgrow everybody's memory, nor all runs that a guard holds."""
+MAX_NEEDLESS_KEYS = 100
+"""Generations of an app's key beyond which there is a new one only after a removal: hosts open all of them."""
 MAX_ROUTES = 100
 """Of an app."""
 CERTIFICATE = "tls."
@@ -204,7 +206,8 @@ def app_key_added(turn: Turn, entry: AppKeyAdded) -> GroupState:
     if entry.key.generation == newest.generation:
         return with_app(turn.state, replace(app, keys=(*app.keys[:-1], _widened(newest, entry.key, allowed))))
     stale = any(d.removed for i, d in turn.state.devices.items() if i in newest.sealed)
-    require(manages or stale, "a new key is needed only when a removed device holds the newest")
+    wanted = manages and len(app.keys) < MAX_NEEDLESS_KEYS
+    require(wanted or stale, "a new key is needed only when a removed device holds the newest")
     require_new_generation(app.keys, entry.key, allowed)
     return with_app(turn.state, replace(app, keys=(*app.keys, entry.key)))
 

@@ -9,8 +9,8 @@ import pytest
 
 from fractal.api import canonical
 from fractal.api.plain import to_plain
-from fractal.core.entries import AppChanged, AppRemoved, Invited, RouteAdded
-from fractal.core.fold_apps import MAX_APPS, MAX_ROUTES
+from fractal.core.entries import AppChanged, AppKeyAdded, AppRemoved, Invited, RouteAdded
+from fractal.core.fold_apps import MAX_APPS, MAX_NEEDLESS_KEYS, MAX_ROUTES
 from fractal.core.fold_join import MAX_PER_CODE
 from fractal.core.fold_people import MAX_DEVICES, MAX_OWN_INVITATIONS
 from fractal.core.log import checkpoint_bytes
@@ -99,6 +99,15 @@ def test_a_code_that_leaked_does_not_crowd_out_who_has_another(world: World) -> 
     assert [ask(0) for _ in range(MAX_PER_CODE)] == [""] * MAX_PER_CODE
     assert "beyond" in ask(0)
     assert ask(1) == ""
+
+
+def test_keys_without_need_are_bounded_and_a_removal_brings_one_all_the_same(world: World) -> None:
+    for generation in range(2, MAX_NEEDLESS_KEYS + 1):
+        world.must("attic", AppKeyAdded(app=APP, key=world.app_key(generation)))
+    more = AppKeyAdded(app=APP, key=world.app_key(MAX_NEEDLESS_KEYS + 1))
+    assert "only when a removed device" in world.say("attic", more)
+    world.remove("den")
+    assert len(world.state.apps[APP].keys) == MAX_NEEDLESS_KEYS + 1
 
 
 def test_apps_routes_and_devices_of_one_member_are_bounded(world: World) -> None:
