@@ -293,9 +293,8 @@ class AppData:
         """Delete what is here of the app: it was removed from the group, or this device left. Its archive stays."""
         agent = self._job.group.agent
         for run in self._job.runs():
-            key = f"{run.group}.{run.app}.{run.epoch}"
-            await agent.runtime.kill(key)
-            await agent.runtime.remove(key)
+            await agent.runtime.kill(run.key)
+            await agent.runtime.remove(run.key)
         await agent.snapshotter.delete_root(self.volume)
         for snapshot in await agent.snapshotter.snapshots(self.volume):
             await agent.snapshotter.delete(self.volume, snapshot.name)

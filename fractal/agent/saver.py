@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fractal.agent.local import Queued
+from fractal.api.app import run_key
 from fractal.api.errors import BackendError, FractalError
 from fractal.core.lease import seconds
 from fractal.core.model import Point
@@ -131,7 +132,7 @@ class Saver:
         agent = job.group.agent
         run = job.health()
         pause = run is not None and (not agent.instant_snapshots or job.spec.consistency == "pause")
-        key = f"{job.group.id}.{job.id}.{job.app.epoch}"
+        key = run_key(job.group.id, job.id, job.app.epoch)
         hooks = job.spec.consistency == "hook" and run is not None
         if hooks:
             await self._hooks(key, job.spec.before_snapshot)

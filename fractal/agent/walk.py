@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fractal.agent.status import device_name, owner_says
+from fractal.agent.status import owner_says
 from fractal.api.errors import FractalError, NotSupported
 from fractal.api.runtime import Health
 from fractal.api.transport import RouteKind, SupportsProbe
@@ -86,7 +86,7 @@ async def _links(group: GroupAgent, app: App) -> list[Break]:
     found = []
     for link in await group.agent.transport.links():
         if link.device in others and not link.up and link.device != group.me:
-            name = device_name(group, link.device)
+            name = group.state.device_name(link.device)
             found.append(
                 Break(
                     f"the link to {name} is down: {link.detail or 'no answer'}",
@@ -102,7 +102,7 @@ def _owner(group: GroupAgent, app: App) -> Iterator[Break]:
     if app.desired is Desired.STOPPED:
         yield Break(f"{app.name} is stopped by wish", f"homeserver app start {app.name!r}", severe=False)
     elif not app.owner:
-        where = device_name(group, app.placed)
+        where = group.state.device_name(app.placed)
         yield Break(f"no device runs {app.name} yet", f"Look whether {where} is on: homeserver status")
     elif app.release is not None or app.serving != app.epoch:
         yield Break(
@@ -110,7 +110,7 @@ def _owner(group: GroupAgent, app: App) -> Iterator[Break]:
             "Wait a minute; if it goes on: homeserver app show " + repr(app.name),
         )
     elif not group.online(app.owner):
-        owner = device_name(group, app.owner)
+        owner = group.state.device_name(app.owner)
         yield Break(f"{owner}, which serves {app.name}, is silent", f"Switch {owner} on, or move the app.")
 
 
@@ -123,7 +123,7 @@ def _serving(group: GroupAgent, app: App, route: Route) -> Iterator[Break]:
         said = says[0]
         if said.frozen:
             yield Break(
-                f"{app.name} is frozen on {device_name(group, app.owner)}: it has no fresh proof",
+                f"{app.name} is frozen on {group.state.device_name(app.owner)}: it has no fresh proof",
                 "Look whether that device reaches the log or the store.",
             )
         elif said.health != Health.HEALTHY.value:
@@ -217,7 +217,7 @@ def _clocks(group: GroupAgent, app: App) -> Iterator[Break]:
         skew = abs(clock.wall_ms() - there)
         if skew > SKEW_MS:
             yield Break(
-                f"the clocks of this device and {device_name(group, device)} differ by {skew / 1000:.0f} s",
+                f"the clocks of this device and {group.state.device_name(device)} differ by {skew / 1000:.0f} s",
                 "Set both by NTP (timedatectl set-ntp true): snapshots are labelled by them.",
                 severe=False,
             )

@@ -129,6 +129,11 @@ class AppSpec:
     after_snapshot: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
+def run_key(group: str, app: str, epoch: int) -> str:
+    """Name of a run of an app, fit for labels, paths and cgroups."""
+    return f"{group}.{app}.{epoch}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppRun:
     """One run of an app on this device: what to start, at which epoch, on which data."""
@@ -142,5 +147,5 @@ class AppRun:
 
     @property
     def key(self) -> str:
-        """Name of the run: group, app and epoch, fit for labels, paths and cgroups."""
-        return f"{self.group}.{self.app}.{self.epoch}"
+        """Name of the run, see `run_key`."""
+        return run_key(self.group, self.app, self.epoch)

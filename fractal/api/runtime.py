@@ -8,7 +8,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from fractal.api.app import AppRun, AppSpec
+from fractal.api.app import AppRun, AppSpec, run_key
 from fractal.api.backend import Backend, C, Offer
 
 
@@ -45,6 +45,11 @@ class RunStatus:
     epoch: int
     services: tuple[ServiceStatus, ...]
     frozen: bool = False
+
+    @property
+    def key(self) -> str:
+        """`AppRun.key`."""
+        return run_key(self.group, self.app, self.epoch)
 
     @property
     def health(self) -> Health:

@@ -327,6 +327,11 @@ class GroupState:
     left: bool = False
     """This reader's own device was removed. Local, not hashed."""
 
+    def device_name(self, device: str) -> str:
+        """Name of a device by its id, also of a removed one; the id where it is unknown, "" for nobody."""
+        known = self.devices.get(device)
+        return known.name if known else device
+
     @property
     def forked(self) -> str:
         """Evidence that the log server showed different histories; "" while there is none."""

@@ -85,7 +85,7 @@ class RuntimeContract(Contract[Runtime]):
     async def _leave_nothing(self, backend: Runtime) -> AsyncIterator[None]:
         yield
         for status in await backend.observe():
-            await backend.kill(f"{status.group}.{status.app}.{status.epoch}")
+            await backend.kill(status.key)
 
     # -- starting and seeing
 

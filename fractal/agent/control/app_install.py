@@ -9,7 +9,7 @@ from fractal.agent.agent import Agent
 from fractal.agent.control.app import healthy, interval_ms, moment_of, named, waiting_plan
 from fractal.agent.control.catalog import find_manifest
 from fractal.agent.control.dispatch import command
-from fractal.agent.control.names import check_new_name, device_name, find_device, find_group, find_store
+from fractal.agent.control.names import check_new_name, find_device, find_group, find_store
 from fractal.agent.control.params import Params
 from fractal.agent.control.plan import Action, Plan
 from fractal.agent.control.progress import Progress
@@ -131,7 +131,7 @@ def installed(
         for route in routes:
             await group.journal.append(RouteAdded(name=route, app=entry.app))
 
-    where = device_name(group.state, entry.placed)
+    where = group.state.device_name(entry.placed)
     detail = {"app": entry.name, "device": where, "store": group.state.stores[entry.store].name}
     if routes:
         detail["routes"] = ", ".join(routes)
@@ -216,7 +216,7 @@ def _made(
         health = app_status(group, app)["health"] if app else "unknown"
         fields: dict[str, object] = {
             "name": entry.name,
-            "device": device_name(group.state, entry.placed),
+            "device": group.state.device_name(entry.placed),
             **more,
         }
         return fields if more else {**fields, "health": health, "routes": list(routes)}

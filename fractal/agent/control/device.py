@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fractal.agent.control.dispatch import command
-from fractal.agent.control.names import check_new_name, device_name, find_device, find_group
+from fractal.agent.control.names import check_new_name, find_device, find_group
 from fractal.agent.control.params import Params
 from fractal.agent.control.plan import Action, Plan, plan
 from fractal.agent.control.ports import ControlAgent, ControlGroup
@@ -38,7 +38,7 @@ def pending_requests(state: GroupState) -> list[dict[str, Any]]:
                 "name": request.name,
                 "member": request.member_name if new else member.name if member else invitation.member,
                 "new_member": new,
-                "invited_by": device_name(state, invitation.by),
+                "invited_by": state.device_name(invitation.by),
             }
         )
     return sorted(found, key=lambda r: str(r["name"]).casefold())

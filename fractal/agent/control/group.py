@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from fractal.agent import membership
 from fractal.agent.control.dispatch import command
 from fractal.agent.control.member import member_list, parse_role
-from fractal.agent.control.names import check_new_name, device_name, find_group, find_request
+from fractal.agent.control.names import check_new_name, find_group, find_request
 from fractal.agent.control.params import Params
 from fractal.agent.control.plan import Action, Plan, plan
 from fractal.agent.control.ports import ControlAgent
@@ -232,7 +232,7 @@ def _open_invitations(state: GroupState, now_ms: int) -> list[dict[str, Any]]:
             "id": invitation.id,
             "member": state.members[invitation.member].name if invitation.member in state.members else "",
             "role": invitation.role.value,
-            "by": device_name(state, invitation.by),
+            "by": state.device_name(invitation.by),
             "expires_ms": invitation.expires_ms,
         }
         for invitation in sorted(found, key=lambda i: (i.expires_ms, i.id))

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fractal.agent.control.dispatch import command
-from fractal.agent.control.names import device_name, find_group
+from fractal.agent.control.names import find_group
 from fractal.agent.control.params import Params
 from fractal.agent.control.ports import ControlAgent
 from fractal.agent.control.progress import Progress
@@ -47,7 +47,7 @@ async def show_log(agent: ControlAgent, params: Params, _: Progress) -> dict[str
         "entries": [
             {
                 "position": entry["position"],
-                "author": device_name(journal.state, str(entry["author"] or "")),
+                "author": journal.state.device_name(str(entry["author"] or "")),
                 "kind": str(entry["kind"] or ""),
                 "summary": summary(entry["body"]),
                 "skipped": str(entry["skipped"]),

@@ -122,11 +122,6 @@ def check_new_name(kind: str, name: str, taken: Iterable[str]) -> str:
     return name
 
 
-def device_name(state: GroupState, device: str) -> str:
-    """Name of a device by its id, also of a removed one; its id if unknown."""
-    return state.devices[device].name if device in state.devices else device
-
-
 Present = TypeVar("Present", Device, Member, App, StoreEntry)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fractal.agent.control.dispatch import command
-from fractal.agent.control.names import device_name, find_app, find_group, resolve
+from fractal.agent.control.names import find_app, find_group, resolve
 from fractal.agent.control.params import Params
 from fractal.agent.control.plan import Action, Plan, plan
 from fractal.agent.control.ports import ControlAgent
@@ -107,7 +107,7 @@ def _shown(state: GroupState, name: str) -> dict[str, Any]:
         "app": app.name if app else route.app,
         "service": route.service,
         "port": route.port,
-        "device": device_name(state, app.owner) if app is not None and serves else "",
+        "device": state.device_name(app.owner) if app is not None and serves else "",
     }
 
 

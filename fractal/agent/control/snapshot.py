@@ -5,7 +5,6 @@ from __future__ import annotations
 from fractal.agent.agent import Agent
 from fractal.agent.control.app import job_of, moment_of, moments, named
 from fractal.agent.control.dispatch import Result, command
-from fractal.agent.control.names import device_name
 from fractal.agent.control.params import Params
 from fractal.agent.control.plan import Action, Plan, plan
 from fractal.agent.control.progress import Progress, Silent
@@ -25,7 +24,7 @@ async def snapshot_list(agent: Agent, params: Params, _: Progress) -> Result:
             {
                 "moment": f"{m.point.epoch}.{m.point.number}",
                 "wall_ms": m.wall_ms,
-                "device": device_name(group.state, timeline.record(m.point).device),
+                "device": group.state.device_name(timeline.record(m.point).device),
                 "bytes": timeline.record(m.point).stored,
                 "pinned": m.point in app.pins,
                 "branch": m.point in off,
@@ -58,7 +57,7 @@ async def snapshot_create(agent: Agent, params: Params, _: Progress) -> Plan:
         answer = await ask(group, app.owner, "snapshot.create", wanted, Silent())
         outcome.update(moment=answer["moment"], done=answer["done"])
 
-    where = device_name(group.state, app.owner)
+    where = group.state.device_name(app.owner)
     action = Action(
         f"take a snapshot of {app.name} on {where}",
         {"app": app.name},
