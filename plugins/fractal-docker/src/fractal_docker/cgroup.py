@@ -105,9 +105,13 @@ class RunCgroup:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if self.version == 1:
-            for folder in _below(self.outer):  # also what somebody paused by the engine
-                _thaw(folder)
+            self.release()
         return False
+
+    def release(self) -> None:
+        """Thaw everything, also what somebody paused by the engine. Only for what is about to die."""
+        for folder in _below(self.outer):
+            _thaw(folder)
 
     def hold(self, *, outer: bool) -> None:
         """Freeze again: a container that a hung engine starts belatedly comes up frozen. `outer`: the guard's as well."""

@@ -17,7 +17,7 @@ import sysconfig
 import tarfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import docker
@@ -62,6 +62,8 @@ class TestEngine:
     folder: Path
     leader: int
     """Pid of `unshare`; with it ends everything."""
+    runs: set[str] = field(default_factory=set)
+    """Names of cgroups that tests made for it."""
 
     @property
     def socket(self) -> Path:
@@ -133,9 +135,13 @@ def running_engine(folder: Path) -> Iterator[TestEngine]:
         yield engine
     finally:
         client.close()
+        for name in engine.runs:  # under v1 what is frozen does not even die with its namespace
+            RunCgroup(name).release()
         process.kill()
         process.wait()
         _forget_folder(folder)
+        for name in engine.runs:
+            RunCgroup(name).remove()
 
 
 @contextlib.asynccontextmanager
@@ -161,7 +167,7 @@ async def again(
     # Tests of one machine may run side by side: no two folders share the name of a run.
     device = f"{device}-{folder}"
     async with real_context(folder, device=device) as context, open_engine(config) as opened_engine:
-        runtime = RememberingRuntime(context, config, opened_engine)
+        runtime = RememberingRuntime(context, config, opened_engine, engine.runs)
         runtime.unpause_all()
         try:
             yield runtime
@@ -172,13 +178,15 @@ async def again(
 class RememberingRuntime(DockerRuntime):
     """Knows each run that it was asked about, so that a test can clear up after a failure too."""
 
-    def __init__(self, context: Context, config: DockerConfig, engine: Engine) -> None:
+    def __init__(self, context: Context, config: DockerConfig, engine: Engine, cgroups: set[str]) -> None:
         super().__init__(context, config, engine)
         self.named: set[str] = set()
+        self._cgroups = cgroups
 
     def _cgroup(self, key: str) -> RunCgroup:
         found = super()._cgroup(key)
         self.named.add(key)
+        self._cgroups.add(found.name)
         return found
 
 
