@@ -9,6 +9,7 @@ import os
 import time
 
 import pytest
+
 from tests.stack.bed import Bed
 from tests.stack.chaos import Chaos
 
