@@ -234,7 +234,7 @@ def test_examples_are_sound_configurations(path: Path) -> None:
 @cache
 def every_plugin() -> Plugins:
     """The builtins and the plugins of this project, installed or not; their records need nothing that they do not bring."""
-    found = {}
+    found: dict[str, object] = {}
     for project in sorted((ROOT / "plugins").glob("*/pyproject.toml")):
         entries = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["entry-points"]
         sys.path.insert(0, str(project.parent / "src"))
