@@ -44,7 +44,7 @@ unit: dev ## quick tests of single parts
 	@$(PYTEST) tests/unit tests/config -q
 
 property: dev ## hypothesis and seeds
-	@$(PYTEST) tests/property -q
+	@$(PYTEST) tests/property tests/sim -q
 
 contract: dev ## every backend against its kind's contract, and every contract against broken backends
 	@$(PYTEST) tests/contract $(wildcard plugins/*/tests) -q
@@ -57,6 +57,9 @@ docs: dev ## the docs say what the code does
 
 packaging: dev ## wheels, plugins from outside, units
 	@$(PYTEST) tests/packaging -q
+
+sim: dev ## seeds of the simulator: SEEDS=N FIRST_SEED=M, JOBS processes at once
+	@$(NICE) $(BIN)/python -m fractal.sim --seeds $${SEEDS:-200} --first-seed $${FIRST_SEED:-0} --jobs $${JOBS:-2} --shrink
 
 stack: dev ## whole agents, real processes, real faults; the demo's acts and that they can fail
 	@$(PYTEST) tests/stack -q

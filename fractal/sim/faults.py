@@ -250,7 +250,8 @@ def _move(world: World, machine: Machine, fault: Fault) -> None:
     target = world.machines[int(fault.value * 997) % len(world.machines)]
 
     def wish(group: GroupAgent) -> AppMoved | None:
-        return None if group.state.apps[app].owner == target.id else AppMoved(app=app, to=target.id)
+        known = group.state.apps.get(app)
+        return None if known is None or known.owner == target.id else AppMoved(app=app, to=target.id)
 
     machine.act(f"move {app[:4]} to {target.name}", wish)
 

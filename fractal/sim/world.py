@@ -101,6 +101,13 @@ class World:
             )
             named = replace(entry, name=f"app-{app[0]}", spec=to_plain_spec(SPEC))
             founding.must(names[0], named)
+        if Random(f"bent {self._seed}").random() < 0.2:
+            # An app that nobody can run must be in no other app's way.
+            founding.must(
+                names[0], StoreAdded(id="8" * 16, name="Bent", backend="sim", config={"no": "such"})
+            )
+            bent = founding.installation("9" * 16, store="8" * 16, placed=names[0])
+            founding.must(names[0], replace(bent, name="app-bent", spec=to_plain_spec(SPEC)))
         self.group_id = founding.state.id
         self._group_keys = dict(founding.group_keys)
         self._founding = founding

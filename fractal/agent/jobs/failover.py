@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from fractal.agent.journal import Stale
-from fractal.api.errors import BackendError, Conflict
+from fractal.api.errors import Conflict, FractalError
 from fractal.core.entries import Answered, Challenged, Found, Took
 from fractal.core.fold_lease import MAX_LEAP
 from fractal.core.lease import (
@@ -130,8 +130,8 @@ async def _take(group: GroupAgent, due: list[Take]) -> None:
         if take.app in still and _holds_key(group, take.app):
             try:
                 epoch = await _create(group, group.app(take.app), take)
-            except (BackendError, TimeoutError) as error:
-                # One app's store being away must not keep this device from taking the others.
+            except (FractalError, TimeoutError) as error:
+                # One app's store being away, or set up wrongly, must not keep this device from taking the others.
                 why = error or "its store did not answer in time"
                 group.logger.warning("cannot take %s: %s", group.app(take.app).name, why)
                 continue
