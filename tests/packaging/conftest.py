@@ -23,6 +23,11 @@ class Installed:
     site: Path
     home: Path
 
+    @property
+    def config(self) -> Path:
+        """Of this device; not the machine's own, if the tests run on a machine that has one."""
+        return self.home / "config.toml"
+
     def python(self, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run code in a fresh interpreter that sees the folder."""
         return self._run("-c", code, *arguments)
@@ -36,6 +41,7 @@ class Installed:
             **{k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "HOMESERVER_", "PYTEST"))},
             "PYTHONPATH": f"{self.site}{os.pathsep}{ROOT}",
             "HOME": str(self.home),
+            "HOMESERVER_CONFIG": str(self.config),
         }
         return subprocess.run(
             [sys.executable, *arguments],
@@ -88,4 +94,6 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
         '[tool.hatch.build.targets.wheel]\ninclude = ["fractal_broken.py"]\n'
     )
     install(broken, site, scratch)
-    return Installed(site, home)
+    made = Installed(site, home)
+    made.config.write_text('schema = 1\n[device]\nname = "Attic"\nstate_dir = "state"\nruntime_dir = "run"\n')
+    return made

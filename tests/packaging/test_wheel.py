@@ -46,8 +46,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     folder = tmp_path_factory.mktemp("built")
     build(ROOT, folder, "-t", "sdist", "-t", "wheel")
     (source,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
-    with tarfile.open(source) as archive:
-        archive.extractall(folder, filter="data")
+    with tarfile.open(
+        source
+    ) as archive:  # no `filter`: Python 3.11 has it only from 3.11.4 on, and the archive is ours
+        archive.extractall(folder)
     build(folder / source.name.removesuffix(".tar.gz"), folder / "again", "-t", "wheel")
     return Built(source, wheel, folder / "again" / wheel.name)
 
@@ -61,8 +63,13 @@ def environment(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "--quiet"]
     run(*pip, "install", "--no-deps", "--no-index", built.wheel, cwd=folder, **os.environ)
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
-    # Behind the environment's own packages, and only the folder: the `.pth` files in it are not read.
-    Path(site, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    # Not the folder itself: what is installed there in development mode would be announced, and not be found.
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if (
+            not path.name.startswith(("fractal", "__editable__", "_fractal"))
+            and not Path(site, path.name).exists()
+        ):
+            Path(site, path.name).symlink_to(path)
     return folder
 
 
@@ -102,8 +109,9 @@ def test_it_runs_from_an_environment_of_its_own(environment: Path, tmp_path: Pat
         environment / "bin" / "python", "-c", "import fractal; print(fractal.__file__)", cwd=tmp_path, **clean
     )
     assert Path(where.strip()).is_relative_to(environment)
-    run(command, "config", "init", "--name", "Attic", "--state-dir", "state", "--yes", cwd=tmp_path, **clean)
-    run(command, "config", "check", cwd=tmp_path, **clean)
+    config = ("--config", tmp_path / "config.toml", "config")  # for root the default is the machine's own
+    run(command, *config, "init", "--name", "Attic", "--state-dir", "state", "--yes", cwd=tmp_path, **clean)
+    run(command, *config, "check", cwd=tmp_path, **clean)
     assert "process" in run(command, "plugin", "list", cwd=tmp_path, **clean)
     assert "ExecStart=" in run(command, "agent", "install", "--dry-run", cwd=tmp_path, **clean)
 
