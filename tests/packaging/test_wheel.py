@@ -46,9 +46,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     folder = tmp_path_factory.mktemp("built")
     build(ROOT, folder, "-t", "sdist", "-t", "wheel")
     (source,), (wheel,) = folder.glob("*.tar.gz"), folder.glob("*.whl")
-    with tarfile.open(
-        source
-    ) as archive:  # no `filter`: Python 3.11 has it only from 3.11.4 on, and the archive is ours
+    with tarfile.open(source) as archive:
+        # No `filter`: Python 3.11 has it only from 3.11.4 on, and the archive is ours.
         archive.extractall(folder)
     build(folder / source.name.removesuffix(".tar.gz"), folder / "again", "-t", "wheel")
     return Built(source, wheel, folder / "again" / wheel.name)
@@ -65,10 +64,8 @@ def environment(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
     # Not the folder itself: what is installed there in development mode would be announced, and not be found.
     for path in Path(sysconfig.get_path("purelib")).iterdir():
-        if (
-            not path.name.startswith(("fractal", "__editable__", "_fractal"))
-            and not Path(site, path.name).exists()
-        ):
+        ours = path.name.startswith("fractal") or path.suffix == ".pth"
+        if not ours and not Path(site, path.name).exists():
             Path(site, path.name).symlink_to(path)
     return folder
 
