@@ -76,9 +76,9 @@ class Chaos:
 
     def settle(self) -> Device:
         """Everything calms down: exactly one copy runs, and everybody says where."""
-        self.supervise()
 
         def calm() -> bool:
+            self.supervise()  # here, as a process takes a moment to die
             owners = {d.app(self.ledger.name, self.ledger.group)["device"] for d in self.bed.devices}
             owner = self.owner()
             return owner is not None and owners == {owner.name} and self.ledger.runs_on(owner)

@@ -114,5 +114,5 @@ def test_a_device_in_two_groups_keeps_them_apart(bed: Bed) -> None:
 
 
 def uses(device: Device, app: str) -> list[str]:
-    """What a device holds of an app."""
-    return [str(p) for p in device.state.rglob("*") if app in p.name]
+    """Files of an app on a device."""
+    return [str(p) for p in device.state.rglob("*") if app in str(p) and p.is_file()]
