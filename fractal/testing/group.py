@@ -244,6 +244,7 @@ class World:
         entry, new = self.removal(name)
         self.must(by, entry)
         self.group_keys[self.state.generation] = new
+        self.opener.add(self.group_keys)
 
     def add_store(self, *, by: str = "attic", store: str = "5" * 16) -> str:
         """A store of the group."""
