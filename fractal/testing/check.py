@@ -2,13 +2,14 @@
 
 Nothing that the device uses is touched. Every test opens the backend with folders of its own; where its settings have a
 `path`, a throw-away one beside the configured path takes its place, so that the same file system is tested. A store without
-a path must be empty, and is emptied after each test.
+a path and a snapshotter must be empty, and are emptied after each test.
 """
 
 from __future__ import annotations
 
 import contextlib
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -50,7 +51,7 @@ def _suite(kind: str, record: Backend[Any, Any], settings: Any) -> type[Contract
         case "snapshot", _:
             from fractal.testing.snapshot import SnapshotContract
 
-            return broken(SnapshotContract, _opened(record, settings), **declared)
+            return broken(SnapshotContract, _cleared(record, settings), **declared)
         case "coordination", _:
             from fractal.testing.coordination import CoordinationContract
 
@@ -79,6 +80,38 @@ def _opened(record: Backend[Any, Any], settings: Any) -> Opener:
                 yield backend
 
     return opened
+
+
+def _cleared(record: Backend[Any, Any], settings: Any) -> Opener:
+    """A snapshotter whose subvolumes and mounts, which no `rmtree` can remove, are gone when it is closed."""
+
+    @asynccontextmanager
+    async def opened(folder: Path) -> AsyncIterator[Any]:
+        try:
+            async with _opened(record, settings)(folder) as snapshotter:
+                if found := await snapshotter.volumes():
+                    raise Conflict(
+                        f"the place is not empty (it has volume {found[0]}): the check needs an empty one"
+                    )
+                try:
+                    yield snapshotter
+                finally:
+                    for volume in await snapshotter.volumes():
+                        await snapshotter.delete_root(volume)
+                        for snapshot in await snapshotter.snapshots(volume):
+                            await snapshotter.delete(volume, snapshot.name)
+        finally:
+            _unmount_below(folder)
+
+    return opened
+
+
+def _unmount_below(folder: Path) -> None:
+    """What the backend mounted below its own folder; a device's agent would leave it mounted."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    targets = [line.split(" ")[4] for line in lines]
+    for target in sorted((t for t in targets if t.startswith(f"{folder.resolve()}/")), reverse=True):
+        subprocess.run(["umount", target], check=True, timeout=60)
 
 
 def _emptied(record: Backend[Any, Any], settings: Any) -> Opener:

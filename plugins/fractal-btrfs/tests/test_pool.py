@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from fractal_btrfs.config import BtrfsConfig
+from fractal_btrfs.plugin import fractal_snapshotters
 from fractal_btrfs.pool import mounts, probe
 from fractal_btrfs.snapshotter import BtrfsSnapshotter, open_btrfs
 
 from fractal.api.errors import BackendError, Misconfigured
+from fractal.api.snapshot import SnapshotBackend
 from fractal.config.convert import convert
 from fractal.plugins import Plugins
+from fractal.testing.check import run_contract
 from fractal.testing.context import real_context
 from fractal.testing.trees import plant, tree
 
@@ -115,8 +121,8 @@ async def test_a_file_that_is_no_pool_is_left_alone(away: Path) -> None:
 
 async def test_a_folder_elsewhere_is_refused(btrfs: None, tmp_path: Path) -> None:
     assert not probe(BtrfsConfig(path=Path("/proc"))).ready
-    for path in (Path("/proc"), tmp_path / "absent"):
-        with pytest.raises(Misconfigured, match="no folder on btrfs"):
+    for path in (Path("/proc"), Path("/proc/absent"), tmp_path / "absent" / "folder"):
+        with pytest.raises(Misconfigured, match="is not on btrfs"):
             async with opened(tmp_path, BtrfsConfig(path=path)):
                 pass
 
@@ -151,3 +157,38 @@ def test_the_plugin_is_found_by_name() -> None:
     found = Plugins.discover().snapshotter("btrfs")
     assert (found.name, found.config) == ("btrfs", BtrfsConfig)
     assert found.instant
+
+
+def check(*settings: str) -> dict[str, object]:
+    """`homeserver plugin check btrfs`."""
+    command = [sys.executable, "-c", "from fractal.cli.main import main; main()", "plugin", "check", "btrfs"]
+    options = [word for setting in settings for word in ("--set", setting)]
+    done = subprocess.run(
+        [*command, *options, "--json"], capture_output=True, text=True, timeout=110, check=False
+    )
+    return {"exit": done.returncode, **json.loads(done.stdout)["checks"][0]}
+
+
+def test_its_contract_can_be_checked_on_the_device(disk: Path, tmp_path: Path) -> None:
+    """And leaves nothing in the folder that is checked."""
+    folder = disk / f"{tmp_path.name}-check"
+    folder.mkdir()
+    found = check(f"path={folder}/apps")
+    assert found["exit"] == 0, found
+    assert list(folder.iterdir()) == []
+
+
+async def test_a_check_refuses_a_pool_that_is_in_use(away: Path) -> None:
+    """It empties what it tests."""
+    config = BtrfsConfig(pool=away / "apps.btrfs", size="256M")
+    async with opened(away, config) as snapshotter:
+        root = await snapshotter.create_root("app")
+        plant(root)
+        before = tree(root)
+    unmount(away)
+    (record,) = (b for b in fractal_snapshotters() if isinstance(b, SnapshotBackend))
+    outcomes, _ = await asyncio.to_thread(run_contract, "snapshot", record, config)
+    assert {outcome.result for outcome in outcomes} == {"error"}
+    assert "is not empty (it has volume app)" in outcomes[0].detail
+    async with opened(away, config):
+        assert tree(root) == before

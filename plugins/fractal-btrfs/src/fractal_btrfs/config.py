@@ -17,7 +17,8 @@ class BtrfsConfig:
     """A folder of a btrfs file system that is there, or a pool: a file that holds one."""
 
     path: Path | None = field(
-        default=None, metadata={"help": "Existing folder on a btrfs file system. Excludes a pool."}
+        default=None,
+        metadata={"help": "Folder on a btrfs file system; made if it is absent. Excludes a pool."},
     )
     pool: Path | None = field(
         default=None,

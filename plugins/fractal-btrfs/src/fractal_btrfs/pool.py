@@ -117,9 +117,11 @@ async def open_place(context: Context, config: BtrfsConfig) -> Place:
             "snapshot btrfs: needs root: run the agent as root, or choose the snapshotter 'copy'"
         )
     if config.path is not None:
-        if not is_btrfs(config.path):
-            raise Misconfigured("path", f"{config.path} is no folder on btrfs: choose one, or name a pool")
-        return Place(config.path)
+        if not is_btrfs(_nearest(config.path)):
+            raise Misconfigured(
+                "path", f"{config.path} is not on btrfs: choose another folder, or name a pool"
+            )
+        return Place(config.path)  # made by `Volumes.lock` if only its last part is missing
     if config.pool is None and is_btrfs(context.state_dir):
         return Place(context.state_dir)
     file = config.pool or context.state_dir / "pool.btrfs"
@@ -154,6 +156,11 @@ async def make(context: Context, file: Path, size: int) -> None:
     finally:
         os.close(descriptor)
         scratch.unlink(missing_ok=True)
+
+
+def _nearest(path: Path) -> Path:
+    """The folder itself, or where it would be made."""
+    return path if path.exists() else path.parent
 
 
 def is_btrfs(path: Path) -> bool:
@@ -205,7 +212,7 @@ def probe(config: BtrfsConfig) -> Probe:
     if "btrfs" not in Path("/proc/filesystems").read_text().split():
         return Probe(ready=False, detail="the kernel has no btrfs: load the module btrfs")
     if config.path is not None:
-        ready = is_btrfs(config.path)
+        ready = is_btrfs(_nearest(config.path))
         return Probe(ready=ready, detail=f"{config.path} is {'' if ready else 'not '}on btrfs")
     missing = [tool for tool in ("mkfs.btrfs", "mount") if shutil.which(tool) is None]
     if missing:

@@ -33,7 +33,7 @@ async def sent(subvolume: int, parent: int | None) -> AsyncGenerator[bytes, None
     )
     thread.start()
     try:
-        while chunk := await _read(loop, reader):
+        while chunk := await _chunk(loop, reader):
             yield chunk
     finally:
         os.close(reader)
@@ -42,11 +42,20 @@ async def sent(subvolume: int, parent: int | None) -> AsyncGenerator[bytes, None
         raise error
 
 
-async def _read(loop: asyncio.AbstractEventLoop, reader: int) -> bytes:
+async def _chunk(loop: asyncio.AbstractEventLoop, reader: int) -> bytes:
+    """A whole chunk, less only at the end: the kernel writes 48 KiB at a time, and each chunk costs whoever handles it."""
+    parts, missing = [], CHUNK
+    while missing and (part := await _read(loop, reader, missing)):
+        parts.append(part)
+        missing -= len(part)
+    return b"".join(parts)
+
+
+async def _read(loop: asyncio.AbstractEventLoop, reader: int, most: int) -> bytes:
     """What there is, at least a byte; b"" at the end."""
     while True:
         try:
-            return os.read(reader, CHUNK)
+            return os.read(reader, most)
         except BlockingIOError:
             ready: asyncio.Future[None] = loop.create_future()
             loop.add_reader(reader, _wake, ready)
