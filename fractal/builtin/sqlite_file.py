@@ -7,6 +7,7 @@ survives SIGKILL and power loss (`synchronous=FULL`). Signals are committed with
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import threading
@@ -294,7 +295,8 @@ def _create(path: Path) -> None:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except FileExistsError:
-        return
+        if not os.access(path, os.W_OK):  # SQLite would open it all the same, and fail at the first entry
+            raise PermissionError(errno.EACCES, "it is read-only for this user") from None
 
 
 def _identity(path: Path) -> tuple[int, ...] | None:
