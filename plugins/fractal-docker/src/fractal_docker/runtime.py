@@ -21,6 +21,7 @@ from fractal_docker.commands import execute
 from fractal_docker.config import DockerConfig
 from fractal_docker.containers import Place
 from fractal_docker.engine import Engine, open_engine
+from fractal_docker.filling import drop
 from fractal_docker.health import Watch, judged
 from fractal_docker.images import Images
 from fractal_docker.labels import APP, BOOT, DEVICE, EPOCH, GROUP, RUN, Container, run_name
@@ -242,6 +243,7 @@ class DockerRuntime:
                 raise BackendError(f"{key}: still has processes; stop it first", retryable=True)
             for container in await self._containers(key):
                 await self._remove_container(container)
+            await drop(self._context, self._engine, key)
             api, network = self._engine.api, self._network(key)
             for found in await self._engine(f"{key}: network", api.networks, names=[f"^{network}$"]):
                 with contextlib.suppress(NotFound):
@@ -311,7 +313,8 @@ class DockerRuntime:
         ]
 
     async def _run_status(self, key: str, labels: dict[str, str], containers: list[Container]) -> RunStatus:
-        services = [await self._service_status(c) for c in sorted(containers, key=lambda c: c.order)]
+        mine = sorted((c for c in containers if c.service), key=lambda c: c.order)
+        services = [await self._service_status(c) for c in mine]
         return RunStatus(
             group=labels.get(GROUP, ""),
             app=labels.get(APP, ""),

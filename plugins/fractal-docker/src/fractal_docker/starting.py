@@ -14,6 +14,7 @@ from fractal.api.errors import BackendError
 from fractal_docker.containers import Place, payload, secret_files
 from fractal_docker.engine import Engine
 from fractal_docker.files import make_volumes, write_secrets
+from fractal_docker.filling import fill
 from fractal_docker.images import Images
 from fractal_docker.labels import RESTART, Container, run_labels
 
@@ -119,6 +120,7 @@ class Start:
 
     async def _create(self, spec: ServiceSpec, order: int) -> str:
         image = await self.images.digest(spec.image)
+        await fill(self.context, self.engine, self.run, spec, image)
         files = secret_files(self.run, spec)
         secrets = write_secrets(self.secrets / spec.name, files)
         self._go_on()

@@ -224,6 +224,11 @@ def _base(tar: tarfile.TarFile, marker: str) -> None:
         entry.type, entry.mode = tarfile.DIRTYPE, mode
         tar.addfile(entry)
     tar.add(shutil.which("busybox") or "busybox", "bin/busybox")
+    for folder, mode in (("srv", 0o755), ("srv/site", 0o750)):
+        entry = tarfile.TarInfo(folder)
+        entry.type, entry.mode, entry.uid, entry.gid = tarfile.DIRTYPE, mode, 1000, 1000
+        tar.addfile(entry)
+    _link(tar, "srv/site/outside", "/etc")
     applets = "sh sleep cat echo ls id env hostname wget httpd nc mount true false touch kill pwd stat test nslookup grep"
     for applet in applets.split():
         _link(tar, f"bin/{applet}", "/bin/busybox")

@@ -1,0 +1,96 @@
+"""An empty volume begins as what the image holds at its place, with its owners and modes, as Docker's own volumes do.
+
+The engine fills a volume of its own that a container which never runs has at that place; from there it is copied. Nothing
+of the image is unpacked by us, and no symbolic link of its is followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from docker.types import Mount as EngineMount
+from docker.types.containers import HostConfig
+
+from fractal.api.app import AppRun, ServiceSpec
+from fractal.api.context import Context
+from fractal.api.errors import BackendError, NotFound
+from fractal_docker.engine import API, Engine
+from fractal_docker.labels import run_labels, run_name
+
+COPYING = 900.0
+"""Seconds after which copying is given up."""
+HALF = "~filling"
+
+
+async def fill(context: Context, engine: Engine, run: AppRun, service: ServiceSpec, image: str) -> None:
+    """Fill those of the service's volumes that are empty. Raises BackendError."""
+    for mount in service.mounts:
+        folder = run.volume_root / mount.volume
+        with os.scandir(folder) as entries:
+            if any(entries):
+                continue
+        what = f"{run.key}: service {service.name}: filling {mount.volume}"
+        async with _filled(context, engine, run, image, mount.target, what) as source:
+            if source is not None:
+                await _copy(context, source, folder, what)
+
+
+async def _copy(context: Context, source: Path, folder: Path, what: str) -> None:
+    half = folder.with_name(folder.name + HALF)
+    shutil.rmtree(half, ignore_errors=True)  # what a killed agent left
+    try:
+        await context.run(["cp", "-a", "--reflink=auto", "--", f"{source}/.", str(half)], timeout=COPYING)
+        half.replace(folder)  # over an empty folder: all of it or nothing
+    except OSError as error:
+        raise BackendError(f"{what}: {folder}: {error.strerror}", retryable=True) from error
+    finally:
+        if half.exists():
+            shutil.rmtree(half, ignore_errors=True)
+
+
+@contextlib.asynccontextmanager
+async def _filled(
+    context: Context, engine: Engine, run: AppRun, image: str, target: str, what: str
+) -> AsyncIterator[Path | None]:
+    """What the image has at `target`, in a folder of the engine's; None if it has nothing there."""
+    api, name = engine.api, _name(context, run.key)
+    await drop(context, engine, run.key)
+    try:
+        await engine(
+            what,
+            api.create_container,
+            image,
+            command=["-"],
+            name=name,
+            labels=run_labels(context.device, run),
+            host_config=HostConfig(
+                version=API, network_mode="none", mounts=[EngineMount(target, name, type="volume")]
+            ),
+        )
+        volume = await engine(what, api.inspect_volume, name)
+        source = Path(str(volume["Mountpoint"]))
+        with os.scandir(source) as entries:
+            empty = not any(entries)
+        plain = source.stat().st_uid == source.stat().st_gid == 0 and source.stat().st_mode & 0o777 == 0o755
+        yield None if empty and plain else source
+    except OSError as error:
+        raise BackendError(f"{what}: {error}; does the engine run on this device?", retryable=True) from error
+    finally:
+        await drop(context, engine, run.key)
+
+
+def _name(context: Context, key: str) -> str:
+    return f"fhs-fill-{run_name(context.device, key)}"
+
+
+async def drop(context: Context, engine: Engine, key: str) -> None:
+    """Remove what filling left in the engine, if anything."""
+    name, what = _name(context, key), f"{key}: filling"
+    with contextlib.suppress(NotFound):
+        await engine(what, engine.api.remove_container, name, force=True)
+    with contextlib.suppress(NotFound):
+        await engine(what, engine.api.remove_volume, name)
