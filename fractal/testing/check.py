@@ -51,7 +51,7 @@ def _suite(kind: str, record: Backend[Any, Any], settings: Any) -> type[Contract
         case "snapshot", _:
             from fractal.testing.snapshot import SnapshotContract
 
-            return broken(SnapshotContract, _cleared(record, settings), **declared)
+            return broken(SnapshotContract, cleared(record, settings), **declared)
         case "coordination", _:
             from fractal.testing.coordination import CoordinationContract
 
@@ -82,7 +82,7 @@ def _opened(record: Backend[Any, Any], settings: Any) -> Opener:
     return opened
 
 
-def _cleared(record: Backend[Any, Any], settings: Any) -> Opener:
+def cleared(record: Backend[Any, Any], settings: Any) -> Opener:
     """A snapshotter whose subvolumes and mounts, which no `rmtree` can remove, are gone when it is closed."""
 
     @asynccontextmanager

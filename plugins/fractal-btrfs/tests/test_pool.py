@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
@@ -17,11 +16,11 @@ from fractal_btrfs.plugin import fractal_snapshotters
 from fractal_btrfs.pool import mounts, probe
 from fractal_btrfs.snapshotter import BtrfsSnapshotter, open_btrfs
 
-from fractal.api.errors import BackendError, Misconfigured
+from fractal.api.errors import BackendError, Conflict, Misconfigured
 from fractal.api.snapshot import SnapshotBackend
 from fractal.config.convert import convert
 from fractal.plugins import Plugins
-from fractal.testing.check import run_contract
+from fractal.testing.check import cleared
 from fractal.testing.context import real_context
 from fractal.testing.trees import plant, tree
 
@@ -187,8 +186,9 @@ async def test_a_check_refuses_a_pool_that_is_in_use(away: Path) -> None:
         before = tree(root)
     unmount(away)
     (record,) = (b for b in fractal_snapshotters() if isinstance(b, SnapshotBackend))
-    outcomes, _ = await asyncio.to_thread(run_contract, "snapshot", record, config)
-    assert {outcome.result for outcome in outcomes} == {"error"}
-    assert "is not empty (it has volume app)" in outcomes[0].detail
+    with pytest.raises(Conflict, match=r"is not empty \(it has volume app\)"):
+        async with cleared(record, config)(away / "check"):
+            pass
+    assert mounts().keys().isdisjoint({str(away / "check" / "state" / "pool")})
     async with opened(away, config):
         assert tree(root) == before
