@@ -126,10 +126,12 @@ class Records:
 
     async def timeline(self, *, strict: bool = True) -> Timeline:
         """By a listing sent now. Raises Rollback if a record that was seen before is missing (if `strict`), BackendError."""
+        # What is written while the listing is under way may be missing in it.
+        noted = self._notes.scan(self._note)
         points = await self._list(layout.records_prefixes(self._group, self._app))
         timeline = self._judge(points)
         if strict:
-            self._refuse_rollback(timeline.records)
+            self._refuse_rollback(timeline.records, noted)
         return timeline
 
     async def end_of(self, epoch: int) -> tuple[int, Timeline]:
@@ -225,8 +227,8 @@ class Records:
         value = self._notes.get(f"{self._note}{epoch}") or b"0 "
         return int(value.split(b" ")[0])
 
-    def _refuse_rollback(self, records: Mapping[Point, Record]) -> None:
-        for key, value in self._notes.scan(self._note):
+    def _refuse_rollback(self, records: Mapping[Point, Record], noted: list[tuple[str, bytes]]) -> None:
+        for key, value in noted:
             point = Point(epoch=int(key.removeprefix(self._note)), number=int(value.split(b" ")[0]))
             found = records.get(point)
             if found is not None and found.hash.hex().encode() == value.split(b" ")[1]:
