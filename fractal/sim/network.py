@@ -120,7 +120,7 @@ class Network:
             wait = self._random.choice((1.0, 8.0, HANG))
             self._later(wait, self._fail, answer, "timed out", ambiguous=writes)
             return
-        late = self.weather.late.get(machine.name, 0.0) * self._random.uniform(0.5, 1.0)
+        late = self.weather.late.get(machine.name, 0.0) * self._random.uniform(0.8, 1.0)
         self._later(self.delay() + late, self._tell, answer, result)
 
     def _later(self, delay: float, callback: Callable[..., None], *arguments: Any, **named: Any) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from fractal.agent.saver import Saver
 from fractal.archive.records import Record
 from fractal.core.lease import Proofs, Right, right_to_run
 from fractal.core.model import App, Point
+from fractal.sim.faults import Fault
 from fractal.sim.processes import SimGuard
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -113,16 +115,32 @@ def longest_proof_not_looked_up(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(app_job, "wait_end", wait_end)
 
 
-VARIANTS: Mapping[str, tuple[str, Patch]] = {
-    "no wait after the put": ("I1", no_wait_after_the_put),
-    "only the margin is waited": ("I1", longest_proof_not_looked_up),
-    "proof counted from arrival": ("I1", proof_counted_from_arrival),
-    "no guard": ("I1", no_guard),
-    "a proof never expires": ("I1", proof_never_expires),
-    "the wait is forgotten by a restart": ("I1", wait_forgotten_by_a_restart),
-    "signals treated as proof": ("I1", signals_treated_as_proof),
-    "base chosen before the put": ("I3", base_chosen_before_the_put),
-    "committed without a look": ("I3", committed_without_a_look),
-    "unannounced epochs not found": ("I5", unannounced_epochs_not_found),
+def attack(seed: int) -> Sequence[Fault]:
+    """Nothing but owners that are unheard and then cut off: where every second of a lease counts."""
+    random = Random(seed)
+    return [
+        Fault(
+            number=n,
+            at=45.0 + 80.0 * n,
+            kind="unheard, then cut off",
+            devices=(0,),
+            seconds=25.0,
+            value=random.random(),
+        )
+        for n in range(4)
+    ]
+
+
+VARIANTS: Mapping[str, tuple[str, Patch, bool]] = {
+    "no wait after the put": ("I1", no_wait_after_the_put, True),
+    "only the margin is waited": ("I1", longest_proof_not_looked_up, True),
+    "proof counted from arrival": ("I1", proof_counted_from_arrival, True),
+    "the wait is forgotten by a restart": ("I1", wait_forgotten_by_a_restart, True),
+    "no guard": ("I1", no_guard, True),
+    "a proof never expires": ("I1", proof_never_expires, True),
+    "signals treated as proof": ("I1", signals_treated_as_proof, False),
+    "base chosen before the put": ("I3", base_chosen_before_the_put, False),
+    "committed without a look": ("I3", committed_without_a_look, False),
+    "unannounced epochs not found": ("I5", unannounced_epochs_not_found, False),
 }
-"""Name -> (invariant that it breaks, how)."""
+"""Name -> (invariant that it breaks, how, whether only owners are attacked, as other faults seldom show it)."""

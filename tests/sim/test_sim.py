@@ -10,7 +10,7 @@ import pytest
 
 from fractal.sim.faults import Fault
 from fractal.sim.world import Result, simulate
-from tests.sim.broken import VARIANTS
+from tests.sim.broken import VARIANTS, attack
 
 SEEDS = range(20)
 BOUND = 40
@@ -29,6 +29,13 @@ def test_every_invariant_holds(seed: int) -> None:
     assert not result.violations, say(result)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_attacked_owners_keep_every_invariant(seed: int) -> None:
+    """The agent as it is, under what finds the broken ones."""
+    result = simulate(seed, script=attack(seed))
+    assert not result.violations, say(result)
+
+
 def test_the_seeds_are_worth_their_time() -> None:
     """Takes, and every kind of fault, are among them; else the test above says little."""
     results = [simulate(seed) for seed in range(3)]
@@ -38,10 +45,11 @@ def test_the_seeds_are_worth_their_time() -> None:
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_broken_agent_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    invariant, patch = VARIANTS[name]
+    invariant, patch, owners_only = VARIANTS[name]
     patch(monkeypatch)
     for seed in range(BOUND):
-        if any(v.startswith(f"{invariant}:") for v in simulate(seed).violations):
+        result = simulate(seed, script=attack(seed) if owners_only else None)
+        if any(v.startswith(f"{invariant}:") for v in result.violations):
             return
     pytest.fail(f"{name}: {invariant} is not seen to break within {BOUND} seeds")
 
@@ -63,9 +71,9 @@ def test_one_seed_is_one_history() -> None:
 
 def test_a_failure_says_how_to_see_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
     VARIANTS["no wait after the put"][1](monkeypatch)
-    failed = next(r for r in map(simulate, range(BOUND)) if r.violations)
+    failed = next(r for s in range(BOUND) if (r := simulate(s, script=attack(s))).violations)
     assert "VIOLATION" in "\n".join(failed.timeline)
-    same = simulate(failed.seed, only=[f.number for f in failed.faults])
+    same = simulate(failed.seed, only=[f.number for f in failed.faults], script=attack(failed.seed))
     assert same.violations == failed.violations
 
 
