@@ -20,6 +20,7 @@ from fractal_docker.check import refusals
 from fractal_docker.commands import execute
 from fractal_docker.config import DockerConfig
 from fractal_docker.containers import Place
+from fractal_docker.ending import DYING, STEP, strike
 from fractal_docker.engine import Engine, open_engine
 from fractal_docker.filling import drop
 from fractal_docker.health import Watch, judged
@@ -31,9 +32,6 @@ from fractal_docker.streams import frames, request
 KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 CHECK_WAIT = 0.5
 """Seconds for which `observe` waits for probes; slower ones are in the next answer."""
-DYING = 10.0
-"""Seconds within which what was sent SIGKILL must be gone."""
-STEP = 0.01
 LAST_LINE = 300
 
 
@@ -186,14 +184,14 @@ class DockerRuntime:
         await self._end(key)
 
     async def _end(self, key: str) -> None:
-        await self._strike(key)
+        await strike(self._context.clock, self._cgroup(key), key)
         if changes := set(self._changes[key]):
             await asyncio.wait(changes, timeout=self._engine.timeout)
         clock = self._context.clock
         end = clock.boottime() + DYING
         try:
             while any(c.running for c in await self._containers(key)):
-                await self._strike(key)
+                await strike(self._context.clock, self._cgroup(key), key)
                 if clock.boottime() >= end:
                     raise BackendError(
                         f"{key}: killed, but the engine says that it runs; restart the engine", retryable=True
@@ -204,26 +202,6 @@ class DockerRuntime:
                 raise
             # Nothing is alive, and the cgroup stays frozen: what the engine still may start stands still.
             self._context.logger.warning("%s: killed without the engine: %s", key, error)
-
-    async def _strike(self, key: str) -> None:
-        """SIGKILL until nothing is left, with the cgroup frozen afterwards."""
-        cgroup, clock = self._cgroup(key), self._context.clock
-        outer = cgroup.frozen()
-        end = clock.boottime() + DYING
-        try:
-            while not cgroup.strike():
-                for _ in range(20):
-                    await clock.sleep(STEP)
-                    if not cgroup.pids():
-                        break
-                cgroup.hold(outer=outer)
-                if cgroup.pids() and clock.boottime() >= end:
-                    raise BackendError(
-                        f"{key}: processes {cgroup.pids()[:5]} outlive SIGKILL (a disk that does not answer?)",
-                        retryable=True,
-                    )
-        except OSError as error:
-            raise BackendError(f"{cgroup.outer}: {error.strerror}; may the agent change cgroups?") from error
 
     def _mark_ended(self, key: str) -> None:
         self._cgroup(key)  # refuses what names no run
