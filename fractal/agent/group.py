@@ -144,6 +144,8 @@ class GroupAgent:
         except BackendError as error:
             opened.problem = str(error)
             raise
+        if opened.sent is not None and sent < opened.sent:
+            return opened  # a look that began later was quicker
         changed = listed != opened.listed
         opened.listed, opened.sent, opened.problem = listed, sent, ""
         if changed:

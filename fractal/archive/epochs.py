@@ -128,12 +128,13 @@ class Epochs:
 
         Raises Rollback if it lacks what an earlier one showed, BackendError; both mean that nothing is proved.
         """
+        seen = set(self._seen)  # an epoch that is created while the listing is under way may be missing in it
         shown: set[tuple[str, int]] = set()
         async for name in listed(self._store, layout.epochs_prefix(self._group), MAX_LISTED):
             key = layout.parse_epoch_key(self._group, name)
             if key is not None and not key.base:
                 shown.add((key.app, key.epoch))
-        self._refuse_rollback(shown)
+        self._refuse_rollback(seen - shown)
         result: dict[str, dict[int, EpochRecord]] = {}
         for app, epoch in sorted(shown):
             known = result.setdefault(app, {})
@@ -253,13 +254,12 @@ class Epochs:
         self._bases[app, epoch] = point
         return point
 
-    def _refuse_rollback(self, listed: set[tuple[str, int]]) -> None:
-        missing = sorted(set(self._seen) - listed)
+    def _refuse_rollback(self, missing: set[tuple[str, int]]) -> None:
         if not missing:
             return
-        app, epoch = missing[0]
+        app, epoch = first = min(missing)
         key = layout.epoch_key(self._group, app, epoch)
-        late = self._clock.boottime() - self._seen[missing[0]] < self._store.staleness
+        late = self._clock.boottime() - self._seen[first] < self._store.staleness
         if late:
             raise Rollback(f"the listing does not show {key} yet: it proves nothing", retryable=True)
         raise Rollback(

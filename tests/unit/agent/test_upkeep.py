@@ -16,6 +16,7 @@ from fractal.agent.journal import Journal
 from fractal.agent.main import run_until
 from fractal.agent.notes import MemoryNotes
 from fractal.api.errors import NotFound
+from fractal.api.store import ObjectInfo
 from fractal.archive import layout
 from fractal.archive.epochs import Rollback
 from fractal.core.entries import GroupChanged
@@ -318,3 +319,23 @@ async def test_a_checkpoint_and_its_tail_equal_a_replay(attic: Bed) -> None:
     assert state_hash(late.state) == state_hash(replayed([r for _, r in late.entries()], late))
     assert state_hash(late.state) == state_hash(journal.state)
     assert late.state.name == "tail"
+
+
+async def test_what_is_created_during_a_listing_is_no_rollback(
+    attic: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await attic.install("Attic")
+    app, here = attic.app("Attic"), attic.at("Attic")
+    epochs = (await here.store(app.store)).epochs
+    ask = epochs._store.list
+
+    async def slow(prefix: str) -> AsyncIterator[ObjectInfo]:
+        shown = [info async for info in ask(prefix)]
+        monkeypatch.setattr(epochs._store, "list", ask)
+        await epochs.create(app.id, 2, here.state.timers)
+        for info in shown:
+            yield info
+
+    monkeypatch.setattr(epochs._store, "list", slow)
+    assert set((await epochs.listing())[app.id]) == {1}
+    assert set((await epochs.listing())[app.id]) == {1, 2}
