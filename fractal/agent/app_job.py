@@ -14,7 +14,7 @@ from fractal.agent.jobs.failover import wait_end
 from fractal.agent.local import LocalFacts
 from fractal.agent.manifest_use import ManifestUse
 from fractal.agent.saver import Saver
-from fractal.api.app import AppRun, AppSpec
+from fractal.api.app import AppRun, AppSpec, run_key
 from fractal.api.errors import BackendError, FractalError, NotFound
 from fractal.api.runtime import Health, RunStatus
 from fractal.core.entries import AppRestored, Released, Serving
@@ -112,9 +112,9 @@ class AppJob:
 
     def run_keys(self) -> dict[str, int]:
         """Runs of the app that exist here or are about to: key -> epoch."""
-        keys = {f"{r.group}.{r.app}.{r.epoch}": r.epoch for r in self.runs()}
+        keys = {r.key: r.epoch for r in self.runs()}
         if self.owns and self.facts.now.root == self.app.epoch:
-            keys[f"{self.group.id}.{self.id}.{self.app.epoch}"] = self.app.epoch
+            keys[run_key(self.group.id, self.id, self.app.epoch)] = self.app.epoch
         return keys
 
     def replaced(self, epoch: int) -> bool:
@@ -201,7 +201,7 @@ class AppJob:
         """An agent that was killed in the middle of a snapshot left the app paused."""
         for run in self.runs():
             if run.epoch == self.app.epoch and self.owns:
-                await self.group.agent.runtime.unpause(f"{run.group}.{run.app}.{run.epoch}")
+                await self.group.agent.runtime.unpause(run.key)
 
     async def _attempt(self, step: Step) -> None:
         clock = self.group.agent.clock
@@ -341,11 +341,10 @@ class AppJob:
         for run in self.runs():
             given_up = self.app.release is not None or self.facts.now.released >= run.epoch
             if run.epoch != self.app.epoch or not self.owns or given_up:
-                key = f"{run.group}.{run.app}.{run.epoch}"
                 with suppress(NotFound):  # a new guard knows nothing of what its predecessor took along
-                    await agent.guard.freeze(key, final=True)
-                await agent.runtime.kill(key)
-                await agent.runtime.remove(key)
+                    await agent.guard.freeze(run.key, final=True)
+                await agent.runtime.kill(run.key)
+                await agent.runtime.remove(run.key)
         await agent.observe()
 
     async def _prepare(self) -> None:
@@ -387,9 +386,8 @@ class AppJob:
     async def _stop(self) -> None:
         agent = self.group.agent
         for run in self.runs():
-            key = f"{run.group}.{run.app}.{run.epoch}"
-            await agent.runtime.stop(key)
-            await agent.runtime.remove(key)
+            await agent.runtime.stop(run.key)
+            await agent.runtime.remove(run.key)
         self._started = None
         await agent.observe()
         self.saver.hurry()

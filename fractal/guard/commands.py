@@ -51,12 +51,12 @@ def _known(guard: Guard, message: Message) -> Run:
     return run
 
 
-def ping(guard: Guard, message: Message, reply: Reply) -> Mapping[str, Any]:  # noqa: ARG001 - one signature for all
+def ping(guard: Guard, message: Message, reply: Reply) -> Mapping[str, Any]:
     """Who answers."""
     return {"pid": os.getpid(), "undertaker": os.getppid(), "directory": str(guard.directory)}
 
 
-def register(guard: Guard, message: Message, reply: Reply) -> Wait:  # noqa: ARG001
+def register(guard: Guard, message: Message, reply: Reply) -> Wait:
     """Know a run from now on; frozen until granted. A known one keeps its state."""
     fields = Fields(message)
     key, path = fields.text("run", limit=200), fields.text("cgroup", default="")
@@ -78,7 +78,7 @@ def register(guard: Guard, message: Message, reply: Reply) -> Wait:  # noqa: ARG
     return Wait(key, lambda run: not run.halted or run.settled)
 
 
-def grant(guard: Guard, message: Message, reply: Reply) -> Mapping[str, Any]:  # noqa: ARG001
+def grant(guard: Guard, message: Message, reply: Reply) -> Mapping[str, Any]:
     """Let runs go on until a deadline on CLOCK_BOOTTIME; a later deadline stands against an earlier one.
 
     A deadline that has passed thaws nothing. Unknown runs and those frozen for good are left out of `granted`.
@@ -100,7 +100,7 @@ def grant(guard: Guard, message: Message, reply: Reply) -> Mapping[str, Any]:  #
     return {"granted": granted}
 
 
-def freeze(guard: Guard, message: Message, reply: Reply) -> Wait:  # noqa: ARG001
+def freeze(guard: Guard, message: Message, reply: Reply) -> Wait:
     """Freeze now and take back every grant; `final` also refuses later ones. Answered when everything stands still."""
     run = _known(guard, message)
     run.final = run.final or Fields(message).flag("final")
@@ -111,7 +111,7 @@ def freeze(guard: Guard, message: Message, reply: Reply) -> Wait:  # noqa: ARG00
     return Wait(run.key, lambda r: r.settled or not r.halted)
 
 
-def pause(guard: Guard, message: Message, reply: Reply) -> Wait:  # noqa: ARG001
+def pause(guard: Guard, message: Message, reply: Reply) -> Wait:
     """Halt for a snapshot. Leaves the deadline as it is."""
     run = _known(guard, message)
     if not run.paused:
@@ -121,7 +121,7 @@ def pause(guard: Guard, message: Message, reply: Reply) -> Wait:  # noqa: ARG001
     return Wait(run.key, lambda r: r.settled or not r.halted)
 
 
-def unpause(guard: Guard, message: Message, reply: Reply) -> Mapping[str, Any]:  # noqa: ARG001
+def unpause(guard: Guard, message: Message, reply: Reply) -> Mapping[str, Any]:
     """Undo `pause`. A frozen run stays frozen."""
     run = _known(guard, message)
     if run.paused:
@@ -148,7 +148,7 @@ def spawn(guard: Guard, message: Message, reply: Reply) -> Mapping[str, Any] | N
     return None
 
 
-def send_signal(guard: Guard, message: Message, reply: Reply) -> Mapping[str, Any]:  # noqa: ARG001
+def send_signal(guard: Guard, message: Message, reply: Reply) -> Mapping[str, Any]:
     """Signal a service's process group. Nothing if it has ended."""
     run = _known(guard, message)
     name = Fields(message).text("signal", limit=20)
@@ -166,7 +166,7 @@ def send_signal(guard: Guard, message: Message, reply: Reply) -> Mapping[str, An
     return {"sent": False}
 
 
-def kill(guard: Guard, message: Message, reply: Reply) -> Wait:  # noqa: ARG001
+def kill(guard: Guard, message: Message, reply: Reply) -> Wait:
     """SIGKILL everything of the run, frozen or not, without thawing it first. Answered when nothing is left."""
     run = _known(guard, message)
     run.killing = True
@@ -174,7 +174,7 @@ def kill(guard: Guard, message: Message, reply: Reply) -> Wait:  # noqa: ARG001
     return Wait(run.key, lambda r: not r.killing)
 
 
-def forget(guard: Guard, message: Message, reply: Reply) -> Mapping[str, Any]:  # noqa: ARG001
+def forget(guard: Guard, message: Message, reply: Reply) -> Mapping[str, Any]:
     """No longer know a run that has no process; nothing if it is unknown."""
     key = Fields(message).text("run", limit=200)
     run = guard.runs.get(key)
@@ -188,7 +188,7 @@ def forget(guard: Guard, message: Message, reply: Reply) -> Mapping[str, Any]:  
     return {"ok": True}
 
 
-def status(guard: Guard, message: Message, reply: Reply) -> Mapping[str, Any]:  # noqa: ARG001
+def status(guard: Guard, message: Message, reply: Reply) -> Mapping[str, Any]:
     """Every run: whether it is frozen (and stands still), until when it may run, its processes."""
     table = scan()
     return {
@@ -210,7 +210,7 @@ def status(guard: Guard, message: Message, reply: Reply) -> Mapping[str, Any]:  
     }
 
 
-def end(guard: Guard, message: Message, reply: Reply) -> Mapping[str, Any]:  # noqa: ARG001
+def end(guard: Guard, message: Message, reply: Reply) -> Mapping[str, Any]:
     """End the guard; the undertaker kills every tree and freezes every cgroup."""
     guard.ending = True
     return {"ok": True}
