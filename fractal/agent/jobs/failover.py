@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from fractal.agent.journal import Stale
-from fractal.api.errors import Conflict, FractalError
+from fractal.api.errors import BackendError, Conflict, FractalError
 from fractal.core.entries import Answered, Challenged, Found, Took
 from fractal.core.fold_lease import MAX_LEAP
 from fractal.core.lease import (
@@ -162,6 +162,12 @@ async def _create(group: GroupAgent, app: App, take: Take) -> int:
         return 0
     epoch = max(highest, app.epoch) + 1
     clean = clean_succession(app, epoch, highest)
+    if not clean and not opened.store.fencing:
+        # Only an orderly handover is safe where two devices could both create one epoch.
+        store = group.state.stores[app.store].name
+        raise BackendError(
+            f"store {store!r} cannot fence, so nothing is taken over from a silent owner there"
+        )
     async with asyncio.timeout(seconds(group.state.timers.read_timeout) * 3):
         try:
             await opened.epochs.create(app.id, epoch, group.state.timers)
@@ -205,6 +211,6 @@ def wait_end(group: GroupAgent, app: str, epoch: int, acknowledged: float, read_
         read_back=read_back,
         longest_proof=max([timers.proof, *(r.proof_ms for r in listed)]),
         longest_margin=max([timers.margin, *(r.margin_ms for r in listed)]),
-        staleness=store.store.staleness if store else 0.0,
+        staleness=max(group.agent.coordinator.staleness, store.store.staleness if store else 0.0),
         clean=job is not None and job.facts.now.clean == epoch,
     )
