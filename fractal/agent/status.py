@@ -84,7 +84,12 @@ def alarms(group: GroupAgent) -> list[str]:
         found.append(f"entry {state.sealed_out} of the log cannot be opened here: the log proves nothing")
     if group.log_problem:
         found.append(f"the log cannot be read: {group.log_problem}")
-    found += [f"store {state.stores[s].name}: {o.problem}" for s, o in group.stores.items() if o.problem]
+    for store, opened in group.stores.items():
+        name = state.stores[store].name
+        if opened.problem:
+            found.append(f"store {name}: {opened.problem}")
+        if not opened.store.fencing:
+            found.append(f"store {name} cannot fence: no automatic failover for its apps")
     return found
 
 
@@ -183,7 +188,9 @@ def note(group: GroupAgent, app: App, said: AppBeat | None, *, stale: bool) -> s
         failover = (
             "another device takes it over"
             if app.policy.failover == "automatic"
-            else "`homeserver app policy --failover automatic` lets another device take it over"
+            else f"`homeserver app move {app.name!r} DEVICE` takes it to another device"
+            if app.policy.on_isolation == "freeze"
+            else f"it may still run there: once it surely does not, `homeserver device remove {owner!r}` frees it"
         )
         return f"{owner} is silent; {failover}"
     if said.detail:

@@ -183,7 +183,14 @@ def to_challenge(
 
 
 def _at_risk(app: App) -> bool:
-    return not app.removed and app.policy.failover == "automatic" and app.desired is Desired.RUNNING
+    """Whether others stand in for a silent owner: by policy, or because somebody wants the app elsewhere.
+
+    An app that its policy keeps running on a device that is cut off is never taken from a silent one: it may well run there.
+    """
+    wanted = bool(app.move_to) and app.policy.on_isolation == "freeze"
+    return (
+        not app.removed and app.desired is Desired.RUNNING and (app.policy.failover == "automatic" or wanted)
+    )
 
 
 # --- taking ----------------------------------------------------------------------------------------------------------
@@ -279,6 +286,8 @@ def _silent(state: GroupState, app: App, me: str, seen: Seen) -> Take | None:
     if since is None:
         return None
     order = successors(state, app, without=[owner])
+    if app.policy.failover == "manual":
+        order = tuple(d for d in order if d == app.move_to)
     if me not in order:
         return None
     window = seconds(state.timers.answer_window)

@@ -279,6 +279,15 @@ class TestTakes:
         challenged = state(manual, challenges={"a": Challenge(device="a", by="b", position=9)})
         assert due(challenged, "b") == []
 
+    def test_but_to_where_somebody_wants_them_unless_they_may_still_run(self) -> None:
+        challenge = {"a": Challenge(device="a", by="b", position=9)}
+        manual = app(policy=Policy(failover="manual", devices=DEVICES), move_to="c")
+        assert to_challenge(state(manual), "c", Suspicion(since=0.0), 20.0, 0) == ("a",)
+        assert due(state(manual, challenges=challenge), "c") == [(58.0, Why.SILENT)]
+        assert due(state(manual, challenges=challenge), "b") == []
+        kept = replace(manual, policy=Policy(failover="manual", on_isolation="keep", devices=DEVICES))
+        assert due(state(kept, challenges=challenge), "c") == []
+
     def test_stopped_and_removed_apps_are_left_alone(self) -> None:
         for quiet in (app(owner="", desired=Desired.STOPPED), app(owner="", removed=True)):
             assert due(state(quiet), "a") == []
