@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from fractal.api.errors import BackendError, NotFound, Unreachable
+from fractal.api.errors import FractalError, NotFound, Unreachable
 from fractal.core.lease import seconds
 
 if TYPE_CHECKING:
@@ -61,5 +61,6 @@ async def _freeze(group: GroupAgent, key: str) -> None:
         await group.agent.guard.freeze(key, final=True)
     except NotFound:
         return  # it ended since the last look
-    except BackendError as error:
+    except FractalError as error:
+        # Also a guard that is being replaced: the next look freezes again.
         group.logger.warning("freezing %s: %s", key, error)
