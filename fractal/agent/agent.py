@@ -19,6 +19,7 @@ from fractal.agent.membership import group_addresses
 from fractal.agent.notes import Notes
 from fractal.agent.routing import route
 from fractal.agent.supervise import supervise
+from fractal.agent.volumes import OneAtATime
 from fractal.api.context import Clock, Context, Entropy, Run, Workers
 from fractal.api.coordination import Coordinator
 from fractal.api.errors import BackendError, Corrupt, NotFound, Unreachable
@@ -166,9 +167,10 @@ class Agent:
         self.coordinator = await enter(
             coordination.open(self.context("coordination", coordination.name), config.coordination.settings)
         )
-        self.snapshotter = await enter(
+        volumes = await enter(
             snapshot.open(self.context("snapshot", snapshot.name), config.snapshot.settings)
         )
+        self.snapshotter = OneAtATime(volumes)
         self.instant_snapshots = snapshot.instant
         self.runtime = await enter(
             runtime.open(self.context("runtime", runtime.name), config.runtime.settings)

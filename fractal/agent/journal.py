@@ -233,10 +233,10 @@ class Journal:
 
     def _interrupt(self) -> None:
         """End a long poll under way: its answer would be older than what the caller needs, and it holds the lock."""
-        if self._long_poll is not None:
+        scope, self._long_poll = self._long_poll, None
+        if scope is not None and not scope.expired():
             self._interrupted = True
-            self._long_poll.reschedule(asyncio.get_running_loop().time())
-            self._long_poll = None
+            scope.reschedule(asyncio.get_running_loop().time())
 
     def _accept(self, page: Page) -> None:
         """Note the page and all that follows from it in one write, then believe it."""

@@ -31,8 +31,8 @@ class Usage:
 class Snapshotter(Protocol):
     """Volume and snapshot names are chosen by the agent: 1-120 characters of [a-z0-9._-], never `.` or `..`.
 
-    Calls on different volumes may run at once; calls on one volume never do. Every call is idempotent where its words
-    allow it and leaves, when cancelled or killed at any point, either the old or the new state plus leftovers that
+    Calls on different volumes may run at once; on one volume only `send` runs beside others. Every call is idempotent
+    where its words allow it and leaves, when cancelled or killed at any point, either the old or the new state plus leftovers that
     the next `open` of the backend removes.
     """
 
