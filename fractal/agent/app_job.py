@@ -53,7 +53,8 @@ class AppJob:
         self.manifest = ManifestUse(self)
         self.trouble = ""
         self._wait: tuple[int, float] | None = None
-        self._started: float | None = None
+        self._started: tuple[int, float] | None = None
+        """Epoch that is being started, and since when: each epoch has its own time to get healthy."""
         self._backoff = 0.0
         self._looked: tuple[Point | None, float] = (None, 0.0)
         """What the owner had said when the archive was looked into last, and when that was."""
@@ -259,7 +260,7 @@ class AppJob:
             fetched=self.data.fetched,
             newest=self._newest(),
             standby=group.me in standbys(group.state, app),
-            started=self._started,
+            started=self._started[1] if self._started and self._started[0] == app.epoch else None,
             start_limit=self._start_limit(),
             tick_due=self.saver.due,
             changed_since_tick=not self.saver.settled,
@@ -375,8 +376,9 @@ class AppJob:
         if right.deadline is None or right.deadline <= agent.clock.boottime():
             raise BackendError(f"not started: {right.reason}", retryable=True)
         await agent.guard.grant({run.key: min(right.deadline, agent.clock.boottime() + 3600)})
-        if self._started is None or self.app.serving == self.app.epoch:
-            self._started = agent.clock.boottime()
+        epoch = self.app.epoch
+        if self._started is None or self._started[0] != epoch or self.app.serving == epoch:
+            self._started = (epoch, agent.clock.boottime())
         self._start_at = agent.clock.boottime() + START_AGAIN
         await self.manifest.note_start()
         await agent.runtime.start(run)
@@ -398,7 +400,7 @@ class AppJob:
             Serving(app=self.id, epoch=epoch),
             wanted=lambda state: state.apps[self.id].epoch == epoch and state.apps[self.id].serving != epoch,
         )
-        took = self.group.agent.clock.boottime() - (self._started or 0.0)
+        took = self.group.agent.clock.boottime() - self._started[1] if self._started else 0.0
         self.logger.info("%s became healthy after %.1f s", self.app.name, took)
         self.group.pulse.beat()
         self.group.agent.tell(

@@ -13,6 +13,8 @@ from fractal.core.model import App, Desired, DeviceRole, GroupState, Timers
 from fractal.core.placement import eligible, refusal, successors
 
 MAX_PATIENCE = 600.0
+UNTRIED_GRACE = 300.0
+"""Seconds for which an app that got unhealthy here waits for devices that have not tried it."""
 MOVE_GRACE = 15.0
 """Seconds for which a planned move's target is alone in taking a released app."""
 
@@ -273,7 +275,8 @@ def _vacant(state: GroupState, app: App, me: str, seen: Seen) -> Take | None:
         rank = [d for d in order if d != target].index(me)
         return Take(app.id, since + MOVE_GRACE + rank * step, Why.RELEASED)
     if why is Why.UNHEALTHY and me in app.failed and any(d not in app.failed for d in order):
-        return None
+        # Those who have not tried may be away for good: then another try here is better than none.
+        since += UNTRIED_GRACE
     return Take(app.id, since + order.index(me) * step, why)
 
 

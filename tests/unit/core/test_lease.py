@@ -9,6 +9,7 @@ import pytest
 from fractal.core.lease import (
     MOVE_GRACE,
     PROFILES,
+    UNTRIED_GRACE,
     Proofs,
     Right,
     Seen,
@@ -262,8 +263,9 @@ class TestTakes:
 
     def test_an_app_that_failed_here_goes_to_those_who_have_not_tried(self) -> None:
         sick = state(app(release=Release(epoch=3, clean=True, unhealthy=True), failed=("a",)))
-        assert due(sick, "a") == []
         assert due(sick, "b") == [(50.0, Why.UNHEALTHY)]
+        # They may be away for good: it is tried here again, but late.
+        assert due(sick, "a") == [(50.0 + UNTRIED_GRACE + 6, Why.UNHEALTHY)]
 
     def test_when_all_have_failed_the_best_keeps_it(self) -> None:
         sick = state(app(release=Release(epoch=3, clean=True, unhealthy=True), failed=DEVICES))
