@@ -199,6 +199,16 @@ class World:
 
         return quiet_logger(f"fractal-sim.{machine.name}", Lines())
 
+    def excused(self, app: str) -> bool:
+        """Whether the app's owner said that it is away for some minutes: then nobody challenges it yet."""
+        for machine in self.machines:
+            if machine.group is not None:
+                state = machine.group.state
+                owner = state.devices.get(state.apps[app].owner)
+                if owner is not None and owner.away_until > machine.group.agent.clock.wall_ms():
+                    return True
+        return False
+
     def why_not(self, app: str) -> str:
         """What each device says of an app that does not run."""
         said = []
