@@ -254,7 +254,7 @@ async def test_an_archive_is_verified_daily_and_damage_is_shown(attic: Bed) -> N
     await attic.until(lambda: job.facts.now.committed is not None)
     await job.care.look()
     assert job.care.found.verified_ms and job.care.found.collected_ms and not job.care.problem
-    segments = [p for p in (attic.folder / "shelf").rglob("*") if p.is_file() and "/obj" in str(p)]
+    segments = [p for p in (attic.folder / "shelf").rglob("*") if p.is_file() and "/object/" in str(p)]
     assert segments
     segments[0].rename(attic.folder / "elsewhere")
     await job.care.look()
