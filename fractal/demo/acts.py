@@ -1,27 +1,19 @@
-"""The demo's scene and acts. Every figure comes from the client's journal, the apps' files and /proc."""
+"""The demo's acts. Every figure comes from the client's journal, the apps' files and /proc."""
 
 from __future__ import annotations
 
-import http.client
-import os
+import gzip
 import signal
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 from fractal.core.lease import PROFILES, seconds
-from fractal.demo.client import Attempt, Calendar, Writer
-from fractal.demo.devices import DemoDevice, DemoFailed
-from fractal.demo.tap import Tap, files_that_hold, holds
-from fractal.demo.watch import Watch
+from fractal.demo.client import Attempt
+from fractal.demo.devices import DemoDevice
+from fractal.demo.scene import APP, GROUP, INTERVAL, Scene
+from fractal.demo.tap import files_that_hold, holds
 
-GROUP = "Group 1"
-APP = "radicale"
-INTERVAL = 10
-"""Seconds between snapshots in the demo; all other timers are those of the profile `standard`."""
 APP_START = 20.0
 """Seconds that the app itself is given to start, on a machine that does three devices' work."""
 LOSS = 120.0
@@ -41,184 +33,8 @@ def takeover_bound() -> float:
 
 
 @dataclass(slots=True)
-class Demo:
-    """What the acts share."""
-
-    folder: Path
-    began: float
-    broken: list[str] = field(default_factory=list)
-    figures: list[tuple[str, str, str]] = field(default_factory=list)
-    attic: DemoDevice = field(init=False)
-    kitchen: DemoDevice = field(init=False)
-    door: DemoDevice = field(init=False)
-    tap: Tap = field(init=False)
-    writer: Writer = field(init=False)
-    watch: Watch = field(init=False)
-    calendar: Calendar = field(init=False)
-    app: str = ""
-    canary: str = field(default_factory=lambda: os.urandom(30).hex())
-    _started: bool = False
-    lost: list[Attempt] = field(default_factory=list)
-    """Entries that the last takeover left in a branch."""
-    gone: set[str] = field(default_factory=set)
-    """Uids of all such entries."""
-
-    # --- telling -------------------------------------------------------------------------------------------------
-
-    def say(self, text: str) -> None:
-        """One line of progress."""
-        print(f"[{time.monotonic() - self.began:6.1f} s] {text}", flush=True)
-
-    def head(self, text: str) -> None:
-        """The beginning of a part."""
-        print(f"\n=== {text}", flush=True)
-
-    def break_promise(self, text: str) -> None:
-        """A promise does not hold: said at once, and the demo will exit non-zero."""
-        self.broken.append(text)
-        self.say(f"BROKEN: {text}")
-
-    def promise(self, held: bool, text: str) -> None:
-        """Check a promise."""
-        if held:
-            self.say(f"ok: {text}")
-        else:
-            self.break_promise(f"not so: {text}")
-
-    def figure(self, what: str, value: str, bound: str = "") -> None:
-        """A line of the table."""
-        self.figures.append((what, value, bound))
-
-    def wait(self, what: str, condition: Callable[[], bool], limit: float) -> float:
-        """Wait for a condition; seconds that it took. Raises DemoFailed."""
-        begin = time.monotonic()
-        while not condition():
-            if time.monotonic() - begin > limit:
-                raise DemoFailed(f"{what}: not within {limit:.0f} s")
-            time.sleep(0.2)
-        return time.monotonic() - begin
-
-    # --- the scene -------------------------------------------------------------------------------------------------
-
-    def set_scene(self) -> None:
-        """Three agents, one group, one store, one gateway, one app."""
-        self.head("The scene: three devices on this machine, each with its own agent, state and processes")
-        shared = self.folder / "shared"
-        for name in ("log", "store", "envs"):
-            (shared / name).mkdir(parents=True)
-        port = free_port()
-        self.kitchen = DemoDevice("Kitchen", self.folder / "kitchen", ("host",), shared)
-        self.attic = DemoDevice("Attic", self.folder / "attic", ("host",), shared)
-        self.door = DemoDevice(
-            "Front door", self.folder / "front-door", ("gateway",), shared, https_port=port
-        )
-        self._started = True
-        for device in self.devices:
-            device.configure()
-            device.start()
-        self.say("agents run: Kitchen and Attic as hosts, Front door as gateway")
-        self.kitchen.run("group", "create", GROUP)
-        for device in (self.attic, self.door):
-            self.join(device)
-        self.kitchen.run(
-            "store",
-            "add",
-            "Shelf",
-            "--group",
-            GROUP,
-            "directory",
-            f"path={shared / 'store'}",
-        )
-        check = self.kitchen.ask("store", "check", "Shelf", "--group", GROUP)
-        self.promise(
-            bool(check and check["fencing"] and all(s["ok"] for s in check["steps"])),
-            "the store refuses to create one name twice: it can fence",
-        )
-        self.kitchen.run("gateway", "add", "Front door", "--group", GROUP, "--address", "demo.localhost")
-        self.say(f"{GROUP}: three devices, store Shelf, gateway Front door")
-        self.install()
-
-    @property
-    def devices(self) -> tuple[DemoDevice, DemoDevice, DemoDevice]:
-        """All of them."""
-        return (self.kitchen, self.attic, self.door)
-
-    def join(self, device: DemoDevice) -> None:
-        """Let a device in: a code from one device, a request from the other, an approval."""
-        import subprocess
-
-        from fractal.demo.devices import command
-
-        code = self.kitchen.ask("group", "invite", "--group", GROUP)
-        assert code is not None
-        joining = subprocess.Popen(
-            [*command(), "--config", str(device.config), "group", "join", code["code"], "--timeout", "60"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        try:
-            self.wait(f"{device.name} asks to join", lambda: self.asks(device.name), 30)
-            self.kitchen.run("device", "approve", device.name, "--group", GROUP)
-            output, _ = joining.communicate(timeout=60)
-        finally:
-            if joining.poll() is None:
-                joining.kill()
-                joining.communicate()
-        if joining.returncode:
-            raise DemoFailed(f"{device.name} could not join: {output.strip()}")
-        self.say(f"{device.name} joined {GROUP}")
-
-    def asks(self, name: str) -> bool:
-        """Whether a device's request to join is shown on Kitchen."""
-        found = self.kitchen.ask("device", "list", "--group", GROUP, check=False)
-        return bool(found) and any(p["name"] == name for p in (found or {}).get("pending", []))
-
-    def install(self) -> None:
-        """Install the app with the very command, and open its route to the client."""
-        words = ["app", "install", APP, "--group", GROUP, "--device", "Kitchen"]
-        self.say('$ homeserver app install radicale --group "Group 1" --device "Kitchen"')
-        self.kitchen.run(*words, timeout=400)
-        self.kitchen.run("app", "policy", APP, "--group", GROUP, "--interval", str(INTERVAL))
-        self.app = self.status(self.kitchen)["id"]
-        self.watch = Watch([self.kitchen, self.attic], self.app)
-        self.watch.start()
-        self.tap = Tap(self.door.https_port)
-        self.calendar = self.open_calendar(f"{APP}.demo.localhost")
-        self.wait("the calendar answers through the gateway", self.calendar_answers, 40)
-        self.writer = Writer(self.calendar, self.canary)
-        self.writer.start()
-        self.say("a client puts an entry every quarter of a second through https://radicale.demo.localhost")
-        self.wait("two snapshots are stored", lambda: len(self.snapshots(self.attic)) >= 2, 60)
-
-    def open_calendar(self, name: str) -> Calendar:
-        """A client of a route, which trusts the certificate that a device of the group shows for it."""
-
-        def chain() -> str:
-            found = self.kitchen.ask("route", "list", "--group", GROUP)
-            routes = (found or {}).get("routes", [])
-            return next((r["certificate"] for r in routes if r["name"] == name), "")
-
-        self.wait(f"a certificate for {name}", lambda: bool(chain()), 30)
-        return Calendar(self.tap.port, name, chain())
-
-    def calendar_answers(self) -> bool:
-        """Whether the calendar could be made."""
-        try:
-            self.calendar.make()
-        except (OSError, http.client.HTTPException):
-            return False
-        return True
-
-    def status(self, device: DemoDevice, name: str = APP) -> dict[str, Any]:
-        """The app as a device's `status` shows it."""
-        document = device.ask("status", "--group", GROUP)
-        assert document is not None
-        for app in document["groups"][0]["apps"]:
-            if app["name"] == name:
-                found: dict[str, Any] = app
-                return found
-        raise DemoFailed(f"{device.name} does not show app {name}")
+class Demo(Scene):
+    """Plays the acts on the scene."""
 
     # --- the acts ----------------------------------------------------------------------------------------------------
 
@@ -387,49 +203,7 @@ class Demo:
         )
         owner.run("app", "remove", name, "--group", GROUP, "--yes")
 
-    def entries_soon(self, calendar: Calendar) -> set[str]:
-        """Entries of a calendar, as soon as it answers."""
-        found: set[str] = set()
-
-        def answers() -> bool:
-            nonlocal found
-            try:
-                found = calendar.entries()
-            except (OSError, http.client.HTTPException):
-                return False
-            return True
-
-        self.wait(f"{calendar.name} answers", answers, 40)
-        return found
-
-    def owner(self) -> DemoDevice:
-        """The app's owner, as the gateway's log says."""
-        name = self.status(self.door)["device"]
-        return next(d for d in self.devices if d.name == name)
-
-    def behind(self, device: DemoDevice) -> float | None:
-        """Seconds by which a device's warm copy is behind."""
-        for standby in self.status(self.door)["standby"]:
-            if standby["device"] == device.name:
-                behind: float | None = standby["behind_s"]
-                return behind
-        return None
-
-    def snapshots(self, device: DemoDevice) -> list[dict[str, Any]]:
-        """The app's kept moments, oldest first."""
-        document = device.ask("snapshot", "list", APP, "--group", GROUP)
-        found: list[dict[str, Any]] = (document or {}).get("snapshots", [])
-        return found
-
-    def app_start(self, device: DemoDevice, since: float) -> float:
-        """Seconds from the app's first process on a device to the first answer that the client got of it."""
-        began = self.watch.started(device.name, since)
-        if began is None:
-            raise DemoFailed(f"no process of the app was seen on {device.name}")
-        answers = [a.done for a in self.writer.acknowledged() if a.done >= began]
-        return min(answers) - began if answers else 0.0
-
-    # --- the end -------------------------------------------------------------------------------------------------------
+    # --- what others saw -----------------------------------------------------------------------------------------------
 
     def look_for_canary(self) -> None:
         """Search what store, log server and gateway saw for a text that is in every calendar entry."""
@@ -453,7 +227,6 @@ class Demo:
 
     def positive_control(self, canary: bytes) -> bool:
         """The app's own files hold the canary in clear; compressed, the search still finds it."""
-        import gzip
 
         import zstandard
 
@@ -461,43 +234,3 @@ class Demo:
         _, found = files_that_hold(owner.state / "snapshot", canary)
         samples = [gzip.compress(b"xx" + canary), zstandard.ZstdCompressor().compress(b"yy" + canary)]
         return bool(found) and all(holds(b"head" + s + b"tail", canary) for s in samples)
-
-    def end(self) -> None:
-        """Stop everything by process id."""
-        if not self._started:
-            return
-        if hasattr(self, "writer"):
-            self.writer.stop()
-        for device in self.devices:
-            device.stop()
-        for part in ("watch", "tap"):
-            if hasattr(self, part):
-                thing = getattr(self, part)
-                (thing.stop if part == "watch" else thing.close)()
-        left = [pid for device in self.devices for pid in device.processes()]
-        if left:
-            self.break_promise(f"processes are left behind: {left}")
-
-    def report(self) -> None:
-        """The table."""
-        self.head("Measured, from the client's journal, the apps' files and /proc")
-        width = max((len(w) for w, _, _ in self.figures), default=10)
-        for what, value, bound in self.figures:
-            print(f"  {what:<{width}}  {value:<28} {bound}")
-        if hasattr(self, "writer"):
-            acked = len(self.writer.acknowledged())
-            print(f"  {'entries tried / acknowledged':<{width}}  {len(self.writer.journal)} / {acked}")
-        print(f"\nIt took {time.monotonic() - self.began:.0f} s.")
-        if self.broken:
-            print("\nBROKEN PROMISES:", *self.broken, sep="\n  - ", file=sys.stderr)
-        else:
-            print("Every promise held.")
-
-
-def free_port() -> int:
-    """A port on loopback that nobody uses now."""
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
