@@ -183,7 +183,9 @@ async def app_fork(agent: Agent, params: Params, _: Progress) -> Plan:
     moment = await moment_of(group, origin, params.text("at"))
     taken = [a.name for a in group.state.apps.values() if not a.removed]
     name = check_new_name("app", params.text("name"), taken)
-    held = group.jobs[origin.id].data.secrets()
+    # Certificates belong to names, not to data. An app with no other secret can be forked by any device.
+    carried = any(not secret.startswith("tls.") for secret in origin.secrets)
+    held = group.jobs[origin.id].data.secrets() if carried else {}
     placed = placed_on(group, origin.spec, origin.policy, params.text("device"))
     text = f"{moment.point.epoch}.{moment.point.number}"
     routes = default_routes(group, name, group.jobs[origin.id].spec)
