@@ -9,6 +9,7 @@ from datetime import UTC, datetime, tzinfo
 from fractal.agent.agent import Agent
 from fractal.agent.app_job import AppJob
 from fractal.agent.control.dispatch import Result, command
+from fractal.agent.control.following import TAIL, follow_there
 from fractal.agent.control.names import check_new_name, find_app, find_device, find_group
 from fractal.agent.control.params import Params
 from fractal.agent.control.plan import Action, Plan, plan
@@ -375,9 +376,11 @@ def _other_names(group: GroupAgent, app: App) -> list[str]:
 async def app_logs(agent: Agent, params: Params, progress: Progress) -> Result:
     group, app = named(agent, params)
     if app.owner != group.me:
-        return await ask(
-            group, app.owner, "app.logs", {**_target(group, app), **_logs_params(params)}, progress
-        )
+        service, tail = params.text("service"), params.integer("tail", 100)
+        if params.flag("follow"):
+            await follow_there(group, app, service, tail or TAIL, progress)
+        wanted = {**_target(group, app), "service": service, "tail": min(tail or TAIL, TAIL)}
+        return await ask(group, app.owner, "app.logs", wanted, progress)
     job = job_of(group, app)
     lines = 0
     key = run_key(group.id, app.id, app.epoch)
@@ -403,14 +406,6 @@ async def app_logs(agent: Agent, params: Params, progress: Progress) -> Result:
 
 def _target(group: GroupAgent, app: App) -> dict[str, object]:
     return {"group": group.id, "app": app.id}
-
-
-def _logs_params(params: Params) -> dict[str, object]:
-    if params.flag("follow"):
-        raise InvalidInput(
-            "--follow works on the device that runs the app; without it the last lines come from there"
-        )
-    return {"service": params.text("service"), "tail": min(params.integer("tail", 100) or 200, 200)}
 
 
 @command("app.exec")
