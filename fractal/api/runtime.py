@@ -139,13 +139,23 @@ class SupportsImages(Protocol):
     """Saves and loads container images, so that a takeover needs no registry."""
 
     async def image_digest(self, image: str) -> str:
-        """Content digest of a local image."""
+        """`sha256:` and the SHA-256, in hex, of a local image's configuration (OCI image specification, "ImageID").
+
+        It names the image's content on every engine and survives `save_image` and `load_image`. A digest by which a
+        registry knows the image is another one. Raises NotFound.
+        """
+
+    async def image_architecture(self, image: str) -> str:
+        """For which machines a local image is, as `platform.machine()` names them: `x86_64`, `aarch64`. Raises NotFound."""
 
     def save_image(self, image: str) -> AsyncIterator[bytes]:
-        """The image as an OCI or docker archive."""
+        """The image, and it alone, as a docker archive (`docker save`), which every engine loads. Raises NotFound."""
 
     async def load_image(self, image: str, chunks: AsyncIterator[bytes]) -> str:
-        """Load an archive, tag it `image`, return its digest."""
+        """Load such an archive, whichever engine saved it, tag it `image`, return its digest.
+
+        Nothing of it is trusted but that digest, which the engine computes: compare it with the one that was recorded.
+        """
 
 
 class RuntimeOffer(Offer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import platform
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from fractal_docker.labels import container_name, run_name
 from fractal_docker.testing import BUSYBOX, PYTHON, RememberingRuntime, TestEngine, again, opened
 
 from fractal.api.app import AppRun, AppSpec, HealthSpec, Mount, Port, ServiceSpec
-from fractal.api.errors import BackendError
+from fractal.api.errors import BackendError, NotFound
 from fractal.api.runtime import Health
 from fractal.guard.client import GuardClient
 from fractal.guard.launch import end_guard, ensure_guard
@@ -402,6 +403,12 @@ async def test_an_empty_volume_begins_as_in_the_image_and_a_full_one_stays(
 
 
 # -- images
+
+
+async def test_an_image_tells_its_machine(runtime: RememberingRuntime) -> None:
+    assert await runtime.image_architecture(BUSYBOX) == platform.machine()
+    with pytest.raises(NotFound):
+        await runtime.image_architecture("no/such:1")
 
 
 async def test_an_image_goes_through_a_stream_to_another_name(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import AsyncIterator
+from typing import Any
 from urllib.parse import quote
 
 from fractal.api.errors import BackendError, NotFound
@@ -15,6 +17,16 @@ from fractal_docker.streams import CHUNK, request
 
 PINNED = "fractal-homeserver-pinned"
 """Local repository of images that are named by digest and came as an archive: the engine keeps no digest for those."""
+MACHINES = {
+    "386": "i686",
+    "amd64": "x86_64",
+    "arm": "armv7l",
+    "arm/v5": "armv5tel",
+    "arm/v6": "armv6l",
+    "arm64": "aarch64",
+    "loong64": "loongarch64",
+}
+"""Go's names of architectures, where the kernel has another one."""
 _LOADED = re.compile(r"Loaded image(?: ID)?: (\S+)")
 _ID = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -28,15 +40,24 @@ class Images:
 
     async def digest(self, image: str) -> str:
         """Digest of the image's configuration, the same on every engine and through save and load. Raises NotFound."""
+        digest = str((await self._inspect(image))["Id"])
+        if not _ID.fullmatch(digest):
+            raise BackendError(f"docker: image {image}: the engine gives {digest[:80]!r} as its digest")
+        return digest
+
+    async def architecture(self, image: str) -> str:
+        """The machine that it was built for, as the kernel names it. Raises NotFound."""
+        found = await self._inspect(image)
+        name, variant = str(found.get("Architecture", "")), str(found.get("Variant") or "")
+        return MACHINES.get(f"{name}/{variant}", MACHINES.get(name, name))
+
+    async def _inspect(self, image: str) -> dict[str, Any]:
         for name in (image, _local(image)):
-            try:
-                found = await self._engine(f"image {image}", self._engine.api.inspect_image, name)
-            except NotFound:
-                continue
-            digest = str(found["Id"])
-            if not _ID.fullmatch(digest):
-                raise BackendError(f"docker: image {image}: the engine gives {digest[:80]!r} as its digest")
-            return digest
+            with contextlib.suppress(NotFound):
+                found: dict[str, Any] = await self._engine(
+                    f"image {image}", self._engine.api.inspect_image, name
+                )
+                return found
         raise NotFound(f"docker: no image {image} on this device")
 
     async def bring(self, image: str) -> None:

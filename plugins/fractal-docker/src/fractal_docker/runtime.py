@@ -83,6 +83,10 @@ class DockerRuntime:
         """As `SupportsImages.image_digest`."""
         return await self._images.digest(image)
 
+    async def image_architecture(self, image: str) -> str:
+        """As `SupportsImages.image_architecture`."""
+        return await self._images.architecture(image)
+
     async def save_image(self, image: str) -> AsyncIterator[bytes]:
         """As `SupportsImages.save_image`."""
         async for chunk in self._images.save(image):
