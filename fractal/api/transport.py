@@ -110,6 +110,20 @@ class SupportsCertificates(Protocol):
 
 
 @runtime_checkable
+class SupportsChallenge(Protocol):
+    """Lets a certificate authority see that a name leads here: ACME's TLS-ALPN-01 (RFC 8737)."""
+
+    async def challenge(self, group: str, app: str, name: str, certificate: Certificate | None) -> None:
+        """On the device that runs the app: until called with None, clients of `name` that offer `acme-tls/1` and no other
+        protocol get this self-signed certificate, and nothing else after the handshake. All others are served as before.
+
+        Independent of `serve`: the app's first certificate is asked for before there is a route that can be served, and a
+        gateway must lead the name here (its target names this device). Not kept over a restart. Raises BackendError,
+        InvalidInput for a malformed name or a certificate that cannot be used.
+        """
+
+
+@runtime_checkable
 class SupportsProbe(Protocol):
     """On a gateway: tries a name as a client would."""
 

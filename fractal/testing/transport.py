@@ -18,8 +18,7 @@ import io
 import json
 import socket
 import ssl
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Any, ClassVar
 
 import aiohttp
@@ -28,24 +27,24 @@ import pytest
 from fractal.api.errors import BackendError, NotSupported
 from fractal.api.transport import (
     Certificate,
-    LocalRoute,
-    Peer,
     RouteKind,
     SupportsCertificates,
+    SupportsChallenge,
     SupportsProbe,
-    Target,
 )
 from fractal.shell.entropy import SystemEntropy
 from fractal.testing.suite import Contract, requires
 from fractal.testing.transport_parts import (
     FLOOD,
-    App,
+    GROUP,
     Bed,
     Client,
+    Town,
     datagram_service,
     echo_service,
     held,
     local_route,
+    presented,
     refused,
     target,
     trust,
@@ -56,42 +55,8 @@ from fractal.testing.transport_parts import (
 HTTPS, TCP, UDP = RouteKind.HTTPS, RouteKind.TCP, RouteKind.UDP
 
 
-@dataclass
-class Town:
-    """The bed with an app on each device, both reachable under their names."""
-
-    bed: Bed
-    ids: tuple[str, str]
-    apps: tuple[App, App]
-    certificates: tuple[Certificate, Certificate]
-
-    @property
-    def names(self) -> tuple[str, str]:
-        return self.bed.names
-
-    def gateways(self) -> list[Peer]:
-        return [Peer(device=self.bed.gateway_id, contact=self.bed.gateway.contact())]
-
-    def routes(self, index: int) -> list[LocalRoute]:
-        """The HTTPS route of app `index`, which either device may serve."""
-        name, app, certificate = self.names[index], self.apps[index], self.certificates[index]
-        return [local_route(f"app{index}", name, app.port, certificate, HTTPS)]
-
-    def target(self, index: int, device: str, epoch: int = 1) -> Target:
-        return target(self.bed, f"app{index}", self.names[index], device, HTTPS, epoch)
-
-    async def serve(self, device: int, routes: Sequence[LocalRoute]) -> None:
-        await self.bed.devices[self.ids[device]].serve(self.gateways(), routes)
-
-    async def forward(self, *targets: Target) -> None:
-        peers = [Peer(device=key, contact=device.contact()) for key, device in self.bed.devices.items()]
-        await self.bed.gateway.forward(peers, targets)
-
-    async def settle(self) -> None:
-        """App 0 on device 0, app 1 on device 1, both led to."""
-        await self.serve(0, self.routes(0))
-        await self.serve(1, self.routes(1))
-        await self.forward(self.target(0, self.ids[0]), self.target(1, self.ids[1]))
+def _der(certificate: Certificate) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(certificate.chain.decode())
 
 
 class TransportContract(Contract[Bed]):
@@ -99,6 +64,7 @@ class TransportContract(Contract[Bed]):
 
     optional: ClassVar[Mapping[str, type[Any]]] = {
         "SupportsCertificates": SupportsCertificates,
+        "SupportsChallenge": SupportsChallenge,
         "SupportsProbe": SupportsProbe,
     }
 
@@ -159,6 +125,27 @@ class TransportContract(Contract[Bed]):
             with pytest.raises(NotSupported):
                 await device.probe(town.names[0], HTTPS)
 
+    @requires("SupportsChallenge")
+    async def test_challenge_is_answered_to_those_who_ask_for_it_only(self, town: Town) -> None:
+        """Before the first certificate is there, beside it, and not any more afterwards."""
+        from fractal.builtin.direct.certificate import make_certificate
+
+        device, name = town.bed.devices[town.ids[0]], town.names[0]
+        assert isinstance(device, SupportsChallenge)
+        proof = make_certificate(name, SystemEntropy(), 1_790_000_000_000)
+        await town.serve(0, [])
+        await device.challenge(GROUP, "app0", name, proof)
+        assert await presented(town.bed, name, ["acme-tls/1"]) == _der(proof)
+        await town.serve(0, town.routes(0))
+        for _ in range(2):
+            assert await presented(town.bed, name, ["acme-tls/1"]) == _der(proof)
+            for others in ([], ["http/1.1"], ["http/1.1", "acme-tls/1"]):
+                assert await presented(town.bed, name, others) == _der(town.certificates[0])
+            assert await presented(town.bed, town.names[1], ["acme-tls/1"]) != _der(proof)
+        await device.challenge(GROUP, "app0", name, None)
+        assert await presented(town.bed, name, ["acme-tls/1"]) != _der(proof)
+        assert await presented(town.bed, name, []) == _der(town.certificates[0])
+
     # The way to an app
 
     async def test_request_reaches_the_app_under_its_own_certificate(
@@ -171,10 +158,10 @@ class TransportContract(Contract[Bed]):
         reader, writer = await asyncio.open_connection(
             *town.bed.https, ssl=context, server_hostname=town.names[0]
         )
-        presented = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        shown = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
         writer.transport.abort()
         del reader
-        assert presented == ssl.PEM_cert_to_DER_cert(town.certificates[0].chain.decode())
+        assert shown == _der(town.certificates[0])
 
     async def test_app_learns_the_client_and_not_what_the_client_claims(
         self, town: Town, client: Client

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -15,7 +15,7 @@ import aiohttp
 from aiohttp import web
 from aiohttp.abc import AbstractResolver
 
-from fractal.api.transport import Certificate, LocalRoute, RouteKind, Target, Transport
+from fractal.api.transport import Certificate, LocalRoute, Peer, RouteKind, Target, Transport
 
 if TYPE_CHECKING:
     from aiohttp.abc import ResolveResult
@@ -301,6 +301,22 @@ async def refused(bed: Bed, name: str | None, certificate: Certificate | None = 
     return bool(done) and isinstance(outcome, OSError)
 
 
+async def presented(bed: Bed, name: str, protocols: Sequence[str]) -> bytes | None:
+    """The certificate (DER) that a client of `name` is shown which offers these ALPN protocols; None if it is refused."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    if protocols:
+        context.set_alpn_protocols(list(protocols))
+    try:
+        async with asyncio.timeout(bed.hold + bed.patience):
+            _, writer = await asyncio.open_connection(*bed.https, ssl=context, server_hostname=name)
+    except (OSError, TimeoutError):
+        return None
+    shown: bytes | None = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    writer.transport.abort()
+    return shown
+
+
 def local_route(
     app: str, name: str, port: int, certificate: Certificate | None, kind: RouteKind
 ) -> LocalRoute:
@@ -316,3 +332,41 @@ def target(
     """A target at `device`, or at none ("")."""
     contact = bed.devices[device].contact() if device else {}
     return Target(group=GROUP, app=app, name=name, kind=kind, device=device, contact=contact, epoch=epoch)
+
+
+@dataclass
+class Town:
+    """The bed with an app on each device, both reachable under their names."""
+
+    bed: Bed
+    ids: tuple[str, str]
+    apps: tuple[App, App]
+    certificates: tuple[Certificate, Certificate]
+
+    @property
+    def names(self) -> tuple[str, str]:
+        return self.bed.names
+
+    def gateways(self) -> list[Peer]:
+        return [Peer(device=self.bed.gateway_id, contact=self.bed.gateway.contact())]
+
+    def routes(self, index: int) -> list[LocalRoute]:
+        """The RouteKind.HTTPS route of app `index`, which either device may serve."""
+        name, app, certificate = self.names[index], self.apps[index], self.certificates[index]
+        return [local_route(f"app{index}", name, app.port, certificate, RouteKind.HTTPS)]
+
+    def target(self, index: int, device: str, epoch: int = 1) -> Target:
+        return target(self.bed, f"app{index}", self.names[index], device, RouteKind.HTTPS, epoch)
+
+    async def serve(self, device: int, routes: Sequence[LocalRoute]) -> None:
+        await self.bed.devices[self.ids[device]].serve(self.gateways(), routes)
+
+    async def forward(self, *targets: Target) -> None:
+        peers = [Peer(device=key, contact=device.contact()) for key, device in self.bed.devices.items()]
+        await self.bed.gateway.forward(peers, targets)
+
+    async def settle(self) -> None:
+        """App 0 on device 0, app 1 on device 1, both led to."""
+        await self.serve(0, self.routes(0))
+        await self.serve(1, self.routes(1))
+        await self.forward(self.target(0, self.ids[0]), self.target(1, self.ids[1]))
