@@ -29,6 +29,7 @@ MODULES = {
     "health": "Health checks",
     "events": "Events",
     "names": "Names",
+    "certificates": "Certificates",
     "canonical": "Canonical encoding",
     "plain": "Plain values",
 }

@@ -1,4 +1,4 @@
-"""The names that cross the store and snapshot boundary, checked in one place for all backends. Pure."""
+"""The names that cross the boundary to backends, checked in one place for all of them. Pure."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ NAME_LENGTH = 120
 _KEY = re.compile(rf"[a-z0-9._/-]{{1,{KEY_LENGTH}}}")
 _PREFIX = re.compile(rf"[a-z0-9._/-]{{0,{KEY_LENGTH}}}")
 _NAME = re.compile(rf"[a-z0-9._-]{{1,{NAME_LENGTH}}}")
+_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 _UPWARD = frozenset({"", ".", ".."})
 
 
@@ -37,3 +38,12 @@ def check_name(name: str, what: str = "name") -> None:
         raise InvalidInput(
             f"{what} {name[:80]!r}: 1-{NAME_LENGTH} characters of [a-z0-9._-], never '.' or '..'"
         )
+
+
+def normal_host(text: str) -> str:
+    """A DNS name in the one form in which names are compared: lower case, no dot at the end. Raises InvalidInput."""
+    name = text.lower()
+    name = name.removesuffix(".")
+    if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in name.split(".")):
+        raise InvalidInput(f"{text[:80]!r} is not a DNS name")
+    return name

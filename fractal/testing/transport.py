@@ -76,7 +76,7 @@ class TransportContract(Contract[Bed]):
     async def town(self, backend: Bed) -> AsyncIterator[Town]:
         """Two apps, settled."""
         # Late, as the suite may be imported where the optional parts of a certificate's making are not installed.
-        from fractal.builtin.direct.certificate import make_certificate
+        from fractal.api.certificates import make_certificate
 
         entropy = SystemEntropy()
         one, two = (make_certificate(name, entropy, 1_790_000_000_000) for name in backend.names)
@@ -128,7 +128,7 @@ class TransportContract(Contract[Bed]):
     @requires("SupportsChallenge")
     async def test_challenge_is_answered_to_those_who_ask_for_it_only(self, town: Town) -> None:
         """Before the first certificate is there, beside it, and not any more afterwards."""
-        from fractal.builtin.direct.certificate import make_certificate
+        from fractal.api.certificates import make_certificate
 
         device, name = town.bed.devices[town.ids[0]], town.names[0]
         assert isinstance(device, SupportsChallenge)

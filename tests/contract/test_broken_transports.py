@@ -14,10 +14,10 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 
+from fractal.api import certificates
 from fractal.api.errors import BackendError, InvalidInput
 from fractal.api.transport import RouteKind
 from fractal.builtin.direct import (
-    certificate,
     device,
     gateway,
     hello,
@@ -142,7 +142,7 @@ def knows_no_websocket(_bed: Any, patch: Patch) -> None:
 
 
 def compares_names_byte_by_byte(_bed: Any, patch: Patch) -> None:
-    patch.setattr(hello, "normal_name", lambda name: name)
+    patch.setattr(hello, "normal_host", lambda name: name)
 
 
 def wants_the_hello_in_one_piece(_bed: Any, patch: Patch) -> None:
@@ -158,7 +158,7 @@ def wants_the_hello_in_one_piece(_bed: Any, patch: Patch) -> None:
 
 def leads_unknown_names_somewhere(bed: Any, patch: Patch) -> None:
     patch.setattr(gateway, "server_name", lambda _body: bed.names[0])
-    patch.setattr(device, "normal_name", lambda _name: bed.names[0])
+    patch.setattr(device, "normal_host", lambda _name: bed.names[0])
 
 
 def answers_one_client_at_a_time(_bed: Any, patch: Patch) -> None:
@@ -263,7 +263,7 @@ def publishes_another_contact_each_time(bed: Any, patch: Patch) -> None:
 
 
 def makes_certificates_for_another_name(_bed: Any, patch: Patch) -> None:
-    make = certificate.make_certificate
+    make = certificates.make_certificate
     patch.setattr(transport, "make_certificate", lambda _name, *rest: make("other.example", *rest))
 
 

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fractal.api.errors import InvalidInput
+from fractal.api.names import normal_host
 from fractal.builtin.direct import http1, proxy
-from fractal.builtin.direct.hello import MAX_HELLO, HelloReader, normal_name, server_name
+from fractal.builtin.direct.hello import MAX_HELLO, HelloReader, server_name
 
 
 def real_hello(name: str | None) -> bytes:
@@ -122,8 +123,8 @@ def test_garbage_header(data: bytes) -> None:
 @given(st.text(max_size=300))
 def test_names(text: str) -> None:
     with contextlib.suppress(InvalidInput):
-        name = normal_name(text)
-        assert normal_name(name) == name
+        name = normal_host(text)
+        assert normal_host(name) == name
         assert name.isascii()
         assert "/" not in name
 

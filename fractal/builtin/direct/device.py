@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 from fractal.api.context import Context
 from fractal.api.errors import Conflict, FractalError, InvalidInput
+from fractal.api.names import normal_host
 from fractal.api.transport import Certificate, LocalRoute, Peer, RouteKind
 from fractal.builtin.direct import proxy
 from fractal.builtin.direct.config import DirectConfig
 from fractal.builtin.direct.front import Front
-from fractal.builtin.direct.hello import normal_name
 from fractal.builtin.direct.peers import Contact, Health, raise_together, route_key
 from fractal.builtin.direct.sockets import Listener, Session, Traffic, connect, join, receive_exactly
 from fractal.builtin.direct.udp import DevicePort
@@ -142,7 +142,7 @@ class Device:
         elif header.route.startswith(":"):
             await self._serve_tcp(session, f"tcp{header.route}", health.traffic)
         else:
-            await self._serve_tls(session, normal_name(header.route), header.client[0])
+            await self._serve_tls(session, normal_host(header.route), header.client[0])
 
     async def _serve_tcp(self, session: Session, key: str, traffic: Traffic) -> None:
         served = self._served.get(key)
@@ -183,7 +183,7 @@ class Device:
         self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, _context: ssl.SSLContext
     ) -> int | None:
         try:
-            served = self._served.get(normal_name(name or ""))
+            served = self._served.get(normal_host(name or ""))
         except InvalidInput:
             served = None
         if served is None or served.tls is None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
-
 from fractal.api.errors import InvalidInput
+from fractal.api.names import normal_host
 
 MAX_HELLO = 16 * 1024
 """Bytes on the wire in which the ClientHello must be complete. Post-quantum ones need about 2 KiB."""
@@ -13,16 +12,6 @@ _HANDSHAKE = 22
 _CLIENT_HELLO = 1
 _SERVER_NAME = 0
 _HOST_NAME = 0
-_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
-
-
-def normal_name(text: str) -> str:
-    """A DNS name in the one form in which names are compared: lower case, no dot at the end. Raises InvalidInput."""
-    name = text.lower()
-    name = name.removesuffix(".")
-    if len(name) > 253 or not all(_LABEL.fullmatch(label) for label in name.split(".")):
-        raise InvalidInput(f"{text[:80]!r} is not a DNS name")
-    return name
 
 
 class Cursor:
@@ -130,6 +119,6 @@ def _host_name(extension: bytes) -> str:
     if kind != _HOST_NAME or names.left:
         raise InvalidInput("a server name extension that does not hold exactly one host name")
     try:
-        return normal_name(raw.decode("ascii"))
+        return normal_host(raw.decode("ascii"))
     except UnicodeDecodeError as error:
         raise InvalidInput("a server name that is not ASCII") from error

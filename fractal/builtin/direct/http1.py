@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from fractal.api.errors import InvalidInput
-from fractal.builtin.direct.hello import normal_name
+from fractal.api.names import normal_host
 
 MAX_HEAD = 64 * 1024
 
@@ -252,7 +252,7 @@ def _host_name(authority: bytes) -> str:
     if match is None:
         raise HttpError(421, "the Host is no name that is served here")
     try:
-        return normal_name(match[1].decode("ascii"))
+        return normal_host(match[1].decode("ascii"))
     except (InvalidInput, UnicodeDecodeError) as error:
         raise HttpError(421, "the Host is no name that is served here") from error
 

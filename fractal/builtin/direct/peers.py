@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fractal.api.errors import BackendError, FractalError, InvalidInput
+from fractal.api.names import normal_host
 from fractal.api.transport import Link, RouteKind
-from fractal.builtin.direct.hello import normal_name
 from fractal.builtin.direct.sockets import Traffic
 
 HOST = re.compile(r"[0-9A-Za-z._:%-]{1,253}")
@@ -18,7 +18,7 @@ HOST = re.compile(r"[0-9A-Za-z._:%-]{1,253}")
 def route_key(kind: RouteKind, name: str) -> str:
     """What a route is found by: the name for HTTPS, `tcp:PORT` or `udp:PORT`. Raises InvalidInput."""
     if kind is RouteKind.HTTPS:
-        return normal_name(name)
+        return normal_host(name)
     match = re.fullmatch(r":([0-9]{1,5})", name)
     if match is None or not 0 < int(match[1]) < 65536:
         raise InvalidInput(f"a {kind.value} route is called :PORT, not {name!r}")

@@ -11,10 +11,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
+from fractal.api.certificates import make_certificate
 from fractal.api.context import Context
 from fractal.api.errors import BackendError, Misconfigured, NotSupported
 from fractal.api.transport import Certificate, Link, LocalRoute, Peer, RouteKind, Target, Transport
-from fractal.builtin.direct.certificate import make_certificate
 from fractal.builtin.direct.config import DirectConfig
 from fractal.builtin.direct.device import Device
 from fractal.builtin.direct.gateway import Gateway

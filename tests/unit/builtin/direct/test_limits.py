@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from fractal.api.certificates import make_certificate
 from fractal.api.errors import BackendError, Conflict, InvalidInput, Misconfigured
 from fractal.api.transport import Certificate, Peer, RouteKind, Target
 from fractal.builtin.direct import open_direct, proxy
-from fractal.builtin.direct.certificate import make_certificate
 from fractal.builtin.direct.config import DirectConfig
 from fractal.builtin.direct.transport import DirectTransport
 from fractal.shell.entropy import SystemEntropy

@@ -1,12 +1,12 @@
-"""Self-signed certificates, one per app, for the `direct` transport."""
+"""Self-signed certificates, one per app, for transports whose users trust a certificate by its fingerprint."""
 
 from __future__ import annotations
 
 import datetime as dt
 
 from fractal.api.context import Entropy
+from fractal.api.names import normal_host
 from fractal.api.transport import Certificate
-from fractal.builtin.direct.hello import normal_name
 
 LIFETIME_DAYS = 3650
 """Nobody but the app's own users trusts it, by its fingerprint; a renewal would only break that trust."""
@@ -22,7 +22,7 @@ def make_certificate(name: str, entropy: Entropy, wall_ms: int) -> Certificate:
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-    name = normal_name(name)
+    name = normal_host(name)
     # 128 bits more than needed make the remainder's bias negligible (FIPS 186-4, B.4.1).
     secret = int.from_bytes(entropy.bytes(48), "big") % (_ORDER - 1) + 1
     key = ec.derive_private_key(secret, ec.SECP256R1())
