@@ -30,6 +30,7 @@ MODULES = {
     "events": "Events",
     "names": "Names",
     "certificates": "Certificates",
+    "store_files": "Stores of files",
     "canonical": "Canonical encoding",
     "plain": "Plain values",
 }

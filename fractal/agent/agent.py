@@ -266,7 +266,8 @@ class Agent:
 
         backend = self.plugins.store(entry.backend)
         settings = store_settings(self.config, entry.name, backend.config, entry.config)
-        async with backend.open(self.context("store", entry.id), settings) as store:
+        # One folder for all stores of a backend: what a device is let in by must be there before the store has an id.
+        async with backend.open(self.context("store", entry.backend), settings) as store:
             yield store
 
     # --- what jobs use -------------------------------------------------------------------------------------------

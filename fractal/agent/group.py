@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ class GroupAgent:
         self.log_problem = ""
         self.logger = agent.logger.getChild(group[:8])
         self._stack = AsyncExitStack()
-        self._opening = asyncio.Lock()
+        self._opening: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._task: asyncio.Task[None] | None = None
 
     # --- what the jobs read -------------------------------------------------------------------------------------
@@ -101,7 +102,8 @@ class GroupAgent:
 
     async def store(self, store: str) -> OpenStore:
         """A store of the group, opened on first use. Raises NotFound, BackendError."""
-        async with self._opening:
+        # One store that does not answer keeps nobody from another.
+        async with self._opening[store]:
             if store in self.stores:
                 return self.stores[store]
             entry = self.state.stores.get(store)

@@ -32,6 +32,11 @@ class Store(Protocol):
     def fencing(self) -> bool:
         """Whether `put_new` is atomic: for each key exactly one creator ever succeeds, and readers see whole objects."""
 
+    @property
+    def weakness(self) -> str:
+        """Why it cannot fence, for people; empty if it can."""
+        return ""
+
     async def put_new(self, key: str, data: bytes | AsyncIterator[bytes]) -> None:
         """Create the object, whole and durable when this returns; half-written ones are never seen by anybody.
 

@@ -1,12 +1,8 @@
 """The `directory` store: objects are files, and `link(2)` of a finished temporary file is the atomic create.
 
-    <path>/store          says that this folder is a store, and of which version
-    <path>/objects/...    key `a/1` is the file `a/1=`, key `a/1/base` is `a/1/base=`: neither blocks the other
-    <path>/tmp/...        being written; never listed
-
-A key part longer than 200 characters becomes `first 200+/+rest`. `=` and `+` occur in no key, so names never collide.
-Every folder is reached from the one above by its descriptor and without following links, so that a symbolic link planted
-in the store leads nowhere. Several processes, also on several machines, may use one folder at once.
+The layout is that of `fractal.api.store_files`. Every folder is reached from the one above by its descriptor and without
+following links, so that a symbolic link planted in the store leads nowhere. Several processes, also on several machines,
+may use one folder at once.
 """
 
 from __future__ import annotations

@@ -14,32 +14,26 @@ from fractal.api.errors import (
     Ambiguous,
     BackendError,
     Conflict,
-    InvalidInput,
     Misconfigured,
     NotFound,
     NotSupported,
 )
-from fractal.api.names import check_key
 from fractal.api.store import ObjectInfo
+from fractal.api.store_files import (
+    KNOWN,
+    MARK,
+    MARK_TEXT,
+    OBJECTS,
+    TEMPORARY,
+    first_folders,
+    may_hold,
+    object_key,
+    object_names,
+)
 
-MARK = "store"
-MARK_TEXT = b"fractal directory store 1\n"
-OBJECTS = "objects"
-TEMPORARY = "tmp"
-
-_PIECE = 200
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _ATTEMPTS = 16
 """How often a create goes on after somebody's delete pruned the folder that it was about to link into."""
-
-
-def names_of(parts: Sequence[str]) -> tuple[list[str], str]:
-    """The folders below `objects` and the file that hold the object with these key parts."""
-    names: list[str] = []
-    for part in parts:
-        # The rest keeps its `+` in front: alone it could be `..`.
-        names += [part[:_PIECE] + "+", "+" + part[_PIECE:]] if len(part) > _PIECE else [part]
-    return names[:-1], names[-1] + "="
 
 
 @contextmanager
@@ -78,7 +72,7 @@ class Upload:
     def __init__(self, path: Path, parts: tuple[str, ...], name: str) -> None:
         self._path = path
         self._key = "/".join(parts)
-        self._folders, self._file = names_of(parts)
+        self._folders, self._file = object_names(parts)
         self._name = name
         self._temporary: int | None = None
         self._folder: int | None = None
@@ -164,7 +158,7 @@ class Reader:
     def __init__(self, path: Path, parts: tuple[str, ...]) -> None:
         self._path = path
         self._key = "/".join(parts)
-        self._folders, self._file = names_of(parts)
+        self._folders, self._file = object_names(parts)
         self._descriptor: int | None = None
         self.size = 0
         """Bytes, known once open."""
@@ -201,51 +195,34 @@ class Reader:
 
 def scan(path: Path, prefix: str) -> list[ObjectInfo]:
     """Every object whose key begins with `prefix`, sorted by key."""
-    parts = prefix.split("/")[:-1]
-    if parts:
-        try:
-            check_key("/".join(parts))
-        except InvalidInput:
-            return []  # no key can begin like this
+    start = first_folders(prefix)
     found: list[ObjectInfo] = []
-    start = "".join(part + "/" for part in parts)
-    try:
-        with _chain(path, [*names_of([*parts, ""])[0]]) as chain:
-            _collect(chain[-1], start, prefix, found)
-    except FileNotFoundError:
-        _refuse_unmounted(path)
+    if start is not None:
+        try:
+            with _chain(path, start) as chain:
+                _collect(chain[-1], start, prefix, found)
+        except FileNotFoundError:
+            _refuse_unmounted(path)
     return sorted(found)
 
 
-def _collect(folder: int, before: str, prefix: str, found: list[ObjectInfo]) -> None:
+def _collect(folder: int, folders: list[str], prefix: str, found: list[ObjectInfo]) -> None:
     with os.scandir(folder) as entries:
         for entry in entries:
-            name = entry.name.removeprefix("+") if before and before[-1] != "/" else entry.name
-            key = before + name.removesuffix("=").removesuffix("+")
-            if not (key.startswith(prefix) or prefix.startswith(key)):
-                continue
             # A file or folder that was deleted meanwhile is simply not listed.
             with suppress(FileNotFoundError):
-                if entry.is_file(follow_symlinks=False) and name.endswith("="):
-                    if key.startswith(prefix) and _is_key(key):
+                if entry.is_file(follow_symlinks=False):
+                    key = object_key(folders, entry.name)
+                    if key is not None and key.startswith(prefix):
                         found.append(ObjectInfo(key, entry.stat(follow_symlinks=False).st_size))
-                elif entry.is_dir(follow_symlinks=False):
+                elif entry.is_dir(follow_symlinks=False) and may_hold([*folders, entry.name], prefix):
                     with opened(entry.name, below=folder) as below:
-                        _collect(below, key if name.endswith("+") else key + "/", prefix, found)
-
-
-def _is_key(text: str) -> bool:
-    """False for files that somebody else put here."""
-    try:
-        check_key(text)
-    except InvalidInput:
-        return False
-    return True
+                        _collect(below, [*folders, entry.name], prefix, found)
 
 
 def delete_object(path: Path, parts: tuple[str, ...]) -> None:
     """Unlink the object durably, then the folders that it leaves empty."""
-    folders, file = names_of(parts)
+    folders, file = object_names(parts)
     try:
         with _chain(path, folders) as chain:
             os.unlink(file, dir_fd=chain[-1])
@@ -265,7 +242,7 @@ def prepare(path: Path, name: str) -> None:
         path.mkdir(mode=0o700)
     mark = path / MARK
     if not mark.exists():
-        foreign = sorted({entry.name for entry in path.iterdir()} - {OBJECTS, TEMPORARY, MARK, "lost+found"})
+        foreign = sorted({entry.name for entry in path.iterdir()} - KNOWN)
         if foreign:
             raise Misconfigured(
                 "path", f"{path} is not a store and not empty ({foreign[0]}): choose an empty folder"

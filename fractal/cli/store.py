@@ -62,7 +62,11 @@ def add(
         {"group": group, "name": name, "backend": backend, "config": name_values("setting", settings)},
         lambda r: click.echo(
             f"Store {clean(r['name'])} is added."
-            + ("" if r["fencing"] else " It cannot fence: there is no automatic failover on it.")
+            + (
+                ""
+                if r["fencing"]
+                else f" It cannot fence{_because(r)}: there is no automatic failover on it."
+            )
         ),
         options=options,
     )
@@ -84,7 +88,7 @@ def check(session: Session, name: str, group: str | None, as_json: bool) -> int:
             ("STEP", "OK", "DETAIL"),
             [(s["step"], "yes" if s["ok"] else "NO", s["detail"]) for s in result["steps"]],
         )
-        fences = "fences" if result["fencing"] else "cannot fence: no automatic failover"
+        fences = "fences" if result["fencing"] else f"cannot fence{_because(result)}: no automatic failover"
         click.echo(f"{clean(name)} {fences}; listings lag {result['staleness_s']:g} s at most.")
     return ExitCode.FAILED if bad else ExitCode.OK
 
@@ -103,3 +107,7 @@ def remove(session: Session, name: str, group: str | None, **options: Any) -> No
         options=options,
         confirm=f"Forget the store {name}?",
     )
+
+
+def _because(result: Mapping[str, Any]) -> str:
+    return f" ({clean(result['weakness'])})" if result["weakness"] else ""

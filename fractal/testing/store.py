@@ -108,6 +108,7 @@ class StoreContract(Contract[Store]):
 
     async def test_declarations_are_sane(self, backend: Store) -> None:
         assert isinstance(backend.fencing, bool)
+        assert not (backend.fencing and backend.weakness)
         assert backend.staleness >= 0
         assert math.isfinite(backend.staleness)
 

@@ -32,6 +32,7 @@ class Tape:
 
     staleness: float = 0.0
     fencing: bool = True
+    weakness: str = ""
 
     async def put_new(self, key: str, data: bytes | AsyncIterator[bytes]) -> None: ...
 

@@ -151,7 +151,8 @@ async def _stores(agent: ControlAgent, group: ControlGroup) -> list[Finding]:
                 if not store.fencing:
                     found.append(
                         finding(
-                            f"store {entry.name} cannot fence: no automatic failover on it",
+                            f"store {entry.name} cannot fence: no automatic failover on it"
+                            + (f" ({store.weakness})" if store.weakness else ""),
                             "Move the apps to a store that can.",
                             severe=False,
                         )

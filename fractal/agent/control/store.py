@@ -51,11 +51,11 @@ async def add_store(agent: ControlAgent, params: Params, _: Progress) -> Plan:
     entry = StoreEntry(
         id=agent.entropy.bytes(10).hex(), name=name, backend=backend, config=params.table("config")
     )
-    fencing: list[bool] = []
+    found: dict[str, Any] = {}
 
     async def attempt(progress: Progress) -> None:
         async with agent.open_store(entry) as store:
-            fencing.append(store.fencing)
+            found.update(fencing=store.fencing, weakness=store.weakness)
             problems = failed(await try_store(store, agent.entropy, progress))
         if problems:
             raise BackendError(f"store {name!r} does not do what a store must: {'; '.join(problems)}")
@@ -64,7 +64,7 @@ async def add_store(agent: ControlAgent, params: Params, _: Progress) -> Plan:
     return plan(
         Action("Try the store from this device", {"backend": backend}, attempt),
         Action(f"Add store {name} to the group", {}, lambda _: group.journal.append(added)),
-        result=lambda: {"store": entry.id, "name": name, "fencing": fencing[0]},
+        result=lambda: {"store": entry.id, "name": name, **found},
     )
 
 
@@ -78,6 +78,7 @@ async def check_store(agent: ControlAgent, params: Params, progress: Progress) -
         return {
             "store": entry.id,
             "fencing": store.fencing,
+            "weakness": store.weakness,
             "staleness_s": store.staleness,
             "seconds": round(agent.clock.boottime() - begun, 3),
             "steps": steps,

@@ -27,8 +27,9 @@ async def try_store(store: Store, entropy: Entropy, progress: Progress) -> list[
         ("read whole and in part", attempt.read),
         ("list", attempt.listed),
         ("refuse to overwrite", attempt.refuse),
-        ("one winner of a race", attempt.race),
     ]
+    if store.fencing:  # what does not promise it need not show it
+        steps.append(("one winner of a race", attempt.race))
     results = []
     for name, step in steps:
         progress.say(f"{name} ...")

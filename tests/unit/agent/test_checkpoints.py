@@ -30,6 +30,7 @@ class Shelf:
 
     staleness = 0.0
     fencing = True
+    weakness = ""
 
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}

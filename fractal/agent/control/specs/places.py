@@ -60,6 +60,7 @@ SPECS: tuple[Spec, ...] = (
             "store": text("Id of the store."),
             "name": text("Its name."),
             "fencing": flag("Whether it can fence."),
+            "weakness": text("Why it cannot; empty if it can."),
         },
     ),
     reads(
@@ -71,6 +72,7 @@ SPECS: tuple[Spec, ...] = (
             "fencing": flag(
                 "Whether it promises create-only writes; without it there is no automatic failover."
             ),
+            "weakness": text("Why it does not; empty if it does."),
             "staleness_s": number("Seconds by which it says its listings may lag."),
             "seconds": number("How long the check took."),
             "steps": Items(
