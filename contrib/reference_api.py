@@ -52,6 +52,7 @@ WHO: Mapping[str, str] = {
     "app.installed": "any member",
     "app.changed": "the app's member, admins; the owning device for certificates (`tls.` secrets) alone",
     "app.key": "the app's member, admins, devices that hold its newest key; those begin a new generation only if a removed device holds the newest",
+    "app.images": "the device that owns the app, without putting another image in the place of one; the app's member, admins",
     "app.moved": "the app's member, admins, the owning device",
     "app.restore": "the app's member, admins",
     "app.restored": "the owning device",

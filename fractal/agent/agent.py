@@ -24,7 +24,7 @@ from fractal.api.context import Clock, Context, Entropy, Run, Workers
 from fractal.api.coordination import Coordinator
 from fractal.api.errors import BackendError, Corrupt, NotFound, Unreachable
 from fractal.api.events import Event
-from fractal.api.runtime import Health, RunStatus, Runtime
+from fractal.api.runtime import Health, RunStatus, Runtime, SupportsImages
 from fractal.api.snapshot import Snapshotter
 from fractal.api.store import Store
 from fractal.api.transport import Transport
@@ -325,6 +325,7 @@ class Agent:
             "runtime": self.config.runtime.backend,
             "snapshot_format": self.snapshotter.format,
             "receives": self.snapshotter.receives,
+            "images": isinstance(self.runtime, SupportsImages),
             "contact": dict(self.transport.contact()),
         }
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from fractal.agent.app_data import AppData
 from fractal.agent.beats import AppBeat
 from fractal.agent.care import Care
+from fractal.agent.images import ImageCare
 from fractal.agent.jobs.failover import wait_end
 from fractal.agent.local import LocalFacts
 from fractal.agent.manifest_use import ManifestUse
@@ -50,6 +51,7 @@ class AppJob:
         self.data = AppData(self)
         self.saver = Saver(self)
         self.care = Care(self)
+        self.images = ImageCare(self)
         self.manifest = ManifestUse(self)
         self.trouble = ""
         self._wait: tuple[int, float] | None = None
@@ -157,7 +159,7 @@ class AppJob:
             return f"not running: {right.reason}"
         if self.owns and right.deadline is not None and right.deadline < self.group.agent.clock.boottime():
             return "frozen: neither log nor store could be read lately"
-        return self.saver.problem or self.care.problem
+        return self.saver.problem or self.care.problem or self.images.problem
 
     @property
     def handing_over(self) -> bool:
@@ -365,11 +367,13 @@ class AppJob:
             spec=self.spec,
             volume_root=root,
             secrets=self.data.secrets(),
+            images=self.images.digests(),
         )
 
     async def _start(self) -> None:
         agent = self.group.agent
         run = await self.app_run()
+        await self.images.bring()
         await agent.runtime.prepare(run)
         await agent.guard.register(await agent.runtime.freezable(run))
         right = self.right()

@@ -95,14 +95,24 @@ class Care:
         try:
             gone = await archive.collect_orphans(self._owns_highest)
             left = len(await archive.orphans())
+            if self._first_of_its_store():
+                images = await job.group.images(job.app.store)
+                gone += await images.collect_orphans(self._owns_highest)
         except NotSupported:
             gone, left = [], 0  # a store that deletes nothing keeps them: they cost room, not safety
         if gone:
             size = sum(orphan.bytes for orphan in gone)
             job.logger.info(
-                "%s: removed %d object(s), %d bytes, that no snapshot names", job.app.name, len(gone), size
+                "%s: removed %d object(s), %d bytes, that nothing names", job.app.name, len(gone), size
             )
         self._note(collected_ms=now, orphans=left)
+
+    def _first_of_its_store(self) -> bool:
+        """Images belong to all apps of a store: the owner of one of them looks after them."""
+        job = self._job
+        return job.id == min(
+            a.id for a in job.group.state.apps.values() if a.store == job.app.store and not a.removed
+        )
 
     async def _owns_highest(self) -> bool:
         """Fresh proof: by a listing sent now, this device owns the app's highest epoch."""

@@ -18,6 +18,7 @@ from fractal.agent.supervise import supervise
 from fractal.api.errors import BackendError, NotFound
 from fractal.api.store import Store
 from fractal.archive.epochs import EpochRecord, Epochs
+from fractal.archive.images import Images
 from fractal.core.lease import Proofs, Seen, Suspicion
 from fractal.core.model import App, GroupState
 
@@ -60,6 +61,7 @@ class GroupAgent:
         self.jobs: dict[str, AppJob] = {}
         self.remote = Remote(self)
         self.log_problem = ""
+        self._images: dict[str, Images] = {}
         self.logger = agent.logger.getChild(group[:8])
         self._stack = AsyncExitStack()
         self._opening: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -124,6 +126,31 @@ class GroupAgent:
             )
             self.stores[store] = OpenStore(store=opened, epochs=epochs)
             return self.stores[store]
+
+    async def images(self, store: str) -> Images:
+        """The container images of the group's apps in a store. Raises NotFound, BackendError."""
+        if store not in self._images:
+            opened, agent = await self.store(store), self.agent
+            self._images.setdefault(
+                store,
+                Images(
+                    group=self.id,
+                    store=opened.store,
+                    clock=agent.clock,
+                    entropy=agent.entropy,
+                    workers=agent.workers,
+                    notes=agent.notes,
+                    named=partial(self._named_images, store),
+                    folder=agent.folder("spool") / f"{self.id[:16]}.images.{store}",
+                ),
+            )
+        return self._images[store]
+
+    async def _named_images(self, store: str) -> set[str]:
+        """Objects of images that live apps have in a store, by a read of the log that is sent now."""
+        await self.journal.poll(0)
+        live = (a for a in self.state.apps.values() if a.store == store and not a.removed)
+        return {image.object for app in live for image in app.images}
 
     def sign_key_of(self, device: str) -> bytes | None:
         """Signing key of a device of the group, also of one that was removed since."""

@@ -8,8 +8,8 @@ from fractal import __version__
 from fractal.agent.beats import AppBeat
 from fractal.api.runtime import Health
 from fractal.core.lease import check_timers
-from fractal.core.model import App, Desired, Device
-from fractal.core.placement import standbys, successors
+from fractal.core.model import App, Desired, Device, DeviceRole
+from fractal.core.placement import images_of, refusal, standbys, successors
 
 if TYPE_CHECKING:
     from fractal.agent.agent import Agent
@@ -140,11 +140,22 @@ def app_status(group: GroupAgent, app: App) -> dict[str, Any]:
         "desired": app.desired.value,
         "last_snapshot_s": lose if said is not None and said.committed is not None else None,
         "would_lose_s": lose,
+        "unarchived": [name for name in images_of(app.spec) if name not in app.pinned_images],
+        "excluded": excluded(group, app),
         "standby": [standby_status(group, app, d, said, age) for d in standbys(group.state, app)],
         "route": min((r.name for r in group.state.routes.values() if r.app == app.id), default=""),
         "moving_to": group.state.device_name(app.move_to) if app.move_to != app.owner else "",
         "note": note(group, app, said, stale=stale),
     }
+
+
+def excluded(group: GroupAgent, app: App) -> list[dict[str, Any]]:
+    """Hosts of the group that cannot take the app over, and why."""
+    hosts = sorted(group.state.devices.values(), key=lambda d: d.name)
+    reasons = {
+        d.name: refusal(group.state, app, d) for d in hosts if DeviceRole.HOST in d.roles and not d.removed
+    }
+    return [{"device": name, "reason": reason} for name, reason in reasons.items() if reason]
 
 
 def standby_status(

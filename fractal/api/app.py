@@ -144,6 +144,9 @@ class AppRun:
     spec: AppSpec
     volume_root: Path
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    images: Mapping[str, str] = field(default_factory=dict)
+    """Image as the services name it -> digest (`SupportsImages.image_digest`) of the one to run, which is on this device. One
+    that is not in here is what its name means on this device, pulled if need be."""
 
     @property
     def key(self) -> str:

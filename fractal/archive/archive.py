@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from fractal.api.context import Clock, Entropy, Workers
@@ -13,7 +14,7 @@ from fractal.api.store import Store
 from fractal.archive.backup import Backup, Progress, Source
 from fractal.archive.epochs import Notes
 from fractal.archive.keyring import AppKeyring
-from fractal.archive.orphans import GRACE, Collector, Orphan, Proof
+from fractal.archive.orphans import GRACE, Collector, Orphan, Proof, named_by_records
 from fractal.archive.records import Record
 from fractal.archive.restore import Fetcher, Restore
 from fractal.archive.sealed import GroupKey, SignKeyOf
@@ -76,7 +77,12 @@ class Archive:
         )
         self._verifier = Verifier(group=group, app=app, store=store, clock=clock, fetcher=self._fetcher)
         self._collector = Collector(
-            group=group, app=app, store=store, clock=clock, notes=notes, records=self._records
+            group=group,
+            app=app,
+            store=store,
+            clock=clock,
+            notes=notes,
+            named=partial(named_by_records, self._records),
         )
         self._writing = asyncio.Lock()
         self._reading = asyncio.Lock()

@@ -143,7 +143,7 @@ class Backup:
         chunks = source.snapshotter.send(source.volume, source.name, source.parent_name)
         uploading = asyncio.create_task(self._upload_ahead(folder, ref.id, writer, ahead))
         try:
-            async with aclosing(_frames(chunks)) as frames:
+            async with aclosing(frames_of(chunks)) as frames:
                 await seal_frames(frames, seal, writer, self.workers)
             writer.end()
             await uploading
@@ -256,7 +256,7 @@ async def _each(parts: Sequence[bytes]) -> AsyncIterator[bytes]:
         yield part
 
 
-async def _frames(chunks: AsyncIterator[bytes]) -> AsyncGenerator[list[bytes], None]:
+async def frames_of(chunks: AsyncIterator[bytes]) -> AsyncGenerator[list[bytes], None]:
     """The stream in pieces of a frame, each a list of chunks."""
     frame: list[bytes] = []
     room = FRAME

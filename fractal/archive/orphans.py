@@ -1,4 +1,4 @@
-"""Objects that no record names: left by uploads that were broken off. Found by listing, deleted late and with proof.
+"""Objects that nothing names: left by uploads that were broken off. Found by listing, deleted late and with proof.
 
 An object may be younger than its record, so age alone decides nothing: it must have been an orphan at every look for a
 whole `grace` of observed time (counted on CLOCK_BOOTTIME by whoever looks, so that no clock step shortens it), and at
@@ -7,7 +7,7 @@ the last look before it is deleted. A writer that took longer than an hour looks
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 
 from fractal.api.context import Clock
@@ -15,7 +15,7 @@ from fractal.api.errors import Corrupt
 from fractal.api.store import Store
 from fractal.archive import layout
 from fractal.archive.epochs import Notes
-from fractal.archive.timeline import Records, Timeline
+from fractal.archive.timeline import Records
 
 GRACE = 24 * 3600.0
 """Seconds for which an object must have been seen as an orphan before it may go."""
@@ -24,11 +24,13 @@ LONGEST_STEP = 3600.0
 
 Proof = Callable[[], Awaitable[bool]]
 """Whether this device owns the app's highest epoch, by a listing that is sent when it is called."""
+Named = Callable[[], Awaitable[Collection[str]]]
+"""Ids of the objects that something names, looked up when it is called. Raises Corrupt if that cannot be told."""
 
 
 @dataclass(frozen=True, slots=True)
 class Orphan:
-    """An object without a record."""
+    """An object that nothing names."""
 
     id: str
     keys: tuple[str, ...]
@@ -39,23 +41,21 @@ class Orphan:
 
 @dataclass(kw_only=True)
 class Collector:
-    """Looks for orphans of one app."""
+    """Looks for orphans of one app, or among the images of a group."""
 
     group: str
     app: str
     store: Store
     clock: Clock
     notes: Notes
-    records: Records
+    named: Named
     _looked: float | None = field(default=None)
 
     async def look(self) -> list[Orphan]:
-        """Orphans and their age. Raises Corrupt while a record cannot be read: it may name any of them."""
-        # Objects first: one that gets its record between the two listings is seen with it, not without.
+        """Orphans and their age. Raises Corrupt if it cannot be told what is one."""
+        # Objects first: one that gets its name between the two looks is seen with it, not without.
         objects = await self._objects()
-        timeline = await self.records.timeline()
-        _refuse_unreadable(timeline)
-        named = {record.body.object.id for record in timeline.records.values()}
+        named = await self.named()
         return self._age({id_: keys for id_, keys in objects.items() if id_ not in named})
 
     async def collect(self, proof: Proof, *, grace: float = GRACE) -> list[Orphan]:
@@ -96,9 +96,12 @@ class Collector:
         return f"archive/{self.group}/{self.app}/orphan/{object_id}"
 
 
-def _refuse_unreadable(timeline: Timeline) -> None:
+async def named_by_records(records: Records) -> Collection[str]:
+    """Objects of an app's snapshots. Raises Corrupt while a record cannot be read: it may name any of them."""
+    timeline = await records.timeline()
     if timeline.burnt or timeline.gaps:
         point = next(iter(timeline.burnt), None) or timeline.gaps[0]
         raise Corrupt(
             f"nothing is collected while record {point.epoch}.{point.number} cannot be read: it may name any object"
         )
+    return {record.body.object.id for record in timeline.records.values()}

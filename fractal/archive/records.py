@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -9,22 +10,25 @@ from fractal.api.canonical import Value, encode
 from fractal.api.errors import Corrupt, InvalidInput
 from fractal.api.plain import from_plain, to_plain
 from fractal.archive.layout import is_id
-from fractal.core.model import Point
+from fractal.core.model import Point, Segment
 from fractal.crypto.stream import SEGMENT
+
+__all__ = [
+    "KIND",
+    "MAX_SEGMENTS",
+    "ObjectRef",
+    "Record",
+    "RecordBody",
+    "Segment",
+    "check_segments",
+    "make_record",
+    "object_header",
+    "record_of",
+]
 
 MAX_SEGMENTS = 1 << 14
 """One TiB per object."""
 KIND = "archive-record"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Segment:
-    """One stored part of an object."""
-
-    size: int
-    """Bytes."""
-    hash: bytes
-    """SHA-256 of the stored (sealed) bytes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,14 +152,19 @@ def _check(point: Point, body: RecordBody) -> None:
     ref = body.object
     if not is_id(ref.id) or ref.generation < 0 or not 0 <= body.level <= 3 or not body.format.isprintable():
         raise InvalidInput("malformed")
-    if not 0 < len(ref.segments) <= MAX_SEGMENTS:
-        raise InvalidInput(f"{len(ref.segments)} segments")
-    if any(not 0 < s.size <= SEGMENT or len(s.hash) != 32 for s in ref.segments):
-        raise InvalidInput("a segment of impossible size")
-    if any(s.size != SEGMENT for s in ref.segments[:-1]):
-        raise InvalidInput("a segment that is not full before the last")
+    check_segments(ref.segments)
     if body.parent is None:
         return
     # Parents are older, so that every chain ends.
     if body.parent.number < 1 or body.parent >= point or len(body.parent_hash) != 32:
         raise InvalidInput("a parent that is not older")
+
+
+def check_segments(segments: Sequence[Segment]) -> None:
+    """Raises InvalidInput for segments that no object has."""
+    if not 0 < len(segments) <= MAX_SEGMENTS:
+        raise InvalidInput(f"{len(segments)} segments")
+    if any(not 0 < s.size <= SEGMENT or len(s.hash) != 32 for s in segments):
+        raise InvalidInput("a segment of impossible size")
+    if any(s.size != SEGMENT for s in segments[:-1]):
+        raise InvalidInput("a segment that is not full before the last")

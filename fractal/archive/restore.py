@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
+from fractal.api.canonical import Value
 from fractal.api.context import Workers
 from fractal.api.errors import BackendError, Corrupt, NotFound, NotSupported
 from fractal.api.snapshot import Snapshot, Snapshotter
 from fractal.api.store import Store
 from fractal.archive import layout, spool
 from fractal.archive.keyring import AppKeyring
-from fractal.archive.records import Record, Segment, object_header
+from fractal.archive.records import ObjectRef, Record, Segment, object_header
 from fractal.core.model import Point
 from fractal.crypto.stream import ObjectReader
 
@@ -32,9 +33,8 @@ class Fetcher:
     workers: Workers
     folder: Path
 
-    async def fetch(self, record: Record) -> None:
-        """Have every segment of the record's object here, as it was signed. Raises Corrupt, NotFound, BackendError."""
-        ref = record.body.object
+    async def fetch(self, ref: ObjectRef) -> None:
+        """Have every segment of an object here, as it was signed. Raises Corrupt, NotFound, BackendError."""
         for index, segment in enumerate(ref.segments):
             folder = self.folder / ref.id
             if not await self.workers.run(spool.holds, folder, index, segment):
@@ -42,12 +42,10 @@ class Fetcher:
                     layout.segment_key(self.group, self.app, ref.id, index), folder / str(index), segment
                 )
 
-    async def open(self, record: Record, app_keys: AppKeyring) -> AsyncGenerator[bytes, None]:
-        """The raw stream of a fetched object, a frame ahead of its reader. Raises Corrupt, Denied."""
-        body = record.body
-        segments = spool.SegmentsReader(self.folder / body.object.id, len(body.object.segments))
-        header = object_header(self.group, self.app, record.epoch, body)
-        reader = ObjectReader(app_keys.object_key(body.object), header, segments.read)
+    async def open(self, ref: ObjectRef, key: bytes, header: Value, what: str) -> AsyncGenerator[bytes, None]:
+        """The raw stream of a fetched object, a frame ahead of its reader; `what` names it in errors. Raises Corrupt."""
+        segments = spool.SegmentsReader(self.folder / ref.id, len(ref.segments))
+        reader = ObjectReader(key, header, segments.read)
         ahead = asyncio.create_task(self.workers.run(reader.next_frame))
         try:
             while (frame := await ahead) is not None:
@@ -56,21 +54,24 @@ class Fetcher:
                 for start in range(0, len(view), spool.CHUNK):
                     yield bytes(view[start : start + spool.CHUNK])
         except Corrupt as error:
-            raise Corrupt(
-                f"object {body.object.id} of snapshot {record.epoch}.{record.number}: {error}"
-            ) from error
+            raise Corrupt(f"object {ref.id} of {what}: {error}") from error
         finally:
             ahead.cancel()
             await asyncio.gather(ahead, return_exceptions=True)
 
-    async def keep_only(self, records: Sequence[Record]) -> None:
-        """Forget what earlier calls fetched, except for these records: a restore that was broken off goes on there."""
-        ids = {record.body.object.id for record in records}
-        await self.workers.run(spool.keep_only, self.folder, ids)
+    def open_record(self, record: Record, app_keys: AppKeyring) -> AsyncGenerator[bytes, None]:
+        """The raw stream of a record's object, which was fetched. Raises Corrupt, Denied."""
+        header = object_header(self.group, self.app, record.epoch, record.body)
+        ref = record.body.object
+        return self.open(ref, app_keys.object_key(ref), header, f"snapshot {record.epoch}.{record.number}")
 
-    async def discard(self, record: Record) -> None:
+    async def keep_only(self, objects: Iterable[str]) -> None:
+        """Forget what earlier calls fetched, except for these objects: a restore that was broken off goes on there."""
+        await self.workers.run(spool.keep_only, self.folder, set(objects))
+
+    async def discard(self, object_id: str) -> None:
         """Forget what was fetched."""
-        await self.workers.run(spool.discard, self.folder / record.body.object.id)
+        await self.workers.run(spool.discard, self.folder / object_id)
 
     async def _download(self, key: str, path: Path, segment: Segment) -> None:
         size, digest = 0, hashlib.sha256()
@@ -108,7 +109,7 @@ class Restore:
                     return held[name]
                 break
         self._refuse_formats(missing)
-        await self.fetcher.keep_only(missing)
+        await self.fetcher.keep_only(r.body.object.id for r in missing)
         return await self._apply(missing, app_keys)
 
     def _refuse_formats(self, missing: Sequence[Record]) -> None:
@@ -121,15 +122,15 @@ class Restore:
 
     async def _apply(self, missing: Sequence[Record], app_keys: AppKeyring) -> Snapshot:
         done, total = 0, sum(r.stored for r in missing)
-        ahead = asyncio.create_task(self.fetcher.fetch(missing[0]))
+        ahead = asyncio.create_task(self.fetcher.fetch(missing[0].body.object))
         snapshot: Snapshot | None = None
         try:
             for index, record in enumerate(missing):
                 await ahead
                 if index + 1 < len(missing):
-                    ahead = asyncio.create_task(self.fetcher.fetch(missing[index + 1]))
+                    ahead = asyncio.create_task(self.fetcher.fetch(missing[index + 1].body.object))
                 snapshot = await self._receive(record, app_keys)
-                await self.fetcher.discard(record)
+                await self.fetcher.discard(record.body.object.id)
                 done += record.stored
                 if self.progress is not None:
                     self.progress(done, total)
@@ -142,7 +143,7 @@ class Restore:
 
     async def _receive(self, record: Record, app_keys: AppKeyring) -> Snapshot:
         parent = self.name_of(record.parent) if record.parent else None
-        async with aclosing(self.fetcher.open(record, app_keys)) as chunks:
+        async with aclosing(self.fetcher.open_record(record, app_keys)) as chunks:
             return await self.snapshotter.receive(
                 self.volume,
                 self.name_of(record.point),

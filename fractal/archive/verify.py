@@ -111,14 +111,14 @@ class Verifier:
 
     async def _read(self, record: Record, app_keys: AppKeyring) -> list[Problem]:
         try:
-            await self.fetcher.fetch(record)
-            async with aclosing(self.fetcher.open(record, app_keys)) as chunks:
+            await self.fetcher.fetch(record.body.object)
+            async with aclosing(self.fetcher.open_record(record, app_keys)) as chunks:
                 async for _ in chunks:
                     pass
         except (Corrupt, Denied) as error:
             return [Problem(self._key(record.point), str(error))]
         finally:
-            await self.fetcher.discard(record)
+            await self.fetcher.discard(record.body.object.id)
         return []
 
     def _key(self, point: Point) -> str:

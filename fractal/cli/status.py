@@ -59,6 +59,12 @@ def show_apps(apps: Sequence[Mapping[str, Any]]) -> None:
     for app in apps:
         if app["note"]:
             click.echo(f"  ! {clean(app['name'])}: {clean(app['note'])}")
+        for name in app["unarchived"]:
+            click.echo(
+                f"  - {clean(app['name'])}: image {clean(name)} is not in the store yet: only a registry has it"
+            )
+        for other in app["excluded"]:
+            click.echo(f"  - {clean(app['name'])}: not on {clean(other['device'])}: {clean(other['reason'])}")
 
 
 def app_row(app: Mapping[str, Any]) -> tuple[str, ...]:

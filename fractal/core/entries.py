@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fractal.core.model import AppKey, Desired, DeviceRole, Point, Policy, Role, Source, Timers
+from fractal.core.model import AppKey, ArchivedImage, Desired, DeviceRole, Point, Policy, Role, Source, Timers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +103,7 @@ class DeviceUpdated:
     runtime: str | None = None
     snapshot_format: str | None = None
     receives: frozenset[str] | None = None
+    images: bool | None = None
     capacity: int | None = None
     contact: Mapping[str, str] | None = None
     address: str | None = None
@@ -195,6 +196,14 @@ class AppKeyAdded:
 
     app: str
     key: AppKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppImages:
+    """The container images that the app runs, as they are sealed in its store; all of them anew (the owner)."""
+
+    app: str
+    images: tuple[ArchivedImage, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,6 +340,7 @@ Entry = (
     | AppInstalled
     | AppChanged
     | AppKeyAdded
+    | AppImages
     | AppMoved
     | AppRestoreWished
     | AppRestored
@@ -362,6 +372,7 @@ KINDS: Mapping[str, type[Entry]] = {
     "app.installed": AppInstalled,
     "app.changed": AppChanged,
     "app.key": AppKeyAdded,
+    "app.images": AppImages,
     "app.moved": AppMoved,
     "app.restore": AppRestoreWished,
     "app.restored": AppRestored,

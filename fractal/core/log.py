@@ -22,7 +22,7 @@ from typing import Any, Protocol, assert_never
 from fractal.api import canonical
 from fractal.api.errors import Corrupt, Denied, InvalidInput
 from fractal.api.plain import from_plain, to_plain
-from fractal.core import entries, fold_apps, fold_lease, fold_people, model
+from fractal.core import entries, fold_apps, fold_images, fold_lease, fold_people, model
 from fractal.core.fold_join import fold_request
 from fractal.core.fold_rules import Certifier, Turn
 from fractal.core.model import Author, GroupState, JoinRequest
@@ -308,6 +308,7 @@ _HANDLERS: Mapping[type, Callable[[Turn, Any], GroupState]] = {
     entries.AppInstalled: fold_apps.app_installed,
     entries.AppChanged: fold_apps.app_changed,
     entries.AppKeyAdded: fold_apps.app_key_added,
+    entries.AppImages: fold_images.app_images,
     entries.AppMoved: fold_apps.app_moved,
     entries.AppRestoreWished: fold_apps.app_restore_wished,
     entries.AppRestored: fold_apps.app_restored,

@@ -83,6 +83,8 @@ class Device:
     runtime: str = ""
     snapshot_format: str = ""
     receives: frozenset[str] = frozenset()
+    images: bool = False
+    """Its runtime runs container images, and saves and loads them."""
     capacity: int = 0
     """Free memory in MiB when last published, for placement."""
     contact: Mapping[str, str] = field(default_factory=dict)
@@ -203,6 +205,42 @@ class RestoreWish:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """One stored part of a sealed object."""
+
+    size: int
+    """Bytes."""
+    hash: bytes
+    """SHA-256 of the stored (sealed) bytes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchivedImage:
+    """A container image that an app runs, sealed in the app's store: a takeover needs no registry."""
+
+    name: str
+    """As the manifest names it."""
+    digest: str
+    """`SupportsImages.image_digest`: what every device starts, whatever the name means elsewhere."""
+    arch: str
+    """As `platform.machine()` gives it."""
+    object: str
+    """Id of the sealed object in the store."""
+    segments: tuple[Segment, ...]
+    sealed_key: bytes
+    """The object's key, sealed to the app's public key."""
+    generation: int
+    """Of the app's key."""
+    replaced_ms: int = 0
+    """Since when the app runs another image in its place, by the owner's wall clock; 0: it runs this one."""
+
+    @property
+    def stored(self) -> int:
+        """Bytes in the store."""
+        return sum(s.size for s in self.segments)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class App:
     """An installed application."""
 
@@ -241,7 +279,14 @@ class App:
     secrets_generation: int = 1
     """Newest generation of the app's key since which all of them but certificates were sealed anew."""
     pins: frozenset[Point] = frozenset()
+    images: tuple[ArchivedImage, ...] = ()
+    """Those that it runs, and earlier ones that kept moments still belong to."""
     removed: bool = False
+
+    @property
+    def pinned_images(self) -> Mapping[str, ArchivedImage]:
+        """What it runs, by the name that the manifest uses."""
+        return {image.name: image for image in self.images if not image.replaced_ms}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,19 +22,48 @@ def manages(state: GroupState, app: App, device: str) -> bool:
 
 def refusal(state: GroupState, app: App, device: Device) -> str:
     """Why the device may not host the app, in words; "" if it may."""
-    architectures = app.spec.get("architectures")
     if device.removed:
         return "it was removed from the group"
     if DeviceRole.HOST not in device.roles:
         return "it does not have the role host"
     if not trusted(app, device.id):
         return "it does not hold the app's key"
+    if app.source is not None and app.source.app not in state.apps:
+        return "the app that it is a fork of is unknown"
+    return cannot_run(app.spec, device) or _wrong_images(app, device)
+
+
+def cannot_run(spec: Mapping[str, object], device: Device) -> str:
+    """Why a device cannot run what a specification (`AppSpec` as plain values) describes; "" if it can."""
+    architectures = spec.get("architectures")
     if isinstance(architectures, list | tuple) and architectures and device.arch not in architectures:
         return (
             f"its architecture {device.arch or 'unknown'} is not one of {', '.join(map(str, architectures))}"
         )
-    if app.source is not None and app.source.app not in state.apps:
-        return "the app that it is a fork of is unknown"
+    if images_of(spec) and device.runtime and not device.images:
+        return f"its runtime {device.runtime} runs no container images"
+    return ""
+
+
+def images_of(spec: Mapping[str, object]) -> tuple[str, ...]:
+    """Names of the container images that a specification (`AppSpec` as plain values) needs, each once.
+
+    A service that also says how to run without an image needs none.
+    """
+    services = spec.get("services")
+    found: dict[str, None] = {}
+    for service in services if isinstance(services, list | tuple) else ():
+        image = service.get("image") if isinstance(service, Mapping) and not service.get("process") else None
+        if isinstance(image, str) and image:
+            found[image] = None
+    return tuple(found)
+
+
+def _wrong_images(app: App, device: Device) -> str:
+    for name in images_of(app.spec):
+        image = app.pinned_images.get(name)
+        if image is not None and image.arch and image.arch != device.arch:
+            return f"image {name} is for {image.arch}, and it is {device.arch or 'unknown'}"
     return ""
 
 
@@ -85,7 +114,7 @@ def may_trust(state: GroupState, trust: str, listed: Sequence[str], member: str)
 def choose(
     state: GroupState,
     *,
-    architectures: Sequence[str],
+    spec: Mapping[str, object],
     trusted_devices: Sequence[str],
     online: Mapping[str, bool],
 ) -> str:
@@ -101,7 +130,7 @@ def choose(
         and not d.removed
         and not d.draining
         and DeviceRole.HOST in d.roles
-        and (not architectures or d.arch in architectures)
+        and not cannot_run(spec, d)
     ]
     best = sorted(
         candidates,

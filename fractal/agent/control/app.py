@@ -327,7 +327,13 @@ async def app_restore(agent: Agent, params: Params, _: Progress) -> Plan:
 
 @command("app.update")
 async def app_update(agent: Agent, params: Params, _: Progress) -> Plan:
-    from fractal.agent.control.app_install import new_secrets, read_manifest, refuse_env, sealed_secrets
+    from fractal.agent.control.app_install import (
+        new_secrets,
+        read_manifest,
+        refuse_env,
+        refuse_what_cannot_run,
+        sealed_secrets,
+    )
 
     group, app = named(agent, params)
     refuse_env(params)
@@ -338,6 +344,7 @@ async def app_update(agent: Agent, params: Params, _: Progress) -> Plan:
     if "manifest" in params or not (given or name):
         # Without anything else to change the catalog's present manifest is meant.
         text, spec = await read_manifest(agent, app.name, params)
+        refuse_what_cannot_run(agent, group, app.owner or app.placed, spec)
 
     async def change(_: Progress) -> None:
         now = group.app(app.id)

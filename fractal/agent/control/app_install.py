@@ -21,7 +21,7 @@ from fractal.api.canonical import pack
 from fractal.api.errors import Denied, InvalidInput, NotFound
 from fractal.core.entries import AppInstalled, RouteAdded
 from fractal.core.model import AppKey, DeviceRole, Point, Policy, Source, StoreEntry
-from fractal.core.placement import choose, may_trust
+from fractal.core.placement import cannot_run, choose, may_trust
 from fractal.crypto.keys import app_keypair, seal_to
 from fractal.manifest import parse
 from fractal.manifest.plain import from_plain_spec, to_plain_spec
@@ -36,9 +36,7 @@ async def read_manifest(agent: Agent, name: str, params: Params) -> tuple[str, d
     if not text:
         catalog, text = await find_manifest(agent, name)
         source = f"{name} in catalog {catalog}"
-    spec = parse(text, source=source)
-    refuse_what_cannot_run(agent, spec)
-    return text, to_plain_spec(spec)
+    return text, to_plain_spec(parse(text, source=source))
 
 
 def refuse_env(params: Params) -> None:
@@ -53,9 +51,14 @@ def new_secrets(agent: Agent, spec: Mapping[str, object]) -> dict[str, str]:
     return {name: pack(agent.entropy.bytes(SECRET_BYTES)) for name in wanted}
 
 
-def refuse_what_cannot_run(agent: Agent, spec: AppSpec) -> None:
-    """Raises InvalidInput naming every service and key that this device's runtime cannot honour."""
-    refusals = agent.runtime.check(spec)
+def refuse_what_cannot_run(agent: Agent, group: GroupAgent, device: str, spec: Mapping[str, object]) -> None:
+    """Raises InvalidInput naming every service and key that the runtime of a device of the group cannot honour.
+
+    Known only of a runtime like this device's own; another one says so itself when it is to start the app.
+    """
+    known = group.state.devices.get(device)
+    alike = device == group.me or (known is not None and known.runtime == agent.config.runtime.backend)
+    refusals = agent.runtime.check(from_plain_spec(spec)) if alike else ()
     if refusals:
         lines = "\n".join(f"  {r.service}: {r.key}: {r.reason}" for r in refusals)
         runtime = agent.config.runtime.backend
@@ -72,11 +75,9 @@ def placed_on(group: GroupAgent, spec: Mapping[str, object], policy: Policy, wan
     state = group.state
     member = state.devices[group.me].member
     trusted = may_trust(state, policy.trust, policy.devices, member)
-    listed = spec.get("architectures", [])
-    architectures = [str(a) for a in listed] if isinstance(listed, list | tuple) else []
     if not wanted:
         online = {d: group.online(d) for d in state.devices}
-        found = choose(state, architectures=architectures, trusted_devices=trusted, online=online)
+        found = choose(state, spec=spec, trusted_devices=trusted, online=online)
         if not found:
             raise NotFound("no device of the group can run it: add one with `homeserver group invite`")
         return found
@@ -85,8 +86,8 @@ def placed_on(group: GroupAgent, spec: Mapping[str, object], policy: Policy, wan
         raise Denied(f"{device.name} does not run apps: it does not have the role host")
     if device.id not in trusted:
         raise Denied(f"{device.name} is not trusted with this app by its policy ({policy.trust})")
-    if architectures and device.arch not in architectures:
-        raise Denied(f"{device.name} is {device.arch}; the manifest is for {', '.join(architectures)}")
+    if reason := cannot_run(spec, device):
+        raise Denied(f"{device.name} cannot run it: {reason}")
     return device.id
 
 
@@ -160,6 +161,7 @@ async def app_install(agent: Agent, params: Params, _: Progress) -> Plan:
     name = check_new_name("app", params.text("name") or wanted or parsed.name, taken)
     policy = Policy(interval=interval_ms(params)) if "interval_s" in params else Policy()
     placed = placed_on(group, spec, policy, params.text("device"))
+    refuse_what_cannot_run(agent, group, placed, spec)
     store = store_for(group, params.text("store"))
     routes = params.items("routes") or default_routes(group, name, parsed)
     secrets = new_secrets(agent, spec)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 async def run_apps(group: GroupAgent) -> None:
-    """Keep a stepping, a saving and a caring task for every app that exists or that left something here."""
+    """Keep a stepping, a saving, a caring and an image task for every app that exists or that left something here."""
     tasks: dict[str, list[asyncio.Task[None]]] = {}
     pulse = 0
     clock = group.agent.clock
@@ -29,6 +29,9 @@ async def run_apps(group: GroupAgent) -> None:
                         ),
                         asyncio.create_task(
                             supervise(f"archive of {app.name}", job.care.run, clock, job.logger)
+                        ),
+                        asyncio.create_task(
+                            supervise(f"images of {app.name}", job.images.run, clock, job.logger)
                         ),
                     ]
             for app_id in [a for a, pair in tasks.items() if pair[0].done()]:

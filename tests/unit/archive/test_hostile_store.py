@@ -310,7 +310,7 @@ async def test_the_spool_of_a_restore_is_checked_again(world: World) -> None:
     one, _, _ = await stored(world)
     kitchen = world.device("Kitchen")
     record = (await kitchen.archive.timeline()).record(one)
-    await kitchen.archive._fetcher.fetch(record)
+    await kitchen.archive._fetcher.fetch(record.body.object)
     path = kitchen.spool / "in" / record.body.object.id / "0"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     assert await kitchen.fetch(one) == FILES

@@ -20,6 +20,7 @@ from fractal.core.entries import (
     KINDS,
     Answered,
     AppChanged,
+    AppImages,
     AppInstalled,
     AppKeyAdded,
     AppMoved,
@@ -53,6 +54,7 @@ from fractal.core.entries import (
 from fractal.core.log import Opened, fold, group_id, state_hash
 from fractal.core.model import (
     AppKey,
+    ArchivedImage,
     Author,
     Desired,
     Device,
@@ -62,6 +64,7 @@ from fractal.core.model import (
     Point,
     Policy,
     Role,
+    Segment,
     Source,
     Timers,
 )
@@ -135,6 +138,7 @@ SAMPLES: dict[str, Entry] = {
         draining=True,
         away_until=1_700_000_000_000,
     ),
+    "device.updated-2": DeviceUpdated(device=DEVICE, images=True),
     "device.removed": DeviceRemoved(
         device=OTHER, generation=2, sealed_keys={DEVICE: SEALED}, app_keys={APP: APP_KEY}, key_check=KEY
     ),
@@ -166,6 +170,21 @@ SAMPLES: dict[str, Entry] = {
         secrets={"password": SEALED},
     ),
     "app.key": AppKeyAdded(app=APP, key=APP_KEY),
+    "app.images": AppImages(
+        app=APP,
+        images=(
+            ArchivedImage(
+                name="docker.io/library/wiki:1.2",
+                digest="sha256:" + "0a" * 32,
+                arch="x86_64",
+                object="9" * 32,
+                segments=(Segment(size=64 << 20, hash=KEY), Segment(size=4_096, hash=KEY)),
+                sealed_key=SEALED,
+                generation=2,
+                replaced_ms=1_700_000_000_000,
+            ),
+        ),
+    ),
     "app.moved": AppMoved(app=APP, to=OTHER),
     "app.restore": AppRestoreWished(app=APP, id="7" * 16, point=POINT),
     "app.restored": AppRestored(app=APP, id="7" * 16),

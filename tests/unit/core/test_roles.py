@@ -11,6 +11,7 @@ from fractal.core.entries import (
     KINDS,
     Answered,
     AppChanged,
+    AppImages,
     AppInstalled,
     AppKeyAdded,
     AppMoved,
@@ -170,6 +171,7 @@ TABLE: list[tuple[str, tuple[str, ...], Maker]] = [
     ("change Cat's app", CATS, lambda w, a: AppChanged(app=APP, desired=Desired.STOPPED)),
     ("pass on the key of Cat's app", ALL, lambda w, a: widened(w)),
     ("make a new key for Cat's app", CATS, lambda w, a: AppKeyAdded(app=APP, key=w.app_key(2))),
+    ("bring the images of Cat's app", CATS, lambda w, a: AppImages(app=APP, images=())),
     ("move Cat's app", CATS, lambda w, a: AppMoved(app=APP, to=w.machines["kitchen"].id)),
     (
         "wish Cat's app back",

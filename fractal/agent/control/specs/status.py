@@ -45,6 +45,11 @@ STANDBY: Shape = {
     "behind_s": number("Seconds of data its copy lacks; null when it has none yet.", null=True),
 }
 
+EXCLUDED: Shape = {
+    "device": text("Name of a device with the role host."),
+    "reason": text("Why it cannot run the app."),
+}
+
 APP: Shape = {
     "id": text("Id of the app."),
     "name": text("Its name."),
@@ -59,6 +64,10 @@ APP: Shape = {
     "would_lose_s": number(
         "Seconds of data that would be lost now, never too small; null if unknown.", null=True
     ),
+    "unarchived": texts(
+        "Its container images that are not in the store yet: a takeover would need a registry."
+    ),
+    "excluded": Items("Hosts of the group that cannot take it over.", EXCLUDED),
     "standby": Items("Devices with warm copies.", STANDBY),
     "route": text("Its first public name; empty without one."),
     "moving_to": text("Name of the device that it is moving to; empty otherwise."),

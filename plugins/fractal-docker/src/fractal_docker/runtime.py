@@ -99,10 +99,13 @@ class DockerRuntime:
     # -- starting and ending
 
     async def prepare(self, run: AppRun) -> None:
-        """Pull what images are not here."""
+        """Pull what images are not here; those that are pinned have to be."""
         self._refuse(run)
         for image in dict.fromkeys(service.image for service in run.spec.services):
-            await self._images.bring(image)
+            if pinned := run.images.get(image):
+                await self._images.digest(pinned)
+            else:
+                await self._images.bring(image)
 
     async def start(self, run: AppRun) -> None:
         """Start what does not run; called again for a run that lost services, it applies their restart policies."""

@@ -119,7 +119,7 @@ class Start:
         self._go_on()
 
     async def _create(self, spec: ServiceSpec, order: int) -> str:
-        image = await self.images.digest(spec.image)
+        image = await self.images.digest(self.run.images.get(spec.image, spec.image))
         await fill(self.context, self.engine, self.run, spec, image)
         files = secret_files(self.run, spec)
         secrets = write_secrets(self.secrets / spec.name, files)
