@@ -17,6 +17,7 @@ from fractal.agent.jobs.coming_going import resume_joins, say_away
 from fractal.agent.journal import Journal
 from fractal.agent.membership import group_addresses
 from fractal.agent.notes import Notes
+from fractal.agent.pulse import Pulse
 from fractal.agent.routing import route
 from fractal.agent.supervise import supervise
 from fractal.agent.volumes import OneAtATime
@@ -82,6 +83,8 @@ class Agent:
     started: float
     """Boottime."""
     groups: dict[str, GroupAgent] = field(default_factory=dict)
+    pulse: Pulse = field(default_factory=Pulse)
+    """Beats with that of each group."""
     runs: Sequence[RunStatus] = ()
     stopping: bool = False
     """The agent is about to end: apps are handed over."""

@@ -261,7 +261,7 @@ class AppJob:
             wait_over=self._wait[1] if self._wait else None,
             fetched=self.data.fetched,
             newest=self._newest(),
-            standby=group.me in standbys(group.state, app),
+            standby=not self.owns and group.me in standbys(group.state, app),
             started=self._started[1] if self._started and self._started[0] == app.epoch else None,
             start_limit=self._start_limit(),
             tick_due=self.saver.due,
@@ -275,7 +275,8 @@ class AppJob:
             ending=group.agent.stopping,
             start_at=self._start_at,
             restore_at=self._restore_at if app.restore and app.restore.id == self._restore_tried else 0.0,
-            others_left=any(d not in app.failed for d in successors(group.state, app, without=[group.me])),
+            others_left=not app.failed
+            or any(d not in app.failed for d in successors(group.state, app, without=[group.me])),
         )
 
     def _start_limit(self) -> float:
@@ -318,14 +319,10 @@ class AppJob:
         if wished and wished in successors(state, app) and self.group.online(wished):
             # Not to one that is away: the app would be released to nobody, taken by another, released again.
             return wished
-        others = [d for d in successors(state, app, without=[self.group.me]) if self.group.online(d)]
-        if (
-            self.group.agent.stopping
-            and not self.group.agent.resting
-            and others
-            and app.policy.failover == "automatic"
-        ):
-            return "*"
+        agent = self.group.agent
+        if agent.stopping and not agent.resting and app.policy.failover == "automatic":
+            others = successors(state, app, without=[self.group.me])
+            return "*" if any(self.group.online(d) for d in others) else ""
         return ""
 
     def _target_ready(self, target: str) -> bool:

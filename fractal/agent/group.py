@@ -51,7 +51,7 @@ class GroupAgent:
         self.agent = agent
         self.id = group
         self.journal = journal
-        self.pulse = Pulse()
+        self.pulse = Pulse(agent.pulse)
         self.stores: dict[str, OpenStore] = {}
         self.beats: dict[str, Beat] = {}
         self.ear = Ear()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -31,16 +30,16 @@ class ManifestUse:
 
     def __init__(self, job: AppJob) -> None:
         self._job = job
-        self._spec: tuple[str, AppSpec] | None = None
+        self._spec: tuple[object, AppSpec] | None = None
         self._digest: tuple[object, object, str] | None = None
+        self._told: tuple[object, str] | None = None
 
     @property
     def spec(self) -> AppSpec:
         """The app's services, as the log has them."""
         plain = self._job.app.spec
-        key = json.dumps(plain, sort_keys=True)
-        if self._spec is None or self._spec[0] != key:
-            self._spec = (key, from_plain_spec(plain))
+        if self._spec is None or self._spec[0] is not plain:
+            self._spec = (plain, from_plain_spec(plain))
         return self._spec[1]
 
     def digest(self) -> str:
@@ -63,7 +62,12 @@ class ManifestUse:
 
     def told(self) -> str:
         """For the others: the digest of the log's specification if that is what runs, else ""."""
-        return digest_of(self._job.app.spec) if self._job.health() and not self.outdated else ""
+        if not self._job.health() or self.outdated:
+            return ""
+        spec = self._job.app.spec
+        if self._told is None or self._told[0] is not spec:
+            self._told = (spec, digest_of(spec))
+        return self._told[1]
 
     async def note_start(self) -> None:
         """Note what is about to be started. Before it is something else than last time, the data becomes a snapshot."""

@@ -15,13 +15,15 @@ if TYPE_CHECKING:
     from fractal.agent.app_job import AppJob
     from fractal.agent.group import GroupAgent
 
-APPLY_EVERY = 0.25
+APPLY_EVERY = 1.0
+"""Seconds between two looks when nothing wakes the job."""
 APPLY_LIMIT = 20.0
 
 
 async def route(agent: Agent) -> None:
     """Apply the full desired set whenever it changed; again every minute, in case the backend lost something."""
     applied: object = None
+    pulse = 0
     last = agent.clock.boottime()
     while True:
         desired = (desired_serving(agent), desired_forwarding(agent))
@@ -37,7 +39,7 @@ async def route(agent: Agent) -> None:
                 agent.logger.warning("routes: %s", problem)
             agent.link_problem = problem
             applied, last = (desired, now) if not problem else (applied, last)
-        await agent.clock.sleep(APPLY_EVERY)
+        pulse = await agent.pulse.wait(pulse, APPLY_EVERY)
 
 
 async def _apply(call: Awaitable[None]) -> str:

@@ -19,14 +19,17 @@ MAX_INTEGER = 2**53 - 1
 MAX_DEPTH = 24
 
 Value = dict[str, Any]
+_ENCODER = json.JSONEncoder(
+    sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False
+)
+"""`_check` bounds the depth, so circles need no second look."""
 
 
 def encode(value: Value) -> bytes:
     """Canonical bytes of an object. Raises InvalidInput for what the encoding cannot hold."""
     _check(value, 0)
     try:
-        text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-        return text.encode("utf-8")
+        return _ENCODER.encode(value).encode("utf-8")
     except (UnicodeEncodeError, TypeError, ValueError) as error:
         raise InvalidInput(f"value cannot be encoded: {error}") from error
 
@@ -78,7 +81,8 @@ def _check(value: object, depth: int) -> None:
         for key, item in value.items():
             if not isinstance(key, str):
                 raise InvalidInput("keys must be strings")
-            _check(item, depth + 1)
+            if type(item) is not str:  # most are, and need no look
+                _check(item, depth + 1)
     elif isinstance(value, list | tuple):
         for item in value:
             _check(item, depth + 1)

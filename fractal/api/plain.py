@@ -29,7 +29,9 @@ def to_plain(value: object) -> Any:
         return value.value
     if is_dataclass(value) and not isinstance(value, type):
         return {
-            f.name: to_plain(item) for f in fields(value) if (item := getattr(value, f.name)) != _default(f)
+            name: to_plain(item)
+            for name, default in _defaults(type(value)).items()
+            if (item := getattr(value, name)) != default
         }
     if isinstance(value, Mapping):
         return {str(k): to_plain(v) for k, v in value.items()}
@@ -58,11 +60,19 @@ def _default(field: Field[Any]) -> object:
 
 
 @cache
+def _defaults(kind: type) -> Mapping[str, object]:
+    """Field -> default, MISSING where there is none. Compared with, never given out."""
+    return {f.name: _default(f) for f in fields(kind)}
+
+
+@cache
 def _hints(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
 
 
 def _convert(kind: Any, value: object, where: str, drop: bool) -> Any:
+    if (kind is str or kind is int or kind is bool) and type(value) is kind:
+        return value
     origin = get_origin(kind)
     if origin is not None:
         return _generic(kind, origin, value, where, drop)
@@ -110,12 +120,11 @@ def _generic(kind: Any, origin: Any, value: object, where: str, drop: bool) -> A
 def _dataclass(kind: type, value: object, where: str, drop: bool) -> Any:
     if not isinstance(value, Mapping):
         raise InvalidInput(f"{where}: expected an object")
-    hints = _hints(kind)
-    known = {f.name: f for f in fields(kind)}
-    unknown = sorted(set(value) - set(known))
+    hints, known = _hints(kind), _defaults(kind)
+    unknown = sorted(value.keys() - known.keys())
     if unknown and not drop:
         raise InvalidInput(f"{where}: unknown field {unknown[0]!r}")
-    missing = [n for n, f in known.items() if n not in value and _default(f) is MISSING]
+    missing = [n for n, default in known.items() if default is MISSING and n not in value]
     if missing:
         raise InvalidInput(f"{where}: missing field {missing[0]!r}")
     return kind(**{n: _convert(hints[n], v, f"{where}.{n}", drop) for n, v in value.items() if n in known})

@@ -80,9 +80,9 @@ class MemoryStore(Store):
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         """Every object below `prefix`, sorted, as of the first one's time."""
         check_prefix(prefix)
-        for key, data in sorted(self._objects.items()):
-            if key.startswith(prefix):
-                yield ObjectInfo(key, len(data))
+        found = [(key, len(data)) for key, data in self._objects.items() if key.startswith(prefix)]
+        for key, size in sorted(found):
+            yield ObjectInfo(key, size)
 
     async def delete(self, key: str) -> None:
         """Delete the object."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 from fractal.core.model import App, Device, DeviceRole, GroupState, Role
 
@@ -80,10 +81,15 @@ def ranking(state: GroupState, app: App) -> tuple[str, ...]:
     preferred = {device: place for place, device in enumerate(app.policy.devices)}
 
     def key(device: Device) -> tuple[int, int, bytes]:
-        tie = hashlib.blake2b(f"{app.id}/{device.id}".encode(), digest_size=8).digest()
-        return (preferred.get(device.id, len(preferred)), -device.capacity.bit_length(), tie)
+        place = preferred.get(device.id, len(preferred))
+        return (place, -device.capacity.bit_length(), _tie(app.id, device.id))
 
     return tuple(d.id for d in sorted(eligible(state, app), key=key))
+
+
+@lru_cache(maxsize=4096)
+def _tie(app: str, device: str) -> bytes:
+    return hashlib.blake2b(f"{app}/{device}".encode(), digest_size=8).digest()
 
 
 def successors(state: GroupState, app: App, *, without: Iterable[str] = ()) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from contextvars import Context, ContextVar, copy_context
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, TypeVarTuple
+from typing import Any, TypeVar, TypeVarTuple, cast
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -34,7 +34,7 @@ class Life:
     name: str
     dead: bool = False
     frozen: bool = False
-    held: list[asyncio.Handle] = field(default_factory=list)
+    held: list[_Handle] = field(default_factory=list)
     """What would have run while it was frozen; kept for ever once it is dead, as a killed program cleans nothing up."""
 
 
@@ -43,58 +43,53 @@ _numbers = itertools.count(1)
 
 
 class _Future(asyncio.Future[Any]):
-    """Hashed by number instead of address: the order in a set repeats."""
-
-    def __init__(self, *, loop: asyncio.AbstractEventLoop) -> None:
-        self._number = next(_numbers)
-        super().__init__(loop=loop)
+    """Hashed by the order of first use instead of by address: the order in a set repeats."""
 
     def __hash__(self) -> int:
-        return self._number
+        try:
+            return self._number
+        except AttributeError:
+            self._number: int = next(_numbers)
+            return self._number
 
 
 class _Task(asyncio.Task[Any]):
-    def __init__(self, coro: Coroutine[Any, Any, Any], **options: Any) -> None:
-        self._number = next(_numbers)
-        super().__init__(coro, **options)
-
     def __hash__(self) -> int:
-        return self._number
+        try:
+            return self._number
+        except AttributeError:
+            self._number: int = next(_numbers)
+            return self._number
 
 
-class _Handle(asyncio.Handle):
-    """A callback with the life that it belongs to."""
+class _Handle:
+    """A callback with the life that it belongs to. What asyncio itself uses of a handle, and no more: half of all time is here."""
 
-    __slots__ = ("life",)
-
-    def __init__(
-        self,
-        callback: Callable[..., object],
-        args: tuple[Any, ...],
-        loop: VirtualLoop,
-        context: Context | None,
-    ) -> None:
-        # An empty context is false, and is one of its own nevertheless.
-        context = copy_context() if context is None else context
-        self.life = context.get(LIFE)
-        super().__init__(callback, args, loop, context)
-
-
-class _Timer(asyncio.TimerHandle):
-    __slots__ = ("life",)
+    __slots__ = ("args", "callback", "context", "dropped", "life", "time")
 
     def __init__(
-        self,
-        when: float,
-        callback: Callable[..., object],
-        args: tuple[Any, ...],
-        loop: VirtualLoop,
-        context: Context | None,
+        self, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None, time: float
     ) -> None:
+        self.callback: Callable[..., object] | None = callback
+        self.args = args
         # An empty context is false, and is one of its own nevertheless.
-        context = copy_context() if context is None else context
-        self.life = context.get(LIFE)
-        super().__init__(when, callback, args, loop, context)
+        self.context = copy_context() if context is None else context
+        self.life: Life | None = self.context.get(LIFE)
+        self.time = time
+        self.dropped = False
+
+    def cancel(self) -> None:
+        """As `asyncio.Handle.cancel`."""
+        self.dropped = True
+        self.callback, self.args = None, ()
+
+    def cancelled(self) -> bool:
+        """As `asyncio.Handle.cancelled`."""
+        return self.dropped
+
+    def when(self) -> float:
+        """As `asyncio.TimerHandle.when`."""
+        return self.time
 
 
 class VirtualLoop(asyncio.AbstractEventLoop):
@@ -102,8 +97,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def __init__(self) -> None:
         self._now = 0.0
-        self._ready: deque[_Handle | _Timer] = deque()
-        self._timers: list[tuple[float, int, _Timer]] = []
+        self._ready: deque[_Handle] = deque()
+        self._timers: list[tuple[float, int, _Handle | asyncio.Future[None]]] = []
         self._order = itertools.count()
         self._closed = False
         self.steps = 0
@@ -117,40 +112,58 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         asyncio._set_running_loop(self)
         try:
             task = self.create_task(main)
-            while not task.done():
-                self._step()
+            self._run(task)
             return task.result()
         finally:
             asyncio._set_running_loop(None)
 
-    def _step(self) -> None:
-        if not self._ready:
-            self._jump()
-        handle = self._ready.popleft()
-        if handle.cancelled():
-            return
-        life = handle.life
-        if life is not None and (life.dead or life.frozen):
-            life.held.append(handle)
-            return
-        self.steps += 1
-        handle._run()
+    def _run(self, main: asyncio.Task[Any]) -> None:
+        ready, done = self._ready, main.done
+        while not done():
+            while not ready:
+                self._jump()
+            handle = ready.popleft()
+            callback, life = handle.callback, handle.life
+            if callback is None:
+                continue
+            if life is not None and (life.dead or life.frozen):
+                life.held.append(handle)
+                continue
+            self.steps += 1
+            try:
+                handle.context.run(callback, *handle.args)
+            except (SystemExit, KeyboardInterrupt):
+                raise
+            except (
+                BaseException
+            ) as error:  # as asyncio's own handles do: one callback's error is not the loop's
+                self.call_exception_handler({"message": f"in {callback!r}", "exception": error})
 
     def _jump(self) -> None:
-        timers = self._timers
-        while timers and timers[0][2].cancelled():
-            heapq.heappop(timers)
+        """To the next timer. One whose sleeper or callback is gone meanwhile leaves nothing ready."""
+        timers, ready = self._timers, self._ready
         if not timers:
             raise Stuck("no timer is left")
-        self._now = max(self._now, timers[0][0])
-        while timers and timers[0][0] <= self._now:
-            self._ready.append(heapq.heappop(timers)[2])
+        self._now = now = max(self._now, timers[0][0])
+        while timers and timers[0][0] <= now:
+            due = heapq.heappop(timers)[2]
+            if isinstance(due, _Handle):
+                if not due.dropped:
+                    ready.append(due)
+            elif not due.done():
+                due.set_result(None)
 
     def thaw(self, life: Life) -> None:
         """Let a frozen program go on: whatever became due meanwhile runs now."""
         life.frozen = False
         held, life.held = life.held, []
-        self._ready.extend(h for h in held if isinstance(h, _Handle | _Timer))
+        self._ready.extend(held)
+
+    def until(self, when: float) -> asyncio.Future[None]:
+        """Done at that time: what a sleep waits for."""
+        future: asyncio.Future[None] = _Future(loop=self)
+        heapq.heappush(self._timers, (when, next(self._order), future))
+        return future
 
     # --- what asyncio calls ---
 
@@ -162,9 +175,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
         """As in asyncio."""
-        handle = _Handle(callback, args, self, context)
+        handle: Any = _Handle(callback, args, context, self._now)
         self._ready.append(handle)
-        return handle
+        return cast("asyncio.Handle", handle)
 
     def call_soon_threadsafe(
         self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
@@ -182,12 +195,9 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """As in asyncio."""
-        timer = _Timer(when, callback, args, self, context)
+        timer: Any = _Handle(callback, args, context, when)
         heapq.heappush(self._timers, (when, next(self._order), timer))
-        return timer
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """It is dropped when its time comes."""
+        return cast("asyncio.TimerHandle", timer)
 
     def create_future(self) -> asyncio.Future[Any]:
         """As in asyncio."""

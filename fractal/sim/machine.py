@@ -64,7 +64,10 @@ class DeviceClock:
 
     async def sleep(self, seconds: float) -> None:
         """Wait."""
-        await asyncio.sleep(max(0.0, seconds) / self.rate)
+        if seconds > 0:
+            await self._loop.until(self._loop.time() + seconds / self.rate)
+        else:
+            await asyncio.sleep(0)
 
 
 class SeededEntropy:

@@ -123,8 +123,10 @@ class SimGuardClient(GuardClient):
         """Nothing to close."""
 
     async def ping(self) -> tuple[int, int]:
-        """It lives."""
-        await self._reach()
+        """It lives. Asked twice a second, so without the wait of the others."""
+        self._machine.moment("guard")
+        if self._machine.guard.dead:
+            raise Unreachable("guard: no answer in time")
         return 1, 1
 
     async def register(self, run: Freezable) -> None:

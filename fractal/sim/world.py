@@ -29,6 +29,7 @@ from fractal.sim.invariants import Truth
 from fractal.sim.loop import new_loop
 from fractal.sim.machine import InlineWorkers, Machine, quiet_logger
 from fractal.sim.network import Network
+from fractal.sim.once import once
 from fractal.testing.group import World as Founding
 
 FAULTS_FOR = 300.0
@@ -306,6 +307,7 @@ def simulate(
     shared = Path("/dev/shm")
     with (
         _alone(),
+        once(),
         tempfile.TemporaryDirectory(prefix="fractal-sim-", dir=shared if shared.is_dir() else None) as folder,
     ):
         world = World(seed, Path(folder), script)

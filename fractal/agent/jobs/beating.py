@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fractal.agent.beats import Beat, beat_bytes, read_beat
@@ -74,8 +75,13 @@ async def hear(group: GroupAgent) -> None:
         last = group.beats.get(beat.device)
         if known is None or known.removed or beat.device == group.me or not group.ear.news(beat):
             continue
-        woken = woken or last is None or last.apps != beat.apps or last.warm != beat.warm
+        woken = woken or last is None or _news(last) != _news(beat)
         group.beats[beat.device] = beat
         group.suspicion = group.suspicion.heard(beat.device, now, group.state.timers)
     if woken:
         group.pulse.beat()
+
+
+def _news(beat: Beat) -> tuple[object, object]:
+    """What of a beat is worth waking anybody: not that data got older."""
+    return {app: replace(said, would_lose=0) for app, said in beat.apps.items()}, beat.warm

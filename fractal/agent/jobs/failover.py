@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 LOOK = 0.5
 """Seconds between two looks when nothing wakes the job."""
+LONGEST_TRY = 5.0
+"""Longest pause between two tries to take an app whose store does not let it."""
 FOUND_AFTER = 3.0
 """Seconds that an unannounced epoch may stand in the store before somebody else announces it."""
 
@@ -76,15 +78,16 @@ async def take_over(group: GroupAgent) -> None:
     """Take the apps that are free for this device, as soon as its rank allows."""
     clock = group.agent.clock
     unannounced: dict[tuple[str, int], float] = {}
+    tries: dict[str, tuple[float, float]] = {}
     pulse = 0
     while True:
         now = clock.boottime()
         group.seen = observe(group.state, group.seen, now)
         await _announce_found(group, unannounced, now)
         found = [] if group.blind or group.agent.stopping else list(takes(group.state, group.me, group.seen))
-        due = [t for t in found if t.at <= now]
+        due = [t for t in found if t.at <= now and tries.get(t.app, (0.0, 0.0))[0] <= now]
         if due and not check_timers(group.state.timers):
-            await _take(group, due)
+            await _take(group, due, tries)
         later = min((t.at - now for t in found if t.at > now), default=LOOK)
         pulse = await group.pulse.wait(pulse, max(0.02, min(LOOK, later)))
 
@@ -119,8 +122,11 @@ async def _found(group: GroupAgent, app: App, epoch: int, owner: str) -> None:
         return
 
 
-async def _take(group: GroupAgent, due: list[Take]) -> None:
-    """One round of taking: read the log, list the store, create the epochs, announce all at once."""
+async def _take(group: GroupAgent, due: list[Take], tries: dict[str, tuple[float, float]]) -> None:
+    """One round of taking: read the log, list the store, create the epochs, announce all at once.
+
+    `tries` keeps, of each app that could not be taken, when it is tried next, and the pause before that.
+    """
     clock = group.agent.clock
     await group.journal.poll(0)
     still = {t.app: t for t in takes(group.state, group.me, group.seen) if t.at <= clock.boottime()}
@@ -133,8 +139,12 @@ async def _take(group: GroupAgent, due: list[Take]) -> None:
             except (FractalError, TimeoutError) as error:
                 # One app's store being away, or set up wrongly, must not keep this device from taking the others.
                 why = error or "its store did not answer in time"
-                group.logger.warning("cannot take %s: %s", group.app(take.app).name, why)
+                pause = min(LONGEST_TRY, 2 * tries.get(take.app, (0.0, LOOK / 2))[1])
+                if pause == LOOK:
+                    group.logger.warning("cannot take %s: %s", group.app(take.app).name, why)
+                tries[take.app] = (clock.boottime() + pause, pause)
                 continue
+            tries.pop(take.app, None)
             if epoch:
                 taken[take.app], acknowledged[take.app] = epoch, clock.boottime()
     if not taken:

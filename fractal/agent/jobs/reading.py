@@ -16,6 +16,8 @@ LOG_LATE = 2.0
 WATCH_INTERVAL = 10.0
 """Seconds between listings while somebody is challenged, or where listing costs next to nothing."""
 IDLE_INTERVAL = 60.0
+OPEN_AGAIN = 5.0
+"""Seconds before a store that could not be opened is tried again."""
 
 
 async def follow_log(group: GroupAgent) -> None:
@@ -46,10 +48,11 @@ async def follow_stores(group: GroupAgent) -> None:
     """List the epochs in every store that an app uses: seldom while the log proves enough, at once when it is late."""
     clock = group.agent.clock
     reported: dict[str, str] = {}
+    not_before: dict[str, float] = {}
     while True:
         now = clock.boottime()
         for store in sorted({a.store for a in group.state.apps.values() if not a.removed}):
-            if _due(group, store, now):
+            if now >= not_before.get(store, 0.0) and _due(group, store, now):
                 try:
                     await group.list_epochs(store)
                     reported.pop(store, None)
@@ -57,6 +60,9 @@ async def follow_stores(group: GroupAgent) -> None:
                     if reported.get(store) != str(error):
                         group.logger.warning("store: %s", error)
                     reported[store] = str(error)
+                    if store not in group.stores:
+                        # It cannot even be opened: nothing that passes within a moment.
+                        not_before[store] = clock.boottime() + OPEN_AGAIN
         await clock.sleep(0.5)
 
 
