@@ -236,9 +236,10 @@ def every_plugin() -> Plugins:
     """The builtins and the plugins of this project, installed or not; their records need nothing that they do not bring."""
     found: dict[str, object] = {}
     for project in sorted((ROOT / "plugins").glob("*/pyproject.toml")):
-        entries = tomllib.loads(project.read_text(encoding="utf-8"))["project"]["entry-points"]
+        entries = tomllib.loads(project.read_text(encoding="utf-8"))["project"].get("entry-points", {})
         sys.path.insert(0, str(project.parent / "src"))
-        found |= {name: importlib.import_module(at) for name, at in entries["fractal.plugins"].items()}
+        offered = entries.get("fractal.plugins", {})  # none: a library of theirs
+        found |= {name: importlib.import_module(at) for name, at in offered.items()}
     return Plugins([], found)
 
 

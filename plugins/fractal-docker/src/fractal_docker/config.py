@@ -4,29 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from fractal_containers.config import EngineConfig
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DockerConfig:
+class DockerConfig(EngineConfig):
     """`[runtime.docker]`."""
 
     socket: str = field(
         default="/var/run/docker.sock",
         metadata={"help": "Unix socket of the engine; the agent needs access."},
-    )
-    timeout: float = field(
-        default=20.0, metadata={"help": "Seconds after which the engine counts as hung, per request."}
-    )
-    pull_timeout: float = field(
-        default=1800.0,
-        metadata={"help": "Seconds after which pulling, saving or loading an image is given up."},
-    )
-    capabilities: tuple[str, ...] = field(
-        default=(),
-        metadata={
-            "help": "Capabilities that let an app reach the device itself and that apps may have all the same."
-        },
-    )
-    log_bytes: int = field(
-        default=4 << 20,
-        metadata={"help": "Size at which a service's log is rotated; one older file is kept."},
     )

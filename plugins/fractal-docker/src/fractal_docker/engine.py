@@ -1,121 +1,194 @@
-"""The engine behind its socket: every request in a thread of our own, bounded in time, its errors told as ours.
-
-Threads of our own and not the agent's workers: a hung engine must not hold up anything else.
-"""
+"""The Docker engine, by its SDK's low-level client, which speaks the engine's own words."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import docker
 import docker.errors
 import requests.exceptions
 import urllib3.exceptions
+from docker.types import Mount
+from docker.types.containers import HostConfig
+from fractal_containers.engine import THREADS, Engine, split
+from fractal_containers.found import Container, Image, Network
+from fractal_containers.wanted import Wanted
 
 from fractal.api.backend import Probe
-from fractal.api.errors import BackendError, Conflict, Misconfigured, NotFound
+from fractal.api.errors import BackendError, Conflict, NotFound
 from fractal_docker.config import DockerConfig
+from fractal_docker.words import API, container, payload
 
-T = TypeVar("T")
-API = "1.41"
-"""Docker 20.10, the oldest that is supported."""
-THREADS = 12
+BRIDGE = "com.docker.network.bridge.name"
 
 
-class Engine:
-    """Requests to one engine. `api` is the SDK's low-level client, which speaks the engine's own words."""
+class DockerEngine(Engine):
+    """See `Engine`."""
+
+    name = "docker"
+    package = "docker.io"
+    version = API
+    repeats_checks = True
 
     def __init__(self, config: DockerConfig) -> None:
-        self.socket = Path(config.socket)
-        self.timeout = config.timeout
+        super().__init__(config)
         self.api = docker.APIClient(
             base_url=f"unix://{config.socket}", version=API, timeout=config.timeout, num_pools=THREADS
         )
-        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="docker")
-        self._trusted = False
 
-    def close(self) -> None:
-        """Take no further requests. One that the engine has not answered ends by its time-out."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+    def _close(self) -> None:
         self.api.close()
 
-    async def __call__(
-        self, what: str, function: Callable[..., T], /, *arguments: Any, timeout: float = 0.0, **options: Any
-    ) -> T:
-        """Run `function` of the SDK; `what` names it in errors. `timeout` only lengthens the wait, as for a slow stop.
-
-        A cancellation goes on at once; the engine may carry out what was sent all the same. Raises NotFound, Conflict
-        and BackendError (retryable if the engine did not answer).
-        """
-        if not self._trusted:
-            await self._trust()
-        return await self._run(what, function, *arguments, timeout=timeout, **options)
-
-    async def _run(
-        self, what: str, function: Callable[..., T], /, *arguments: Any, timeout: float = 0.0, **options: Any
-    ) -> T:
-        loop = asyncio.get_running_loop()
-        with self.errors(what):
-            async with asyncio.timeout(max(timeout, self.timeout) + 5.0):
-                return await loop.run_in_executor(self._threads, lambda: function(*arguments, **options))
-
-    async def _trust(self) -> None:
-        """What can only be seen once the engine answers: that it places containers where the guard will look."""
-        info = await self._run("info", self.api.info)
+    def _distrusted(self) -> str:
+        """What can only be seen once the engine answers: where it places containers, and what it calls a digest."""
+        info = self.api.info()
         driver = info.get("CgroupDriver", "")
         if driver != "cgroupfs":
-            raise Misconfigured(
-                "socket",
-                f"the engine at {self.socket} has cgroup driver {driver!r}, with which the guard cannot freeze a run; put "
-                '{"exec-opts": ["native.cgroupdriver=cgroupfs"]} into /etc/docker/daemon.json and restart it',
+            return (
+                f"cgroup driver {driver!r}, with which the guard cannot freeze a run; put "
+                '{"exec-opts": ["native.cgroupdriver=cgroupfs"]} into /etc/docker/daemon.json and restart it'
             )
-        self._trusted = True
+        if any("containerd.snapshotter" in str(entry) for entry in info.get("DriverStatus") or ()):
+            return (
+                "images are in containerd's store, which gives them other digests than every other engine; put "
+                '{"features": {"containerd-snapshotter": false}} into /etc/docker/daemon.json and restart it'
+            )
+        return ""
 
-    @contextlib.contextmanager
-    def errors(self, what: str) -> Any:
-        """Translate the SDK's errors."""
-        where = f"docker at {self.socket}: {what}"
-        try:
-            yield
-        except docker.errors.NotFound as error:
-            raise NotFound(f"{where}: {error.explanation or error}") from error
-        except docker.errors.APIError as error:
-            status = error.response.status_code if error.response is not None else 500
-            kind = Conflict if status == 409 else BackendError
-            raise kind(f"{where}: {error.explanation or error}", retryable=status >= 500) from error
-        except (TimeoutError, requests.exceptions.Timeout) as error:
-            raise BackendError(f"{where}: no answer in time; is the engine hung?", retryable=True) from error
-        except (
-            docker.errors.DockerException,
-            requests.exceptions.RequestException,
-            urllib3.exceptions.HTTPError,
-            OSError,
-        ) as error:
-            raise BackendError(f"{where}: {error}; does the engine run?", retryable=True) from error
+    def _translated(self, error: Exception, where: str) -> BackendError | None:
+        match error:
+            case docker.errors.NotFound():
+                return NotFound(f"{where}: {error.explanation or error}")
+            case docker.errors.APIError():
+                status = error.response.status_code if error.response is not None else 500
+                kind = Conflict if status == 409 else BackendError
+                return kind(f"{where}: {error.explanation or error}", retryable=status >= 500)
+            case requests.exceptions.Timeout():
+                return BackendError(f"{where}: no answer in time; is the engine hung?", retryable=True)
+            case (
+                docker.errors.DockerException()
+                | requests.exceptions.RequestException()
+                | urllib3.exceptions.HTTPError()
+                | OSError()
+            ):
+                return BackendError(f"{where}: {error}; does the engine run?", retryable=True)
+        return None
+
+    async def about(self) -> str:
+        """As `Engine.about`."""
+        found = await self.ask("version", self.api.version)
+        return f"Docker {found.get('Version', '?')}"
+
+    # -- containers
+
+    async def containers(self, labels: Mapping[str, str]) -> list[Container]:
+        """As `Engine.containers`."""
+        found = []
+        filters = {"label": _filter(labels)}
+        for item in await self.ask("containers", self.api.containers, all=True, filters=filters):
+            with contextlib.suppress(NotFound):  # removed since
+                found.append(await self.inspect(item["Id"]))
+        return found
+
+    async def inspect(self, identity: str) -> Container:
+        """As `Engine.inspect`."""
+        return container(await self.ask("container", self.api.inspect_container, identity))
+
+    async def create(self, wanted: Wanted, what: str) -> str:
+        """As `Engine.create`."""
+        made = await self.ask(what, self.api.create_container, **payload(wanted))
+        return str(made["Id"])
+
+    async def start(self, identity: str, what: str) -> None:
+        """As `Engine.start`."""
+        await self.ask(what, self.api.start, identity)
+
+    async def signal(self, identity: str, signal: str, what: str) -> None:
+        """As `Engine.signal`."""
+        await self.ask(what, self.api.kill, identity, signal)
+
+    async def remove(self, identity: str, what: str) -> None:
+        """As `Engine.remove`."""
+        await self.ask(what, self.api.remove_container, identity, v=True, force=True)
+
+    # -- networks, volumes, images
+
+    async def networks(self, labels: Mapping[str, str]) -> list[Network]:
+        """As `Engine.networks`."""
+        found = await self.ask("networks", self.api.networks, filters={"label": _filter(labels)})
+        return [
+            Network(
+                name=str(item["Name"]),
+                labels=item.get("Labels") or {},
+                bridge=(item.get("Options") or {}).get(BRIDGE, ""),
+            )
+            for item in found
+        ]
+
+    async def create_network(self, network: Network, what: str) -> None:
+        """As `Engine.create_network`."""
+        await self.ask(
+            what,
+            self.api.create_network,
+            network.name,
+            driver="bridge",
+            check_duplicate=True,
+            options={BRIDGE: network.bridge},
+            labels=dict(network.labels),
+        )
+
+    async def remove_network(self, name: str, what: str) -> None:
+        """As `Engine.remove_network`."""
+        await self.ask(what, self.api.remove_network, name)
+
+    async def fill(self, name: str, image: str, target: str, labels: Mapping[str, str], what: str) -> Path:
+        """As `Engine.fill`: Docker fills the volumes of a container when it is made."""
+        mount = Mount(target, name, type="volume")
+        await self.ask(
+            what,
+            self.api.create_container,
+            image,
+            command=["-"],
+            name=name,
+            labels=dict(labels),
+            host_config=HostConfig(version=API, network_mode="none", mounts=[mount]),
+        )
+        volume: dict[str, Any] = await self.ask(what, self.api.inspect_volume, name)
+        return Path(str(volume["Mountpoint"]))
+
+    async def drop(self, name: str, what: str) -> None:
+        """As `Engine.drop`."""
+        with contextlib.suppress(NotFound):
+            await self.ask(what, self.api.remove_container, name, force=True)
+        with contextlib.suppress(NotFound):
+            await self.ask(what, self.api.remove_volume, name)
+
+    async def image(self, name: str) -> Image:
+        """As `Engine.image`."""
+        found = await self.ask(f"image {name}", self.api.inspect_image, name)
+        variant = found.get("Variant")
+        return Image(
+            digest=str(found["Id"]),
+            architecture=f"{found.get('Architecture', '')}{'/' + variant if variant else ''}",
+        )
+
+    async def tag(self, image: str, name: str) -> None:
+        """As `Engine.tag`."""
+        await self.ask(f"tagging {name}", self.api.tag, image, *split(name))
 
 
-@contextlib.asynccontextmanager
-async def open_engine(config: DockerConfig) -> AsyncIterator[Engine]:
-    """A connection to the engine, which need not run yet."""
-    if not Path(config.socket).is_absolute():
-        raise Misconfigured("socket", f"{config.socket!r} is not the absolute path of a Unix socket")
-    engine = Engine(config)
-    try:
-        yield engine
-    finally:
-        engine.close()
+def _filter(labels: Mapping[str, str]) -> list[str]:
+    return [f"{name}={value}" for name, value in labels.items()]
 
 
 async def probe(config: DockerConfig) -> Probe:
     """The engine's version, or why it cannot be used."""
     try:
-        async with open_engine(config) as engine:
-            found = await engine("version", engine.api.version)
+        async with DockerEngine(config) as engine:
+            found = await engine.about()
     except BackendError as error:
-        return Probe(False, f"{error} (Debian package docker.io)")
-    return Probe(True, f"Docker {found.get('Version', '?')} at {config.socket}")
+        return Probe(False, f"{error} (Debian package {DockerEngine.package})")
+    return Probe(True, f"{found} at {config.socket}")

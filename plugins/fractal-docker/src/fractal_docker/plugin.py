@@ -26,9 +26,11 @@ def fractal_runtimes() -> Iterable[RuntimeOffer]:
 
 
 def _open(context: Context, config: DockerConfig) -> AbstractAsyncContextManager[Runtime]:
-    from fractal_docker.runtime import open_docker
+    from fractal_containers.runtime import open_runtime
 
-    return open_docker(context, config)
+    from fractal_docker.engine import DockerEngine
+
+    return open_runtime(context, config, DockerEngine(config))
 
 
 async def _probe(config: DockerConfig) -> Probe:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from fractal.api.app import HealthSpec
 from fractal.api.errors import BackendError
 from fractal.api.runtime import Health
-from fractal_docker.labels import Container
+from fractal_containers.found import Container
 
 START_INTERVAL = 0.25
 """Seconds between probes until the first good one: this is what a person waits for."""
@@ -29,6 +29,8 @@ class Watch:
     """What our probes found of one start of one container."""
 
     spec: HealthSpec
+    repeated: bool
+    """Whether the engine repeats the command by itself: then ours only shortens the wait for the first good look."""
     started: float
     """CLOCK_BOOTTIME when we first saw it run."""
     health: Health = Health.STARTING
@@ -39,9 +41,9 @@ class Watch:
     task: asyncio.Task[None] | None = None
 
     def due(self, now: float) -> bool:
-        """Whether a probe should begin. Commands are the engine's to repeat; ours only shortens the wait for the first."""
+        """Whether a probe should begin."""
         starting = self.health is Health.STARTING
-        if self.spec.test and not starting:
+        if self.repeated and not starting:
             return False
         quick = EXEC_INTERVAL if self.spec.test else START_INTERVAL
         interval = min(self.spec.interval, quick) if starting else self.spec.interval
@@ -80,7 +82,7 @@ class Watch:
             self.health, self.failures, self.detail = Health.HEALTHY, 0, ""
             return
         self.detail = detail
-        if self.spec.test or (self.health is Health.STARTING and now - self.started < self.spec.start_period):
+        if self.repeated or (self.health is Health.STARTING and now - self.started < self.spec.start_period):
             return
         self.failures += 1
         if self.failures >= self.spec.retries:
@@ -89,14 +91,14 @@ class Watch:
 
 def judged(container: Container, watch: Watch | None) -> tuple[Health, str]:
     """A running container's health, and why."""
-    if watch is not None and not watch.spec.test:
+    if watch is not None and not watch.repeated:
         return watch.health, watch.detail
-    engine = container.state.get("Health") or {}
-    status = engine.get("Status", "none")
-    if status == "unhealthy":
-        entries = engine.get("Log") or [{}]
-        return Health.UNHEALTHY, str(entries[-1].get("Output", "")).strip()[-300:]
-    if status == "starting":
+    checked = container.checked
+    if checked is None:
+        return Health.HEALTHY, ""
+    if checked.status == "unhealthy":
+        return Health.UNHEALTHY, checked.output.strip()[-300:]
+    if checked.status == "starting":
         good = watch is not None and watch.health is Health.HEALTHY
         return (Health.HEALTHY if good else Health.STARTING), ("" if watch is None else watch.detail)
     return Health.HEALTHY, ""

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import docker
 import pytest
-from fractal_docker.labels import container_name, run_name
-from fractal_docker.testing import BUSYBOX, PYTHON, RememberingRuntime, TestEngine, again, opened
+from fractal_containers.labels import container_name, run_name
+from fractal_containers.testing import RememberingRuntime, TestEngine, again, opened
+from fractal_containers.testing_images import BUSYBOX, PYTHON
 
 from fractal.api.app import AppRun, AppSpec, HealthSpec, Mount, Port, ServiceSpec
 from fractal.api.errors import BackendError, NotFound
@@ -213,7 +214,7 @@ async def test_a_hung_engine_is_an_error_in_bounded_time(
 
 
 async def test_an_engine_that_is_not_there_is_an_error(engine: TestEngine, tmp_path: Path) -> None:
-    gone = replace(engine, folder=tmp_path / "nowhere")
+    gone = type(engine)(tmp_path / "nowhere")
     async with again(gone, tmp_path) as runtime:
         with pytest.raises(BackendError, match="does the engine run"):
             await runtime.observe()
@@ -433,7 +434,11 @@ async def test_an_image_goes_through_a_stream_to_another_name(
         with pytest.raises(BackendError):
             await runtime.image_digest("loaded/bad:1")
     finally:
-        for name in ("loaded/again:2", "loaded/again:latest", "fractal-homeserver-pinned:" + "ab" * 32):
-            with contextlib.suppress(docker.errors.ImageNotFound):
+        for name in (
+            "loaded/again:2",
+            "loaded/again:latest",
+            "localhost/fractal-homeserver-pinned:" + "ab" * 32,
+        ):
+            with contextlib.suppress(docker.errors.NotFound):
                 api.remove_image(name)
     assert await runtime.image_digest(PYTHON) != digest

@@ -1,4 +1,4 @@
-"""The docker runtime passes the runtimes' contract, on a real engine."""
+"""Every engine's runtime passes the runtimes' contract, on the real engine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from fractal_docker.testing import PYTHON, TestEngine, again, opened
+from fractal_containers.testing import TestEngine, again, opened
+from fractal_containers.testing_images import PYTHON
 
 from fractal.api.app import Port, ServiceSpec
 from fractal.api.runtime import Runtime
@@ -16,7 +17,7 @@ from fractal.testing.runtime import RuntimeContract
 
 
 @pytest.mark.usefixtures("inside")
-class TestDocker(RuntimeContract):
+class TestContainers(RuntimeContract):
     capabilities: ClassVar = frozenset({"SupportsImages"})
     engine: TestEngine
 

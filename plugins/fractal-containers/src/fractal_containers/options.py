@@ -1,16 +1,53 @@
-"""Compose keys beyond the common ones, as settings of the engine. Pure; a value that cannot be honoured is a ValueError."""
+"""Compose keys beyond the common ones, as plain settings. Pure; a value that cannot be honoured is a ValueError."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from fractal_docker.labels import PREFIX
+from fractal_containers.labels import PREFIX
 
-Settings = dict[str, Any]
-"""`host`: keywords of the engine's host configuration; `container`: keywords of the container itself."""
+
+@dataclass(frozen=True, slots=True)
+class Ulimit:
+    """A resource limit of processes, by Compose's name: `nofile`."""
+
+    name: str
+    soft: int
+    hard: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a service asks for beyond the common. The defaults ask for nothing."""
+
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    expose: tuple[tuple[int, str], ...] = ()
+    extra_hosts: Mapping[str, str] = field(default_factory=dict)
+    hostname: str = ""
+    init: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    no_health: bool = False
+    """Not even the image's own check."""
+    platform: str = ""
+    read_only: bool = False
+    shm_size: int = 0
+    """Bytes; 0: the engine's default."""
+    tmpfs: Mapping[str, str] = field(default_factory=dict)
+    """Path -> mount options."""
+    ulimits: tuple[Ulimit, ...] = ()
+
+    def without_health(self) -> Options:
+        """The same, with no check by the engine."""
+        return replace(self, no_health=True)
+
+
+Found = dict[str, Any]
+"""Fields of `Options`."""
 
 REACHING_OUT = frozenset(
     {"ALL", "SYS_ADMIN", "SYS_MODULE", "SYS_RAWIO", "SYS_BOOT", "SYS_TIME", "SYS_PTRACE", "DAC_READ_SEARCH"}
@@ -35,9 +72,9 @@ _PLATFORM = re.compile(r"[a-z0-9]+(/[a-z0-9_]+(/[a-z0-9]+)?)?")
 _TMPFS = re.compile(r"(rw|ro|noexec|exec|nosuid|nodev|size=\d+[kmgKMG%]?|mode=[0-7]{3,4}|uid=\d+|gid=\d+)")
 
 
-def settings(options: Mapping[str, str], allowed: frozenset[str] = frozenset()) -> Settings:
-    """The engine's settings for a service's options, with our defaults. Raises ValueError as `KEY: reason`."""
-    found: Settings = {"host": {}, "container": {}}
+def settings(options: Mapping[str, str], allowed: frozenset[str] = frozenset()) -> Options:
+    """What a service's options ask for, with our defaults. Raises ValueError as `KEY: reason`."""
+    found: Found = {}
     for key, text in sorted(options.items()):
         if key not in READERS:
             raise ValueError(f"{key}: not supported by this runtime")
@@ -47,19 +84,19 @@ def settings(options: Mapping[str, str], allowed: frozenset[str] = frozenset()) 
             READERS[key](json.loads(text), found)
         except (ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"{key}: {error}") from error
-    _capabilities(found["host"], allowed)
-    return found
+    return _restricted(Options(**found), allowed)
 
 
-def _capabilities(host: dict[str, Any], allowed: frozenset[str]) -> None:
-    add = host.setdefault("cap_add", [])
+def _restricted(options: Options, allowed: frozenset[str]) -> Options:
+    add, drop = options.cap_add, options.cap_drop
     if refused := sorted((set(add) & REACHING_OUT) - {_capability(name) for name in allowed}):
         raise ValueError(
-            f"cap_add: {refused[0]} lets the app reach the device itself; allow it by `capabilities` of [runtime.docker]"
+            f"cap_add: {refused[0]} lets the app reach the device itself; allow it by `capabilities` of the runtime"
         )
-    drop = host.setdefault("cap_drop", [])
-    if "NET_RAW" not in (*add, *drop) and "ALL" not in (*add, *drop):
-        drop.append("NET_RAW")  # forging packets is nothing that an app needs unasked
+    if "NET_RAW" in (*add, *drop) or "ALL" in (*add, *drop):
+        return options
+    # Forging packets is nothing that an app needs unasked.
+    return replace(options, cap_drop=(*drop, "NET_RAW"))
 
 
 def _words(value: Any) -> list[str]:
@@ -89,15 +126,15 @@ def _capability(value: str) -> str:
     return match[1]
 
 
-def _read_cap_add(value: Any, found: Settings) -> None:
-    found["host"]["cap_add"] = [_capability(word) for word in _words(value)]
+def _read_cap_add(value: Any, found: Found) -> None:
+    found["cap_add"] = tuple(_capability(word) for word in _words(value))
 
 
-def _read_cap_drop(value: Any, found: Settings) -> None:
-    found["host"]["cap_drop"] = [_capability(word) for word in _words(value)]
+def _read_cap_drop(value: Any, found: Found) -> None:
+    found["cap_drop"] = tuple(_capability(word) for word in _words(value))
 
 
-def _read_tmpfs(value: Any, found: Settings) -> None:
+def _read_tmpfs(value: Any, found: Found) -> None:
     mounts = {}
     for word in _words(value):
         path, _, flags = word.partition(":")
@@ -106,17 +143,17 @@ def _read_tmpfs(value: Any, found: Settings) -> None:
         if wrong := [flag for flag in flags.split(",") if flag and not _TMPFS.fullmatch(flag)]:
             raise ValueError(f"{wrong[0][:40]!r} is not supported")
         mounts[path] = flags
-    found["host"]["tmpfs"] = mounts
+    found["tmpfs"] = mounts
 
 
-def _read_size(value: Any, found: Settings) -> None:
+def _read_size(value: Any, found: Found) -> None:
     match = _SIZE.fullmatch(str(value)) if isinstance(value, str | int) else None
     if match is None:
         raise ValueError(f"{str(value)[:40]!r} is not a size such as 64m")
-    found["host"]["shm_size"] = int(match[1]) * _UNITS[(match[2] or "b")[0].lower()]
+    found["shm_size"] = int(match[1]) * _UNITS[(match[2] or "b")[0].lower()]
 
 
-def _read_ulimits(value: Any, found: Settings) -> None:
+def _read_ulimits(value: Any, found: Found) -> None:
     limits = []
     for name, item in value.items():
         _matching(re.compile(r"[a-z]{2,12}"), name, "a limit")
@@ -125,13 +162,13 @@ def _read_ulimits(value: Any, found: Settings) -> None:
             isinstance(n, int) and not isinstance(n, bool) and n >= -1 for n in both.values()
         ):
             raise ValueError(f"{name}: expected a number, or `soft` and `hard`")
-        limits.append({"Name": name, "Soft": both["soft"], "Hard": both["hard"]})
-    found["host"]["ulimits"] = limits
+        limits.append(Ulimit(name, both["soft"], both["hard"]))
+    found["ulimits"] = tuple(limits)
 
 
-def _read_hosts(value: Any, found: Settings) -> None:
+def _read_hosts(value: Any, found: Found) -> None:
     pairs = value.items() if isinstance(value, dict) else [_split(word) for word in _words(value)]
-    found["host"]["extra_hosts"] = {
+    found["extra_hosts"] = {
         _matching(_HOST, name, "a host's name"): _matching(_ADDRESS, address, "an address")
         for name, address in pairs
     }
@@ -142,49 +179,49 @@ def _split(word: str) -> tuple[str, str]:
     return word[:cut], word[cut + 1 :].strip("[]")
 
 
-def _read_labels(value: Any, found: Settings) -> None:
+def _read_labels(value: Any, found: Found) -> None:
     pairs = value.items() if isinstance(value, dict) else (word.partition("=")[::2] for word in _words(value))
     labels = {}
     for name, text in pairs:
-        if name.startswith((PREFIX, "com.docker.", "io.docker.", "org.dockerproject.")):
+        if name.startswith((PREFIX, "com.docker.", "io.docker.", "org.dockerproject.", "io.podman.")):
             raise ValueError(f"{name[:80]!r} is not the app's to set")
         if not isinstance(text, str | int | bool):
             raise TypeError(f"{name[:80]!r}: expected text")
         labels[name] = str(text).lower() if isinstance(text, bool) else str(text)
-    found["container"]["labels"] = labels
+    found["labels"] = labels
 
 
-def _read_expose(value: Any, found: Settings) -> None:
+def _read_expose(value: Any, found: Found) -> None:
     ports = []
     for item in value if isinstance(value, list) else [value]:
         number, _, protocol = str(item).partition("/")
         if not number.isdecimal() or not 1 <= int(number) <= 65535 or protocol not in ("", "tcp", "udp"):
             raise ValueError(f"{str(item)[:40]!r} is not a port")
         ports.append((int(number), protocol or "tcp"))
-    found["container"]["expose"] = ports
+    found["expose"] = tuple(ports)
 
 
-def _read_init(value: Any, found: Settings) -> None:
-    found["host"]["init"] = _flag(value)
+def _read_init(value: Any, found: Found) -> None:
+    found["init"] = _flag(value)
 
 
-def _read_only(value: Any, found: Settings) -> None:
-    found["host"]["read_only"] = _flag(value)
+def _read_only(value: Any, found: Found) -> None:
+    found["read_only"] = _flag(value)
 
 
-def _read_hostname(value: Any, found: Settings) -> None:
-    found["container"]["hostname"] = _matching(_HOST, value, "a host's name")
+def _read_hostname(value: Any, found: Found) -> None:
+    found["hostname"] = _matching(_HOST, value, "a host's name")
 
 
-def _read_platform(value: Any, found: Settings) -> None:
-    found["container"]["platform"] = _matching(_PLATFORM, value, "a platform such as linux/arm64")
+def _read_platform(value: Any, found: Found) -> None:
+    found["platform"] = _matching(_PLATFORM, value, "a platform such as linux/arm64")
 
 
-def _read_disabled(value: Any, found: Settings) -> None:
-    found["container"]["no_health"] = _flag(value)
+def _read_disabled(value: Any, found: Found) -> None:
+    found["no_health"] = _flag(value)
 
 
-READERS: Mapping[str, Callable[[Any, Settings], None]] = {
+READERS: Mapping[str, Callable[[Any, Found], None]] = {
     "cap_add": _read_cap_add,
     "cap_drop": _read_cap_drop,
     "expose": _read_expose,

@@ -7,14 +7,14 @@ from collections.abc import Iterator
 
 from fractal.api.app import AppSpec, ServiceSpec
 from fractal.api.runtime import Refusal
-from fractal_docker.config import DockerConfig
-from fractal_docker.containers import SECRET_USE, bad_target
-from fractal_docker.options import settings
+from fractal_containers.config import EngineConfig
+from fractal_containers.options import settings
+from fractal_containers.wanted import SECRET_USE, bad_target
 
 SIGNAL = re.compile(r"SIG[A-Z0-9+-]{2,12}|\d{1,2}")
 
 
-def refusals(spec: AppSpec, config: DockerConfig) -> Iterator[Refusal]:
+def refusals(spec: AppSpec, config: EngineConfig) -> Iterator[Refusal]:
     """Every obstacle, by service and key."""
     for service in spec.services:
         if not service.image:
@@ -23,7 +23,7 @@ def refusals(spec: AppSpec, config: DockerConfig) -> Iterator[Refusal]:
         yield from _service(service, config)
 
 
-def _service(service: ServiceSpec, config: DockerConfig) -> Iterator[Refusal]:
+def _service(service: ServiceSpec, config: EngineConfig) -> Iterator[Refusal]:
     for key, option in service.options.items():
         try:
             settings({key: option}, frozenset(config.capabilities))

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from fractal.api.app import AppRun, ServiceSpec
 from fractal.api.context import Context
 from fractal.api.errors import BackendError
-from fractal_docker.containers import Place, payload, secret_files
-from fractal_docker.engine import Engine
-from fractal_docker.files import make_volumes, write_secrets
-from fractal_docker.filling import fill
-from fractal_docker.images import Images
-from fractal_docker.labels import RESTART, Container, run_labels
+from fractal_containers.engine import Engine
+from fractal_containers.files import make_volumes, write_secrets
+from fractal_containers.filling import fill
+from fractal_containers.found import Container, Network
+from fractal_containers.images import Images
+from fractal_containers.labels import RESTART, run_labels
+from fractal_containers.wanted import Place, secret_files, wanted
 
+T = TypeVar("T")
 LONG_LIFE = 60.0
 """Seconds of life after which an ended service counts as having worked: its back-off begins anew."""
 BACKOFF = 0.5
@@ -32,8 +33,8 @@ UntilHealthy = Callable[[str, str], Awaitable[None]]
 class Change(Protocol):
     """A request that changes something: on cancellation it is still waited for by whoever ends the run."""
 
-    async def __call__(self, key: str, what: str, function: Callable[..., Any], /, *a: Any, **o: Any) -> Any:
-        """As `Engine`."""
+    async def __call__(self, key: str, request: Coroutine[Any, Any, T]) -> T:
+        """Make it."""
 
 
 @dataclass(slots=True)
@@ -98,7 +99,7 @@ class Start:
     def _due(self, container: Container) -> bool:
         """Whether its back-off is over; counts the restart if so."""
         history, now = self.histories[container.service], self.context.clock.boottime()
-        if _lived(container) >= LONG_LIFE:
+        if container.lived >= LONG_LIFE:
             history.streak = 0
         if history.streak and now - history.last < min(MAX_BACKOFF, BACKOFF * 2.0 ** min(history.streak, 16)):
             return False
@@ -112,7 +113,7 @@ class Start:
         try:
             identity = found.id if found is not None else await self._create(spec, order)
             self._go_on()
-            await self.change(key, what, self.engine.api.start, identity)
+            await self.change(key, self.engine.start(identity, what))
         except BackendError as error:
             self._go_on()
             raise BackendError(f"{what} does not start: {error}", retryable=error.retryable) from error
@@ -124,28 +125,18 @@ class Start:
         files = secret_files(self.run, spec)
         secrets = write_secrets(self.secrets / spec.name, files)
         self._go_on()
-        arguments = payload(self.place, self.run, spec, order, image, secrets)
-        made = await self.change(
-            self.run.key,
-            f"{self.run.key}: service {spec.name}",
-            self.engine.api.create_container,
-            **arguments,
-        )
-        return str(made["Id"])
+        container = wanted(self.place, self.run, spec, order, image, secrets)
+        what = f"{self.run.key}: service {spec.name}"
+        return await self.change(self.run.key, self.engine.create(container, what))
 
     async def _network(self) -> None:
-        name, api = self.place.network, self.engine.api
-        what = f"{self.run.key}: network {name}"
-        if await self.engine(what, api.networks, names=[f"^{name}$"]):
+        labels = run_labels(self.place.device, self.run)
+        if await self.engine.networks(labels):
             return
+        name = self.place.network
+        network = Network(name=name, labels=labels, bridge=self.place.bridge)
         await self.change(
-            self.run.key,
-            what,
-            api.create_network,
-            name,
-            driver="bridge",
-            check_duplicate=True,
-            labels=run_labels(self.place.device, self.run),
+            self.run.key, self.engine.create_network(network, f"{self.run.key}: network {name}")
         )
 
     async def _conditions(self, spec: ServiceSpec) -> None:
@@ -176,14 +167,3 @@ class Start:
     def _go_on(self) -> None:
         if self.overtaken():
             raise BackendError(f"{self.run.key}: stopped while it was starting", retryable=True)
-
-
-def _lived(container: Container) -> float:
-    """Seconds between its last start and end, by the engine's clock."""
-    try:
-        begin, end = (
-            datetime.fromisoformat(str(container.state[name])[:19]) for name in ("StartedAt", "FinishedAt")
-        )
-    except (KeyError, ValueError):
-        return 0.0
-    return max(0.0, (end - begin).total_seconds())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractal.api.context import Clock
 from fractal.api.errors import BackendError
-from fractal_docker.cgroup import RunCgroup
+from fractal_containers.cgroup import RunCgroup
 
 DYING = 10.0
 """Seconds within which what was sent SIGKILL must be gone."""

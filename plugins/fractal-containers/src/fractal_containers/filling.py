@@ -1,6 +1,6 @@
-"""An empty volume begins as what the image holds at its place, with its owners and modes, as Docker's own volumes do.
+"""An empty volume begins as what the image holds at its place, with its owners and modes, as an engine's own volumes do.
 
-The engine fills a volume of its own that a container which never runs has at that place; from there it is copied. Nothing
+The engine fills such a volume for a container which never runs; from there it is copied. Nothing
 of the image is unpacked by us, and no symbolic link of its is followed.
 """
 
@@ -12,14 +12,11 @@ import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from docker.types import Mount as EngineMount
-from docker.types.containers import HostConfig
-
 from fractal.api.app import AppRun, ServiceSpec
 from fractal.api.context import Context
-from fractal.api.errors import BackendError, NotFound
-from fractal_docker.engine import API, Engine
-from fractal_docker.labels import run_labels, run_name
+from fractal.api.errors import BackendError
+from fractal_containers.engine import Engine
+from fractal_containers.labels import run_labels, run_name
 
 COPYING = 900.0
 """Seconds after which copying is given up."""
@@ -57,22 +54,11 @@ async def _filled(
     context: Context, engine: Engine, run: AppRun, image: str, target: str, what: str
 ) -> AsyncIterator[Path | None]:
     """What the image has at `target`, in a folder of the engine's; None if it has nothing there."""
-    api, name = engine.api, _name(context, run.key)
     await drop(context, engine, run.key)
     try:
-        await engine(
-            what,
-            api.create_container,
-            image,
-            command=["-"],
-            name=name,
-            labels=run_labels(context.device, run),
-            host_config=HostConfig(
-                version=API, network_mode="none", mounts=[EngineMount(target, name, type="volume")]
-            ),
+        source = await engine.fill(
+            _name(context, run.key), image, target, run_labels(context.device, run), what
         )
-        volume = await engine(what, api.inspect_volume, name)
-        source = Path(str(volume["Mountpoint"]))
         with os.scandir(source) as entries:
             empty = not any(entries)
         plain = source.stat().st_uid == source.stat().st_gid == 0 and source.stat().st_mode & 0o777 == 0o755
@@ -89,8 +75,4 @@ def _name(context: Context, key: str) -> str:
 
 async def drop(context: Context, engine: Engine, key: str) -> None:
     """Remove what filling left in the engine, if anything."""
-    name, what = _name(context, key), f"{key}: filling"
-    with contextlib.suppress(NotFound):
-        await engine(what, engine.api.remove_container, name, force=True)
-    with contextlib.suppress(NotFound):
-        await engine(what, engine.api.remove_volume, name)
+    await engine.drop(_name(context, key), f"{key}: filling")

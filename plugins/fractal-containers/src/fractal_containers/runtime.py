@@ -7,42 +7,45 @@ import contextlib
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from fractal.api.app import AppRun, AppSpec
+from fractal.api.app import AppRun, AppSpec, HealthSpec
 from fractal.api.context import Context
 from fractal.api.errors import BackendError, NotFound
 from fractal.api.runtime import ExecResult, Freezable, Health, Refusal, RunStatus, ServiceStatus
-from fractal_docker.cgroup import RunCgroup
-from fractal_docker.check import refusals
-from fractal_docker.commands import execute
-from fractal_docker.config import DockerConfig
-from fractal_docker.containers import Place
-from fractal_docker.ending import DYING, STEP, strike
-from fractal_docker.engine import Engine, open_engine
-from fractal_docker.filling import drop
-from fractal_docker.health import Watch, judged
-from fractal_docker.images import Images
-from fractal_docker.labels import APP, BOOT, DEVICE, EPOCH, GROUP, RUN, Container, run_name
-from fractal_docker.starting import COMPLETION, POLL, History, Start
-from fractal_docker.streams import frames, request
+from fractal_containers.cgroup import RunCgroup
+from fractal_containers.check import refusals
+from fractal_containers.commands import execute
+from fractal_containers.config import EngineConfig
+from fractal_containers.ending import DYING, STEP, strike
+from fractal_containers.engine import Engine
+from fractal_containers.filling import drop
+from fractal_containers.found import Container
+from fractal_containers.health import Watch, judged
+from fractal_containers.images import Images
+from fractal_containers.labels import APP, BOOT, DEVICE, EPOCH, GROUP, RUN, bridge_name, run_name
+from fractal_containers.options import settings
+from fractal_containers.starting import COMPLETION, POLL, History, Start
+from fractal_containers.wanted import Place
 
+T = TypeVar("T")
 KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 CHECK_WAIT = 0.5
 """Seconds for which `observe` waits for probes; slower ones are in the next answer."""
 LAST_LINE = 300
 
 
-class DockerRuntime:
+class ContainerRuntime:
     """See `fractal.api.runtime.Runtime` and `SupportsImages`."""
 
-    def __init__(self, context: Context, config: DockerConfig, engine: Engine) -> None:
+    def __init__(self, context: Context, config: EngineConfig, engine: Engine) -> None:
         self._context = context
         self._config = config
+        self._allowed = frozenset(config.capabilities)
         self._engine = engine
-        self._images = Images(engine, config)
+        self._images = Images(engine)
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._ends: defaultdict[str, int] = defaultdict(int)
@@ -101,11 +104,12 @@ class DockerRuntime:
     async def prepare(self, run: AppRun) -> None:
         """Pull what images are not here; those that are pinned have to be."""
         self._refuse(run)
-        for image in dict.fromkeys(service.image for service in run.spec.services):
-            if pinned := run.images.get(image):
+        for service in run.spec.services:
+            if pinned := run.images.get(service.image):
                 await self._images.digest(pinned)
             else:
-                await self._images.bring(image)
+                platform = settings(service.options, self._allowed).platform
+                await self._images.bring(service.image, platform)
 
     async def start(self, run: AppRun) -> None:
         """Start what does not run; called again for a run that lost services, it applies their restart policies."""
@@ -126,6 +130,7 @@ class DockerRuntime:
                     boot=self._boot,
                     cgroup=cgroup,
                     network=self._network(key),
+                    bridge=bridge_name(self._context.device, key),
                     config=self._config,
                 ),
                 secrets=self._folder("secrets", key),
@@ -161,11 +166,10 @@ class DockerRuntime:
     async def _stop_container(self, cgroup: RunCgroup, container: Container) -> None:
         if not container.running:
             return
-        api, what = self._engine.api, f"{container.key}: service {container.service}"
-        signal = container.raw["Config"].get("StopSignal") or "SIGTERM"
+        what, signal = f"{container.key}: service {container.service}", container.stop_signal
         clock = self._context.clock
         try:
-            await self._engine(what, api.kill, container.id, signal)
+            await self._engine.signal(container.id, signal, what)
         except BackendError as error:
             if await self._runs(container.id):
                 raise BackendError(f"{what}: {signal} cannot be sent: {error}", retryable=True) from error
@@ -176,14 +180,13 @@ class DockerRuntime:
                 return
             await clock.sleep(POLL)
         with contextlib.suppress(BackendError):  # it ended at the last moment; if not, `_end` sees to it
-            await self._engine(what, api.kill, container.id, "SIGKILL")
+            await self._engine.signal(container.id, "SIGKILL", what)
 
     async def _runs(self, identity: str) -> bool:
         try:
-            found = await self._engine("looking", self._engine.api.inspect_container, identity)
+            return (await self._engine.inspect(identity)).running
         except NotFound:
             return False
-        return Container(found).running
 
     async def kill(self, key: str) -> None:
         """As `Runtime.kill`: by cgroup first, so that neither a hung engine nor a `start` under way holds it up."""
@@ -229,10 +232,9 @@ class DockerRuntime:
             for container in await self._containers(key):
                 await self._remove_container(container)
             await drop(self._context, self._engine, key)
-            api, network = self._engine.api, self._network(key)
-            for found in await self._engine(f"{key}: network", api.networks, names=[f"^{network}$"]):
+            for network in await self._engine.networks(self._labels(key)):
                 with contextlib.suppress(NotFound):
-                    await self._engine(f"{key}: network {network}", api.remove_network, found["Id"])
+                    await self._engine.remove_network(network.name, f"{key}: network {network.name}")
             shutil.rmtree(self._folder("secrets", key), ignore_errors=True)
             for kind in ("ended", "paused"):
                 self._folder(kind, key).unlink(missing_ok=True)
@@ -243,9 +245,7 @@ class DockerRuntime:
     async def _remove_container(self, container: Container) -> None:
         what = f"{container.key}: service {container.service}"
         with contextlib.suppress(NotFound):
-            await self._change(
-                container.key, what, self._engine.api.remove_container, container.id, v=True, force=True
-            )
+            await self._change(container.key, self._engine.remove(container.id, what))
 
     # -- pausing
 
@@ -277,12 +277,9 @@ class DockerRuntime:
 
     async def observe(self) -> Sequence[RunStatus]:
         """Every run with a container, running or not, or with a network; probes health on the way."""
-        api = self._engine.api
         runs: dict[str, tuple[dict[str, str], list[Container]]] = {}
-        filters = {"label": [f"{DEVICE}={self._context.device}"]}
-        for found in await self._engine("networks", api.networks, filters=filters):
-            labels = found.get("Labels") or {}
-            runs.setdefault(labels.get(RUN, ""), (labels, []))
+        for network in await self._engine.networks(self._labels()):
+            runs.setdefault(network.labels.get(RUN, ""), (dict(network.labels), []))
         for container in await self._containers():
             runs.setdefault(container.key, (dict(container.labels), []))[1].append(container)
         now = self._context.clock.boottime()
@@ -312,8 +309,8 @@ class DockerRuntime:
         health, detail = Health.STOPPED, ""
         if container.running:
             health, detail = judged(container, self._watches.get(_watch_key(container)))
-        elif container.exit_code or container.state.get("Error"):
-            detail = str(container.state.get("Error") or "") or await self._last_line(container)
+        elif container.exit_code or container.error:
+            detail = container.error or await self._last_line(container)
         return ServiceStatus(
             name=container.service,
             running=container.running,
@@ -325,33 +322,30 @@ class DockerRuntime:
         )
 
     async def _last_line(self, container: Container) -> str:
+        last = b""
         try:
-            raw: bytes = await self._engine("logs", self._engine.api.logs, container.id, tail=1)
+            async for chunk in self._engine.logs(container.id, f"{container.key}: last line", tail=1):
+                last = (last + chunk)[-LAST_LINE:]
         except BackendError:
             return ""  # a detail, not worth hiding what is known
-        return raw[-LAST_LINE:].decode("utf-8", "replace").strip()
+        return last.decode("utf-8", "replace").strip()
 
     async def _containers(self, key: str = "") -> list[Container]:
         """Ours, or those of one run."""
-        labels = [f"{DEVICE}={self._context.device}", *([f"{RUN}={key}"] if key else [])]
-        api = self._engine.api
-        listed = await self._engine("containers", api.containers, all=True, filters={"label": labels})
-        found = []
-        for item in listed:
-            with contextlib.suppress(NotFound):  # removed since
-                found.append(Container(await self._engine("container", api.inspect_container, item["Id"])))
-        return found
+        return await self._engine.containers(self._labels(key))
+
+    def _labels(self, key: str = "") -> dict[str, str]:
+        """By which ours, or those of one run, are found."""
+        return {DEVICE: self._context.device, **({RUN: key} if key else {})}
 
     async def logs(
         self, key: str, service: str, *, tail: int = 100, follow: bool = False
     ) -> AsyncIterator[bytes]:
         """As `Runtime.logs`."""
         container = await self._find(key, service)
-        query = f"stdout=1&stderr=1&follow={int(follow)}&tail={tail or 'all'}"
-        path = f"/containers/{container.id}/logs?{query}"
-        async with request(self._engine.socket, f"{key}: logs of {service}", "GET", path) as (reader, _):
-            async for chunk in frames(reader):
-                yield chunk
+        what = f"{key}: logs of {service}"
+        async for chunk in self._engine.logs(container.id, what, tail=tail, follow=follow):
+            yield chunk
 
     async def exec(
         self, key: str, service: str, argv: Sequence[str], *, stdin: bytes = b"", timeout: float = 60.0
@@ -371,13 +365,18 @@ class DockerRuntime:
     # -- health
 
     def _begin_probe(self, container: Container, now: float) -> asyncio.Task[None] | None:
-        spec = container.health
+        spec = self._check_of(container)
         if spec is None or not container.running or self._cgroup(container.key).frozen():
             return None
-        watch = self._watches.setdefault(_watch_key(container), Watch(spec, now))
+        repeated = self._engine.repeats_checks and bool(spec.test)
+        watch = self._watches.setdefault(_watch_key(container), Watch(spec, repeated, now))
         if watch.due(now):
             watch.begin(now, container, self._test)
         return watch.task
+
+    def _check_of(self, container: Container) -> HealthSpec | None:
+        """How we look: as the app says; where the engine does not run the image's own check, that one."""
+        return container.health or (None if self._engine.repeats_checks else container.test)
 
     async def _test(self, container: Container, argv: Sequence[str], timeout: float) -> bool:
         # It is given up, and killed, at its own time-out; ours must not come before the check's.
@@ -394,7 +393,7 @@ class DockerRuntime:
     async def _until_healthy(self, key: str, name: str, needed_by: str) -> None:
         clock = self._context.clock
         container = await self._find(key, name)
-        spec = container.health
+        spec = self._check_of(container)
         limit = (
             COMPLETION
             if spec is None
@@ -416,9 +415,9 @@ class DockerRuntime:
 
     # -- small things
 
-    async def _change(self, key: str, what: str, function: Callable[..., Any], /, *a: Any, **o: Any) -> Any:
+    async def _change(self, key: str, request: Coroutine[Any, Any, T]) -> T:
         """A request that changes something. Cancelled, it is left to finish, and the run's end waits for it."""
-        change = asyncio.ensure_future(self._engine(what, function, *a, **o))
+        change = asyncio.ensure_future(request)
         self._changes[key].add(change)
         change.add_done_callback(lambda done: self._changed(key, done))
         return await asyncio.shield(change)
@@ -432,11 +431,11 @@ class DockerRuntime:
         self._cgroup(run.key)
         if found := self.check(run.spec):
             text = "; ".join(f"service {r.service}: {r.key}: {r.reason}" for r in found)
-            raise BackendError(f"docker runtime: {run.spec.name}: {text}")
+            raise BackendError(f"{self._engine.name} runtime: {run.spec.name}: {text}")
 
     def _cgroup(self, key: str) -> RunCgroup:
         if not KEY.fullmatch(key) or ".." in key:
-            raise BackendError(f"docker runtime: {key!r} cannot name a run")
+            raise BackendError(f"{self._engine.name} runtime: {key!r} cannot name a run")
         return RunCgroup(run_name(self._context.device, key))
 
     def _network(self, key: str) -> str:
@@ -448,14 +447,16 @@ class DockerRuntime:
 
 def _watch_key(container: Container) -> tuple[str, str]:
     """One start of one container."""
-    return container.id, str(container.state.get("StartedAt"))
+    return container.id, container.started
 
 
 @contextlib.asynccontextmanager
-async def open_docker(context: Context, config: DockerConfig) -> AsyncIterator[DockerRuntime]:
+async def open_runtime(
+    context: Context, config: EngineConfig, engine: Engine
+) -> AsyncIterator[ContainerRuntime]:
     """The engine need not run yet, nor answer: what hangs or died must still be killed."""
-    async with open_engine(config) as engine:
-        runtime = DockerRuntime(context, config, engine)
+    async with engine:
+        runtime = ContainerRuntime(context, config, engine)
         runtime.unpause_all()
         try:
             yield runtime

@@ -1,0 +1,49 @@
+"""Commands in a container: bounded in time and output, and really ended when they are given up.
+
+No engine has a request to end a command, so each carries a mark in its environment, by which it and what it started
+are found among the processes of the run's cgroup.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from fractal.api.context import Context
+from fractal.api.errors import BackendError
+from fractal.api.runtime import ExecResult
+from fractal_containers.cgroup import RunCgroup
+from fractal_containers.engine import Engine
+from fractal_containers.found import Container
+
+OUTPUT = 1 << 20
+MARK = "FRACTAL_COMMAND"
+
+
+async def execute(
+    context: Context,
+    engine: Engine,
+    cgroup: RunCgroup,
+    container: Container,
+    argv: Sequence[str],
+    stdin: bytes,
+    timeout: float,
+) -> ExecResult:
+    """As `Runtime.exec`, in a container that runs. Raises BackendError on time-out."""
+    if cgroup.frozen():
+        raise BackendError(f"{container.key}: frozen by the guard; nothing can be run in it", retryable=True)
+    mark = context.entropy.bytes(8).hex()
+    what = f"{container.key}: {container.service}: {argv[0] if argv else ''}"
+    done = False
+    try:
+        async with asyncio.timeout(timeout):
+            ended = await engine.command(container.id, argv, {MARK: mark}, stdin, OUTPUT, what)
+        done = True
+    except TimeoutError as error:
+        raise BackendError(f"{what}: not finished after {timeout:g} s; killed") from error
+    finally:
+        if not done:
+            cgroup.kill_marked(f"{MARK}={mark}".encode())
+    if ended.exit_code is None:
+        raise BackendError(f"{what}: ended without an exit code", retryable=True)
+    return ExecResult(int(ended.exit_code), ended.output)

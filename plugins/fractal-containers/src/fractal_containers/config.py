@@ -1,0 +1,29 @@
+"""Settings that every engine's runtime has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Common part of `[runtime.docker]` and `[runtime.podman]`."""
+
+    socket: str = field(default="", metadata={"help": "Unix socket of the engine; the agent needs access."})
+    timeout: float = field(
+        default=20.0, metadata={"help": "Seconds after which the engine counts as hung, per request."}
+    )
+    pull_timeout: float = field(
+        default=1800.0,
+        metadata={"help": "Seconds after which pulling, saving or loading an image is given up."},
+    )
+    capabilities: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "Capabilities that let an app reach the device itself and that apps may have all the same."
+        },
+    )
+    log_bytes: int = field(
+        default=4 << 20,
+        metadata={"help": "Size at which a service's log is rotated; Docker keeps one older file."},
+    )

@@ -1,0 +1,174 @@
+"""What an engine gives or takes as a stream: output, images. Read by asyncio itself, so that it can be cancelled at any byte.
+
+Docker Engine API, which Podman answers too: HTTP over a Unix socket. Requests are HTTP/1.0 where the answer is a stream,
+so that it comes without transfer encoding and ends with the connection; a command's stream is "hijacked": after the
+headers of the answer the connection carries stdin one way and framed output the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fractal.api.errors import BackendError, NotFound
+
+CHUNK = 1 << 18
+MAX_FRAME = 1 << 24
+MAX_ERROR = 1 << 16
+MAX_ANSWER = 1 << 22
+PATIENCE = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wire:
+    """An engine's socket."""
+
+    socket: Path
+    name: str
+    """The engine's, for errors."""
+    version: str
+    """Of the API that is asked for."""
+
+    def where(self, what: str) -> str:
+        """Begin of an error's message."""
+        return f"{self.name} at {self.socket}: {what}"
+
+    @contextlib.asynccontextmanager
+    async def request(
+        self,
+        what: str,
+        method: str,
+        path: str,
+        *,
+        body: bytes = b"",
+        chunks: AsyncIterator[bytes] | None = None,
+        hijack: bool = False,
+        patience: float = PATIENCE,
+    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        """Send, and read the answer's headers within `patience` seconds. Raises NotFound, BackendError."""
+        where = self.where(what)
+        try:
+            async with asyncio.timeout(patience):
+                reader, writer = await asyncio.open_unix_connection(str(self.socket))
+        except (OSError, TimeoutError) as error:
+            raise BackendError(f"{where}: {error}; does the engine run?", retryable=True) from error
+        try:
+            writer.write(
+                self._head(method, path, len(body), chunked=chunks is not None, hijack=hijack) + body
+            )
+            if chunks is not None:
+                await _send(writer, chunks)
+            async with asyncio.timeout(patience):
+                await _answer(reader, where)
+            yield reader, writer
+        except (TimeoutError, ConnectionError, EOFError, asyncio.LimitOverrunError) as error:
+            raise BackendError(
+                f"{where}: {error or 'no answer in time; is the engine hung?'}", retryable=True
+            ) from error
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    def _head(self, method: str, path: str, length: int, *, chunked: bool, hijack: bool) -> bytes:
+        version = "1.1" if chunked or hijack else "1.0"
+        lines = [f"{method} /v{self.version}{path} HTTP/{version}", "Host: engine"]
+        lines += ["Connection: Upgrade", "Upgrade: tcp"] if hijack else ["Connection: close"]
+        if chunked:
+            lines += ["Transfer-Encoding: chunked", "Content-Type: application/x-tar"]
+        else:
+            lines += [f"Content-Length: {length}", "Content-Type: application/json"]
+        return "\r\n".join([*lines, "", ""]).encode("ascii")
+
+    async def answer(
+        self, what: str, method: str, path: str, body: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Ask, and read an answer that is a JSON object. Raises NotFound, BackendError."""
+        data = b"" if body is None else json.dumps(body).encode()
+        async with self.request(what, method, path, body=data) as (reader, _), asyncio.timeout(PATIENCE):
+            text = await reader.read(MAX_ANSWER)
+            while chunk := await reader.read(MAX_ANSWER - len(text)):
+                text += chunk
+        try:
+            found = json.loads(text)
+        except ValueError as error:
+            raise BackendError(f"{self.where(what)}: an answer that is not JSON") from error
+        if not isinstance(found, dict):
+            raise BackendError(f"{self.where(what)}: an answer that is not an object")
+        return found
+
+    async def told(self, what: str, path: str, chunks: AsyncIterator[bytes] | None, limit: float) -> str:
+        """POST and read the engine's progress; what it said. Raises BackendError for an error among it."""
+        said = []
+        try:
+            async with (
+                asyncio.timeout(limit),
+                self.request(what, "POST", path, chunks=chunks, patience=limit) as (reader, _),
+            ):
+                while line := await reader.readline():
+                    message = _message(line)
+                    if error := message.get("error"):
+                        raise BackendError(f"{self.where(what)}: {error}", retryable=True)
+                    said.append(str(message.get("stream", "")))
+        except TimeoutError as error:
+            raise BackendError(f"{self.where(what)}: not done after {limit:g} s", retryable=True) from error
+        except ValueError as error:
+            raise BackendError(f"{self.where(what)}: {error}") from error
+        return "".join(said)
+
+
+def _message(line: bytes) -> dict[str, object]:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return {}  # the size of a chunk, where the answer comes in chunks
+    return found if isinstance(found, dict) else {}
+
+
+async def _send(writer: asyncio.StreamWriter, chunks: AsyncIterator[bytes]) -> None:
+    async for chunk in chunks:
+        if chunk:
+            writer.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+            await writer.drain()
+    writer.write(b"0\r\n\r\n")
+    await writer.drain()
+
+
+async def _answer(reader: asyncio.StreamReader, where: str) -> None:
+    head = await reader.readuntil(b"\r\n\r\n")
+    words = head.split(None, 2)
+    status = int(words[1]) if len(words) > 1 and words[1].isdigit() else 0
+    if status == 101 or 200 <= status < 300:
+        return
+    text = (await reader.read(MAX_ERROR)).decode("utf-8", "replace")
+    start, end = text.find("{"), text.rfind("}")
+    try:
+        message = str(json.loads(text[start : end + 1])["message"])
+    except (ValueError, KeyError, TypeError):
+        message = text.strip() or f"status {status}"
+    if status == 404:
+        raise NotFound(f"{where}: {message}")
+    raise BackendError(f"{where}: {message}", retryable=status >= 500)
+
+
+async def frames(reader: asyncio.StreamReader) -> AsyncIterator[bytes]:
+    """Payloads of a multiplexed stream (8 bytes before each: stream, 0, 0, 0, length big-endian), stdout and stderr alike."""
+    while True:
+        try:
+            head = await reader.readexactly(8)
+        except asyncio.IncompleteReadError:
+            return
+        left = int.from_bytes(head[4:8], "big")
+        if left > MAX_FRAME or head[1:4] != b"\0\0\0":
+            raise BackendError("the engine sent a stream that is not framed output")
+        while left > 0:
+            chunk = await reader.read(min(left, CHUNK))
+            if not chunk:
+                return
+            left -= len(chunk)
+            yield chunk

@@ -1,0 +1,155 @@
+"""What an engine is asked to make, as plain values; and what it is asked to make for a service. Pure."""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fractal.api.app import AppRun, HealthSpec, Limits, ServiceSpec
+from fractal.api.errors import BackendError
+from fractal_containers.cgroup import RunCgroup
+from fractal_containers.config import EngineConfig
+from fractal_containers.labels import container_name, service_labels
+from fractal_containers.options import Options, Ulimit, settings
+
+SECRETS = "/run/secrets"
+SECRET_USE = re.compile(r"\{secret\.([A-Za-z0-9_]+)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Bind:
+    """A folder of the device inside a container."""
+
+    source: Path
+    target: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """A container to make.
+
+    Whatever it asks for, an engine adds: `no-new-privileges`, no restarts by the engine, every published port on
+    127.0.0.1 at a number of the engine's choice, and `log_bytes` as the bound of its log.
+    """
+
+    name: str
+    image: str
+    """Digest of a local image."""
+    labels: Mapping[str, str]
+    argv: tuple[str, ...] = ()
+    """Empty: the image's."""
+    entrypoint: tuple[str, ...] = ()
+    """Empty: the image's."""
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    user: str = ""
+    working_dir: str = ""
+    stop_signal: str = ""
+    """Empty: the image's, else SIGTERM."""
+    health: HealthSpec | None = None
+    """A command of the app's; None: the image's own check, unless `options.no_health`."""
+    network: str
+    alias: str
+    """Name by which the others in the network find it."""
+    cgroup_parent: str
+    binds: tuple[Bind, ...] = ()
+    ports: tuple[tuple[int, str], ...] = ()
+    """(number inside, `tcp` or `udp`) to publish."""
+    limits: Limits = field(default_factory=Limits)
+    ulimits: tuple[Ulimit, ...] = ()
+    log_bytes: int
+    options: Options = field(default_factory=Options)
+
+    @property
+    def exposed(self) -> tuple[tuple[int, str], ...]:
+        """Every port that it says it listens on."""
+        return tuple(dict.fromkeys([*self.ports, *self.options.expose]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a run's containers are made."""
+
+    device: str
+    boot: str
+    cgroup: RunCgroup
+    network: str
+    bridge: str
+    """Interface of the network on this device."""
+    config: EngineConfig
+
+
+def wanted(
+    place: Place, run: AppRun, service: ServiceSpec, order: int, image: str, secrets: Path | None
+) -> Wanted:
+    """The container of a service. `secrets` is the folder bound to /run/secrets. Raises BackendError, ValueError."""
+    options = settings(service.options, frozenset(place.config.capabilities))
+    binds = [Bind(run.volume_root / m.volume, m.target, m.read_only) for m in service.mounts]
+    if secrets is not None:
+        binds.append(Bind(secrets, SECRETS, read_only=True))
+    health = service.health
+    watched_from_outside = health is not None and not health.test
+    if watched_from_outside:
+        options = options.without_health()
+    return Wanted(
+        name=container_name(place.device, run, service.name),
+        image=image,
+        labels={**options.labels, **service_labels(place.device, run, service, order, place.boot)},
+        argv=service.argv,
+        entrypoint=service.entrypoint,
+        env=environment(run, service),
+        user=service.user,
+        working_dir=service.working_dir,
+        # An image may name the signal it wants; SIGTERM is only what we say when nobody says anything.
+        stop_signal="" if service.stop_signal == "SIGTERM" else service.stop_signal,
+        health=None if watched_from_outside else health,
+        network=place.network,
+        alias=service.name,
+        cgroup_parent=place.cgroup.parent,
+        binds=tuple(binds),
+        ports=tuple(dict.fromkeys((port.container, port.protocol) for port in service.ports)),
+        limits=service.limits,
+        ulimits=_ulimits(service, options),
+        log_bytes=place.config.log_bytes,
+        options=options,
+    )
+
+
+def _ulimits(service: ServiceSpec, options: Options) -> tuple[Ulimit, ...]:
+    files = service.limits.files
+    if files and not any(limit.name == "nofile" for limit in options.ulimits):
+        return (*options.ulimits, Ulimit("nofile", files, files))
+    return options.ulimits
+
+
+def environment(run: AppRun, service: ServiceSpec) -> dict[str, str]:
+    """The service's variables with secrets filled in. Raises BackendError for a secret without a value."""
+
+    def value(match: re.Match[str]) -> str:
+        return secret(run, service, match[1])
+
+    return {name: SECRET_USE.sub(value, text) for name, text in service.env.items()}
+
+
+def secret(run: AppRun, service: ServiceSpec, name: str) -> str:
+    """A secret's value, if the service may see it."""
+    if name not in service.secrets or name not in run.secrets:
+        raise BackendError(f"{run.key}: service {service.name}: secret {name!r} has no value")
+    return run.secrets[name]
+
+
+def secret_files(run: AppRun, service: ServiceSpec) -> dict[str, str]:
+    """Those that are given as files: all that the environment does not name."""
+    named = {name for text in service.env.values() for name in SECRET_USE.findall(text)}
+    return {name: secret(run, service, name) for name in service.secrets if name not in named}
+
+
+def bad_target(target: str) -> bool:
+    """Whether a mount there would hide what the runtime or the kernel puts there."""
+    path = posixpath.normpath(target)
+    return path == "/" or any(
+        path == top or path.startswith(top + "/") for top in ("/proc", "/sys", "/dev", SECRETS)
+    )

@@ -1,0 +1,127 @@
+"""Docker's words (Engine API 1.41) for what is wanted and what was found. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from docker.types import Healthcheck, LogConfig, Mount, NetworkingConfig
+from docker.types import Ulimit as DockerUlimit
+from docker.types.containers import HostConfig
+from docker.types.networks import EndpointConfig
+from fractal_containers.found import Checked, Container
+from fractal_containers.wanted import Wanted
+
+from fractal.api.app import HealthSpec
+
+API = "1.41"
+"""Docker 20.10, the oldest that is supported."""
+LOOPBACK = "127.0.0.1"
+NANO = 1_000_000_000
+
+
+def payload(wanted: Wanted) -> dict[str, Any]:
+    """Keyword arguments of the SDK's `create_container`."""
+    options = wanted.options
+    return {
+        "image": wanted.image,
+        "name": wanted.name,
+        "command": list(wanted.argv) or None,
+        "entrypoint": list(wanted.entrypoint) or None,
+        "environment": dict(wanted.env),
+        "labels": dict(wanted.labels),
+        "user": wanted.user or None,
+        "working_dir": wanted.working_dir or None,
+        "hostname": options.hostname or None,
+        "platform": options.platform or None,
+        "ports": list(wanted.exposed),
+        "stop_signal": wanted.stop_signal or None,
+        "healthcheck": _healthcheck(wanted.health, disabled=options.no_health),
+        "networking_config": NetworkingConfig({wanted.network: EndpointConfig(API, aliases=[wanted.alias])}),
+        "host_config": _host(wanted),
+    }
+
+
+def _host(wanted: Wanted) -> HostConfig:
+    limits, options = wanted.limits, wanted.options
+    log = {"max-size": str(wanted.log_bytes), "max-file": "2"}
+    return HostConfig(
+        version=API,
+        network_mode=wanted.network,
+        mounts=[Mount(b.target, str(b.source), type="bind", read_only=b.read_only) for b in wanted.binds],
+        port_bindings={f"{number}/{protocol}": (LOOPBACK, None) for number, protocol in wanted.ports},
+        cgroup_parent=wanted.cgroup_parent,
+        restart_policy={"Name": "no"},  # an engine that restarts apps would start them without a lease
+        security_opt=["no-new-privileges"],
+        mem_limit=limits.memory or None,
+        nano_cpus=round(limits.cpus * NANO) or None,
+        pids_limit=limits.processes or None,
+        ulimits=[DockerUlimit(Name=u.name, Soft=u.soft, Hard=u.hard) for u in wanted.ulimits],
+        log_config=LogConfig(type="json-file", config=log),
+        cap_add=list(options.cap_add),
+        cap_drop=list(options.cap_drop),
+        extra_hosts=dict(options.extra_hosts) or None,
+        init=True if options.init else None,
+        read_only=options.read_only or None,
+        shm_size=options.shm_size or None,
+        tmpfs=dict(options.tmpfs) or None,
+    )
+
+
+def _healthcheck(health: HealthSpec | None, *, disabled: bool) -> Any:
+    if health is None:
+        return Healthcheck(test=["NONE"]) if disabled else None  # the image's own, if it has one
+    return Healthcheck(
+        test=["CMD", *health.test],
+        interval=max(round(health.interval * NANO), 1_000_000),
+        timeout=max(round(health.timeout * NANO), 1_000_000),
+        retries=health.retries,
+        start_period=_period(health.start_period),
+    )
+
+
+def _period(seconds: float) -> int:
+    return 0 if seconds <= 0 else max(round(seconds * NANO), 1_000_000)
+
+
+def container(raw: Mapping[str, Any]) -> Container:
+    """Of `GET /containers/ID/json`."""
+    state, config, network = raw["State"], raw["Config"], raw["NetworkSettings"]
+    published = network.get("Ports") or {}
+    networks = network.get("Networks") or {}
+    return Container(
+        id=str(raw["Id"]),
+        labels=config.get("Labels") or {},
+        running=bool(state.get("Running")),
+        begun=state.get("Status") != "created",
+        code=int(state.get("ExitCode", 0)),
+        error=str(state.get("Error") or ""),
+        started=str(state.get("StartedAt")),
+        lived=lived(state),
+        stop_signal=str(config.get("StopSignal") or "SIGTERM"),
+        checked=_checked(state.get("Health") or {}),
+        published={
+            port: (str(bindings[0]["HostIp"]), int(bindings[0]["HostPort"]))
+            for port, bindings in published.items()
+            if bindings
+        },
+        address=next((str(n["IPAddress"]) for n in networks.values() if n.get("IPAddress")), ""),
+    )
+
+
+def lived(state: Mapping[str, Any]) -> float:
+    """Seconds between its last start and end, by the engine's clock."""
+    try:
+        begin, end = (datetime.fromisoformat(str(state[name])[:19]) for name in ("StartedAt", "FinishedAt"))
+    except (KeyError, ValueError):
+        return 0.0
+    return max(0.0, (end - begin).total_seconds())
+
+
+def _checked(health: Mapping[str, Any]) -> Checked | None:
+    status = str(health.get("Status", "none"))
+    if status == "none":
+        return None
+    entries = health.get("Log") or [{}]
+    return Checked(status, str(entries[-1].get("Output", "")))

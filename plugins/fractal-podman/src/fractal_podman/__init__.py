@@ -1,0 +1,1 @@
+"""Runs apps in Podman containers."""

@@ -1,0 +1,185 @@
+"""Libpod's words (API 4) for what is wanted and what was found. Pure."""
+
+from __future__ import annotations
+
+import re
+import signal
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from fractal_containers.found import Container
+from fractal_containers.wanted import Wanted
+
+from fractal.api.app import HealthSpec
+
+LIBPOD = "4.0.0"
+"""Version of the API that is asked for; every Podman since 4.0 answers it."""
+LOOPBACK = "127.0.0.1"
+NANO = 1_000_000_000
+PERIOD = 100_000
+"""Microseconds in which a quota of processor time is counted: the kernel's default."""
+RUNNING = frozenset({"running", "paused", "stopping"})
+NEVER_BEGUN = frozenset({"configured", "created", "initialized"})
+_ID = re.compile(r"(sha256:)?[0-9a-f]{64}")
+
+
+def payload(wanted: Wanted) -> dict[str, Any]:
+    """Body of `POST /libpod/containers/create`: a SpecGenerator."""
+    options = wanted.options
+    made: dict[str, Any] = {
+        "name": wanted.name,
+        "image": wanted.image,
+        "command": list(wanted.argv),
+        "entrypoint": list(wanted.entrypoint),
+        "env": dict(wanted.env),
+        "labels": dict(wanted.labels),
+        "user": wanted.user,
+        "work_dir": wanted.working_dir,
+        "hostname": options.hostname,
+        "netns": {"nsmode": "bridge"},
+        "Networks": {wanted.network: {"aliases": [wanted.alias]}},
+        "portmappings": [
+            {"container_port": number, "protocol": protocol, "host_ip": LOOPBACK}
+            for number, protocol in wanted.ports
+        ],
+        "expose": _exposed(wanted),
+        "mounts": [_bind(str(b.source), b.target, read_only=b.read_only) for b in wanted.binds],
+        "cgroup_parent": wanted.cgroup_parent,
+        # What watches a container must not be frozen, nor killed, with it.
+        "cgroups_mode": "no-conmon",
+        "restart_policy": "no",  # an engine that restarts apps would start them without a lease
+        "no_new_privileges": True,
+        "log_configuration": {"driver": "k8s-file", "size": wanted.log_bytes},
+        "resource_limits": _limits(wanted),
+        "r_limits": [{"type": u.name, "soft": u.soft, "hard": u.hard} for u in wanted.ulimits],
+        "cap_add": [f"CAP_{name}" if name != "ALL" else name for name in options.cap_add],
+        "cap_drop": [f"CAP_{name}" if name != "ALL" else name for name in options.cap_drop],
+        "hostadd": [f"{name}:{address}" for name, address in options.extra_hosts.items()],
+        "init": options.init,
+        "read_only_filesystem": options.read_only,
+        "healthconfig": _healthcheck(wanted.health, disabled=options.no_health),
+    }
+    made["mounts"] += [_tmpfs(path, flags) for path, flags in options.tmpfs.items()]
+    if options.shm_size:
+        made["shm_size"] = options.shm_size
+    if wanted.stop_signal:
+        made["stop_signal"] = signal_number(wanted.stop_signal)
+    if options.platform:
+        made["image_os"], _, rest = options.platform.partition("/")
+        made["image_arch"], _, made["image_variant"] = rest.partition("/")
+    return {name: value for name, value in made.items() if value not in ("", [], {}, None, False)}
+
+
+def _exposed(wanted: Wanted) -> dict[int, str]:
+    found: dict[int, str] = {}
+    for number, protocol in wanted.exposed:
+        found[number] = f"{found[number]},{protocol}" if number in found else protocol
+    return found
+
+
+def _bind(source: str, target: str, *, read_only: bool) -> dict[str, Any]:
+    options = ["rbind", "ro" if read_only else "rw"]
+    return {"type": "bind", "source": source, "destination": target, "options": options}
+
+
+def _tmpfs(path: str, flags: str) -> dict[str, Any]:
+    """Empty, and for no programs unless asked, as Docker makes it."""
+    options = [*(flag for flag in flags.split(",") if flag), "notmpcopyup"]
+    if not {"exec", "noexec"} & set(options):
+        options.append("noexec")
+    return {"type": "tmpfs", "source": "tmpfs", "destination": path, "options": options}
+
+
+def _limits(wanted: Wanted) -> dict[str, Any]:
+    limits, found = wanted.limits, dict[str, Any]()
+    if limits.memory:
+        found["memory"] = {"limit": limits.memory}
+    if limits.cpus:
+        found["cpu"] = {"quota": round(limits.cpus * PERIOD), "period": PERIOD}
+    if limits.processes:
+        found["pids"] = {"limit": limits.processes}
+    return found
+
+
+def _healthcheck(health: HealthSpec | None, *, disabled: bool) -> dict[str, Any] | None:
+    """Without an interval: then Podman makes no timer of systemd's. The runtime repeats it."""
+    if health is None:
+        return {"Test": ["NONE"]} if disabled else None  # the image's own, if it has one
+    return {
+        "Test": ["CMD", *health.test],
+        "Interval": 0,
+        "Timeout": max(round(health.timeout * NANO), NANO),
+        "Retries": health.retries,
+        "StartPeriod": round(max(0.0, health.start_period) * NANO),
+    }
+
+
+def signal_number(name: str) -> int:
+    """Of `SIGTERM`, `SIGRTMIN+3` or `15`. Raises ValueError."""
+    if name.isdecimal():
+        return int(name)
+    base, plus, offset = name.partition("+")
+    try:
+        return int(signal.Signals[base]) + (int(offset) if plus else 0)
+    except KeyError as error:
+        raise ValueError(f"{name[:40]!r} is no signal") from error
+
+
+def container(raw: Mapping[str, Any]) -> Container:
+    """Of `GET /libpod/containers/ID/json`."""
+    state, config, network = raw["State"], raw["Config"], raw["NetworkSettings"]
+    published = network.get("Ports") or {}
+    networks = network.get("Networks") or {}
+    status = str(state.get("Status"))
+    return Container(
+        id=str(raw["Id"]),
+        labels=config.get("Labels") or {},
+        running=status in RUNNING,
+        begun=status not in NEVER_BEGUN,
+        code=int(state.get("ExitCode", 0)),
+        error=str(state.get("Error") or ""),
+        started=str(state.get("StartedAt")),
+        lived=lived(state),
+        stop_signal=str(config.get("StopSignal") or "SIGTERM"),
+        test=_test(config.get("Healthcheck") or {}),
+        published={
+            port: (str(bindings[0]["HostIp"]), int(bindings[0]["HostPort"]))
+            for port, bindings in published.items()
+            if bindings
+        },
+        address=next((str(n["IPAddress"]) for n in networks.values() if n.get("IPAddress")), ""),
+    )
+
+
+def lived(state: Mapping[str, Any]) -> float:
+    """Seconds between its last start and end, by the engine's clock."""
+    try:
+        begin, end = (datetime.fromisoformat(str(state[name])[:19]) for name in ("StartedAt", "FinishedAt"))
+    except (KeyError, ValueError):
+        return 0.0
+    return max(0.0, (end - begin).total_seconds())
+
+
+def _test(found: Mapping[str, Any]) -> HealthSpec | None:
+    """A health command in Docker's form, with Docker's defaults."""
+    kind, *words = found.get("Test") or ["NONE"]
+    if kind not in ("CMD", "CMD-SHELL") or not words:
+        return None
+    return HealthSpec(
+        test=tuple(words) if kind == "CMD" else ("/bin/sh", "-c", " ".join(words)),
+        interval=int(found.get("Interval") or 30 * NANO) / NANO,
+        timeout=int(found.get("Timeout") or 30 * NANO) / NANO,
+        retries=int(found.get("Retries") or 3),
+        start_period=int(found.get("StartPeriod") or 0) / NANO,
+    )
+
+
+def qualified(name: str) -> str:
+    """An image's name with its registry, by Docker's rules: `docker.io/library/` unless the name says otherwise."""
+    if _ID.fullmatch(name):
+        return name
+    first, slash, _ = name.partition("/")
+    if slash and ("." in first or ":" in first or first == "localhost"):
+        return name
+    return f"docker.io/{name}" if slash else f"docker.io/library/{name}"
