@@ -43,7 +43,6 @@ from fractal.testing.transport_parts import (
     datagram_service,
     echo_service,
     held,
-    local_route,
     presented,
     refused,
     target,
@@ -80,7 +79,7 @@ class TransportContract(Contract[Bed]):
 
         entropy = SystemEntropy()
         one, two = (make_certificate(name, entropy, 1_790_000_000_000) for name in backend.names)
-        async with web_app("first") as first, web_app("second") as second:
+        async with web_app("first", backend.app_host) as first, web_app("second", backend.app_host) as second:
             ids = tuple(backend.devices)
             assert len(ids) == 2, "a bed has two devices"
             town = Town(backend, (ids[0], ids[1]), (first, second), (one, two))
@@ -107,7 +106,7 @@ class TransportContract(Contract[Bed]):
         maker = town.bed.devices[town.ids[0]]
         assert isinstance(maker, SupportsCertificates)
         made = await maker.certify(town.names[0])
-        await town.serve(0, [local_route("app0", town.names[0], town.apps[0].port, made, HTTPS)])
+        await town.serve(0, [town.web_route(0, town.apps[0].port, made)])
         async with web_client(town.bed, made) as client:
             assert (await client.tell(town.names[0]))["app"] == "first"
 
@@ -178,7 +177,8 @@ class TransportContract(Contract[Bed]):
             assert "192.0.2.66" not in json.dumps(told["headers"])
             assert seen["x-forwarded-for"] == town.bed.client
             assert seen["x-forwarded-proto"] == "https"
-            assert seen["x-forwarded-host"] == f"{town.names[0]}:{town.bed.https[1]}"
+            port = town.bed.https[1]
+            assert seen["x-forwarded-host"] == (town.names[0] if port == 443 else f"{town.names[0]}:{port}")
             assert seen["host"] == seen["x-forwarded-host"]
 
     @pytest.mark.parametrize("method", ["PROPFIND", "REPORT", "MKCALENDAR", "PUT", "DELETE", "OPTIONS"])
@@ -191,7 +191,8 @@ class TransportContract(Contract[Bed]):
         )
         assert (told["method"], told["length"]) == (method, len(body))
         assert told["sha256"] == hashlib.sha256(body).hexdigest()
-        assert ["Depth", "1"] in told["headers"] and ["If-Match", '"e"'] in told["headers"]
+        headers = [[key.lower(), value] for key, value in told["headers"]]
+        assert ["depth", "1"] in headers and ["if-match", '"e"'] in headers
 
     async def test_large_bodies_pass_unchanged_both_ways(self, town: Town, client: Client) -> None:
         """8 MiB with a known length, and streamed in chunks."""
@@ -337,7 +338,7 @@ class TransportContract(Contract[Bed]):
 
     async def test_switch_leads_to_the_new_device_and_ends_old_connections(self, town: Town) -> None:
         """The app's second copy answers; the connection to the first one is closed."""
-        moved = [local_route("app0", town.names[0], town.apps[1].port, town.certificates[0], HTTPS)]
+        moved = [town.web_route(0, town.apps[1].port)]
         async with held(town.bed, town.names[0], town.certificates[0]) as old:
             assert json.loads((await old.get())[1])["app"] == "first"
             await town.serve(1, moved)
@@ -353,7 +354,7 @@ class TransportContract(Contract[Bed]):
             waiting = asyncio.create_task(client.tell(town.names[0]))
             await asyncio.wait({waiting}, timeout=0.3)
             assert not waiting.done()
-            moved = [local_route("app0", town.names[0], town.apps[1].port, town.certificates[0], HTTPS)]
+            moved = [town.web_route(0, town.apps[1].port)]
             await town.serve(1, moved)
             await town.forward(town.target(0, town.ids[1], epoch=2))
             assert (await waiting)["app"] == "second"
@@ -369,18 +370,16 @@ class TransportContract(Contract[Bed]):
         async with web_client(town.bed, town.certificates[0]) as client:
             waiting = asyncio.create_task(client.tell(town.names[0]))
             await asyncio.wait({waiting}, timeout=0.3)
-            await town.serve(
-                1, [local_route("app0", town.names[0], town.apps[1].port, town.certificates[0], HTTPS)]
-            )
+            await town.serve(1, [town.web_route(0, town.apps[1].port)])
             assert (await waiting)["app"] == "second"
 
     # Ports
 
     async def test_tcp_route_carries_bytes_and_their_end(self, town: Town) -> None:
         """Either side may end its half first."""
-        async with echo_service() as port:
+        async with echo_service(town.bed.app_host) as port:
             name = f":{town.bed.tcp_port}"
-            await town.serve(0, [local_route("app2", name, port, None, TCP), *town.routes(0)])
+            await town.serve(0, [town.route("app2", name, port, TCP), *town.routes(0)])
             await town.forward(
                 target(town.bed, "app2", name, town.ids[0], TCP),
                 town.target(0, town.ids[0]),
@@ -401,9 +400,9 @@ class TransportContract(Contract[Bed]):
     async def test_udp_route_carries_datagrams_of_each_client(self, town: Town) -> None:
         """Answers reach the one who asked."""
         loop = asyncio.get_running_loop()
-        async with datagram_service() as port:
+        async with datagram_service(town.bed.app_host) as port:
             name = f":{town.bed.udp_port}"
-            await town.serve(0, [local_route("app3", name, port, None, UDP)])
+            await town.serve(0, [town.route("app3", name, port, UDP)])
             await town.forward(target(town.bed, "app3", name, town.ids[0], UDP))
             clients = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(3)]
             try:
@@ -420,10 +419,7 @@ class TransportContract(Contract[Bed]):
 
     async def test_port_in_use_is_named_and_spoils_nothing_else(self, town: Town, client: Client) -> None:
         """The other targets of the same call stand."""
-        with socket.socket() as other:
-            other.bind((town.bed.https[0], 0))
-            other.listen()
-            port = other.getsockname()[1]
+        with town.bed.taken(town.bed.https[0]) as port:
             with pytest.raises(BackendError, match=str(port)):
                 await town.forward(
                     target(town.bed, "app2", f":{port}", town.ids[0], TCP), town.target(0, town.ids[0])
@@ -465,10 +461,10 @@ class TransportContract(Contract[Bed]):
             await writer.drain()
             writer.close()
 
-        server = await asyncio.start_server(die, "127.0.0.1", 0)
+        server = await asyncio.start_server(die, town.bed.app_host, 0)
         port = server.sockets[0].getsockname()[1]
         try:
-            await town.serve(0, [local_route("app0", town.names[0], port, town.certificates[0], HTTPS)])
+            await town.serve(0, [town.web_route(0, port)])
             async with web_client(town.bed, town.certificates[0]) as client:
                 with pytest.raises(aiohttp.ClientError):
                     async with client.session.get(client.url(town.names[0])) as response:

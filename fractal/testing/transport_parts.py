@@ -6,8 +6,8 @@ import asyncio
 import hashlib
 import socket
 import ssl
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 
 GROUP = "5" * 32
 FLOOD = 96 << 20
+
+
+@contextmanager
+def _taken(host: str) -> Iterator[int]:
+    with socket.socket() as other:
+        other.bind((host, 0))
+        other.listen()
+        yield other.getsockname()[1]
 
 
 @dataclass(kw_only=True)
@@ -44,6 +52,10 @@ class Bed:
     client: str = "127.0.0.9"
     """Address from which clients come: not the gateway's own, so that the two cannot be confused."""
     names: tuple[str, str] = ("one.example", "two.example")
+    app_host: str = "127.0.0.1"
+    """Where the suite's apps listen: an address of this process's that the devices reach."""
+    taken: Callable[[str], AbstractContextManager[int]] = _taken
+    """Occupies a TCP port at the gateway's public address, for the length of a block; the port."""
 
 
 def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
@@ -116,12 +128,12 @@ class App:
 
 
 @asynccontextmanager
-async def web_app(label: str) -> AsyncIterator[App]:
+async def web_app(label: str, host: str = "127.0.0.1") -> AsyncIterator[App]:
     """An app that listens on a port of its own."""
     app = App(label)
     # Low-level, so that any method goes through, and bodies are not decompressed.
     server = web.Server(app.tell, access_log=None, auto_decompress=False)  # type: ignore[arg-type]
-    listening = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+    listening = await asyncio.get_running_loop().create_server(server, host, 0)
     app.port = listening.sockets[0].getsockname()[1]
     try:
         yield app
@@ -132,7 +144,7 @@ async def web_app(label: str) -> AsyncIterator[App]:
 
 
 @asynccontextmanager
-async def echo_service() -> AsyncIterator[int]:
+async def echo_service(host: str = "127.0.0.1") -> AsyncIterator[int]:
     """A TCP service that sends back what it got, in upper case, after the client has ended its side; its port."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -144,7 +156,7 @@ async def echo_service() -> AsyncIterator[int]:
         finally:
             writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    server = await asyncio.start_server(answer, host, 0)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
@@ -160,10 +172,10 @@ class _Upper(asyncio.DatagramProtocol):
 
 
 @asynccontextmanager
-async def datagram_service() -> AsyncIterator[int]:
+async def datagram_service(host: str = "127.0.0.1") -> AsyncIterator[int]:
     """A UDP service that sends each datagram back in upper case; its port."""
     loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_datagram_endpoint(_Upper, local_addr=("127.0.0.1", 0))
+    transport, _ = await loop.create_datagram_endpoint(_Upper, local_addr=(host, 0))
     try:
         yield transport.get_extra_info("sockname")[1]
     finally:
@@ -318,11 +330,16 @@ async def presented(bed: Bed, name: str, protocols: Sequence[str]) -> bytes | No
 
 
 def local_route(
-    app: str, name: str, port: int, certificate: Certificate | None, kind: RouteKind
+    app: str,
+    name: str,
+    port: int,
+    certificate: Certificate | None,
+    kind: RouteKind,
+    host: str = "127.0.0.1",
 ) -> LocalRoute:
-    """A route to a service on loopback."""
+    """A route to a service of the suite's."""
     return LocalRoute(
-        group=GROUP, app=app, name=name, kind=kind, host="127.0.0.1", port=port, certificate=certificate
+        group=GROUP, app=app, name=name, kind=kind, host=host, port=port, certificate=certificate
     )
 
 
@@ -352,8 +369,18 @@ class Town:
 
     def routes(self, index: int) -> list[LocalRoute]:
         """The RouteKind.HTTPS route of app `index`, which either device may serve."""
-        name, app, certificate = self.names[index], self.apps[index], self.certificates[index]
-        return [local_route(f"app{index}", name, app.port, certificate, RouteKind.HTTPS)]
+        return [self.web_route(index, self.apps[index].port)]
+
+    def web_route(self, index: int, port: int, certificate: Certificate | None = None) -> LocalRoute:
+        """The HTTPS route of app `index` to any port."""
+        shown = certificate or self.certificates[index]
+        return self.route(f"app{index}", self.names[index], port, RouteKind.HTTPS, shown)
+
+    def route(
+        self, app: str, name: str, port: int, kind: RouteKind, certificate: Certificate | None = None
+    ) -> LocalRoute:
+        """A route to a service where the bed's apps listen."""
+        return local_route(app, name, port, certificate, kind, self.bed.app_host)
 
     def target(self, index: int, device: str, epoch: int = 1) -> Target:
         return target(self.bed, f"app{index}", self.names[index], device, RouteKind.HTTPS, epoch)

@@ -1,0 +1,1 @@
+"""Tunnels by WireGuard from devices behind NAT out to gateways, for Fractal HomeServer."""

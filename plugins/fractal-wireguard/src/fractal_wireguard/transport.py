@@ -1,0 +1,211 @@
+"""The `wireguard` transport as a whole: both ends, the heartbeat, and what this device publishes about itself."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from fractal.api.certificates import make_certificate
+from fractal.api.context import Context
+from fractal.api.errors import BackendError, FractalError, NotSupported
+from fractal.api.transport import Certificate, Link, LocalRoute, Peer, RouteKind, Target, Transport
+from fractal_wireguard.addresses import interface_name, of_device, write_contact
+from fractal_wireguard.config import WireguardConfig
+from fractal_wireguard.device import Device, resolve
+from fractal_wireguard.gateway import SAVE_EVERY, Gateway
+from fractal_wireguard.heartbeat import MISSES, Heartbeat
+from fractal_wireguard.keys import own_key, write_private
+from fractal_wireguard.link import Found, TunnelLink
+from fractal_wireguard.network import Network
+from fractal_wireguard.tools import check
+
+
+class WireguardTransport:
+    """Satisfies `Transport`, `SupportsCertificates`, `SupportsChallenge` and `SupportsProbe` of `fractal.api.transport`."""
+
+    def __init__(
+        self,
+        context: Context,
+        config: WireguardConfig,
+        contact: Mapping[str, str],
+        network: Network,
+        device: Device,
+        gateway: Gateway,
+    ) -> None:
+        self._context = context
+        self._config = config
+        self._contact = contact
+        self._network = network
+        self._device = device
+        self._gateway = gateway
+        self._applying = asyncio.Lock()
+        self.heartbeat = Heartbeat(context.clock, self._known)
+
+    def contact(self) -> Mapping[str, str]:
+        """`key` and, on a gateway, `endpoint`."""
+        return self._contact
+
+    async def serve(self, gateways: Sequence[Peer], routes: Sequence[LocalRoute]) -> None:
+        """Let in exactly these gateways, to exactly these routes.
+
+        A route that cannot be served does not keep the others from being served; afterwards all such problems are raised as
+        one, of the first one's type (InvalidInput, Conflict, BackendError).
+        """
+        async with self._applying:
+            _raise(await self._device.apply(gateways, routes))
+
+    async def forward(self, peers: Sequence[Peer], targets: Sequence[Target]) -> None:
+        """Serve exactly these devices and lead exactly these names; problems as in `serve`, and BackendError for a port."""
+        async with self._applying:
+            _raise(await self._gateway.apply(peers, targets))
+
+    async def challenge(self, group: str, app: str, name: str, certificate: Certificate | None) -> None:
+        """As `SupportsChallenge.challenge`."""
+        async with self._applying:
+            await self._device.challenge(group, app, name, certificate)
+
+    async def certify(self, name: str) -> Certificate:
+        """A new self-signed certificate for `name`; its users trust it by its fingerprint. Raises InvalidInput."""
+        return await self._context.workers.run(
+            make_certificate, name, self._context.entropy, self._context.clock.wall_ms()
+        )
+
+    async def links(self) -> Sequence[Link]:
+        """As a gateway, to each device; as a device, to each gateway. A peer that is both appears twice."""
+        found = await self._network.peers()
+        served = [(device, found.get(key)) for device, key in self._gateway.devices.items()]
+        used = [(device, found.get(gateway.contact.key)) for device, gateway in self._device.gateways.items()]
+        return [self._link(device, peer) for device, peer in sorted(served + used, key=lambda item: item[0])]
+
+    async def probe(self, name: str, kind: RouteKind) -> None:
+        """As `SupportsProbe.probe`: a TLS handshake through our own public port. Trust is the client's business, not ours."""
+        port = self._config.https_port
+        if kind is not RouteKind.HTTPS or not port:
+            raise NotSupported(f"wireguard transport: no public port here to try {name} at")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        try:
+            async with asyncio.timeout(self._config.hold + self._config.greeting_timeout + 5):
+                _, writer = await asyncio.open_connection(
+                    "127.0.0.1", port, ssl=context, server_hostname=name
+                )
+        except (OSError, TimeoutError) as error:
+            raise BackendError(f"{name} at port {port}: {error or 'no answer'}", retryable=True) from error
+        writer.transport.abort()
+
+    async def beat(self) -> None:
+        """Ask each gateway for a sign of life, and renew the way to those that have missed three, until cancelled."""
+        while True:
+            for device, gateway in list(self._device.gateways.items()):
+                pulse = self.heartbeat.ask(of_device(device).v6)
+                if pulse.missed and pulse.missed % MISSES == 0:
+                    gateway.endpoint = await resolve(gateway.contact) or gateway.endpoint
+                    await self._quietly(self._network.apply([gateway.contact.key]))
+            await self._context.clock.sleep(self._config.heartbeat)
+
+    async def save(self) -> None:
+        """Remember endpoints, until cancelled."""
+        while True:
+            await self._context.clock.sleep(SAVE_EVERY)
+            if self._gateway.devices:
+                await self._quietly(self._gateway.save())
+
+    async def _quietly(self, work: Awaitable[None]) -> None:
+        """What fails now is tried again with the next beat."""
+        try:
+            await work
+        except (BackendError, OSError) as error:
+            self._context.logger.debug("transport wireguard: %s", error)
+
+    def _known(self, address: str) -> bool:
+        return address in {
+            of_device(device).v6 for device in (*self._gateway.devices, *self._device.gateways)
+        }
+
+    def _link(self, device: str, peer: Found | None) -> Link:
+        now = self._context.clock.boottime()
+        pulse = self.heartbeat.pulses.get(of_device(device).v6)
+        heard = pulse.heard if pulse is not None else None
+        age = None if heard is None else max(0.0, now - heard)
+        up = age is not None and age < (MISSES + 1) * self._config.heartbeat
+        if peer is None:
+            detail = "not set up yet"
+        elif not peer.handshake:
+            detail = "no handshake yet"
+        else:
+            detail = f"handshake {max(0, self._context.clock.wall_ms() // 1000 - peer.handshake)} s ago"
+        if pulse is not None and pulse.rtt is not None:
+            detail += f", round trip {1000 * pulse.rtt:.1f} ms"
+        return Link(
+            device=device,
+            up=up,
+            last_seen=age,
+            sent=peer.sent if peer else 0,
+            received=peer.received if peer else 0,
+            endpoint=peer.endpoint if peer else "",
+            detail=detail,
+        )
+
+
+@asynccontextmanager
+async def open_wireguard(context: Context, config: WireguardConfig) -> AsyncIterator[Transport]:
+    """Make the interface, start the proxies, bind every port. Raises BackendError saying what is missing."""
+    check()
+    path = context.state_dir / "private.key"
+    key = own_key(path, context.entropy)
+    port = _own_port(context, config)
+    own = of_device(context.device)
+    link = TunnelLink(context, config, config.interface or interface_name(context.device), own, path)
+    network = Network(context, config, link, own)
+    device, gateway = Device(context, config, network), Gateway(context, config, network)
+    network.add(device.peers)
+    network.add(gateway.peers)
+    contact = write_contact(key, config.advertise, port)
+    transport = WireguardTransport(context, config, contact, network, device, gateway)
+    async with AsyncExitStack() as undo:
+        undo.push_async_callback(network.close)
+        await network.open(port)
+        undo.push_async_callback(gateway.close)
+        await gateway.open()
+        undo.push_async_callback(device.close)
+        await device.open()
+        undo.callback(transport.heartbeat.close)
+        await transport.heartbeat.open(own.v6)
+        for work in (transport.beat, transport.save):
+            undo.push_async_callback(_end, asyncio.create_task(work()))
+        yield transport
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _own_port(context: Context, config: WireguardConfig) -> int:
+    """The configured port, else the one used before, else any that is free: a device behind NAT keeps its place in it."""
+    if config.udp_port:
+        return config.udp_port
+    remembered = context.state_dir / "port"
+    with contextlib.suppress(OSError, ValueError):
+        if 0 < (port := int(remembered.read_text())) < 65536:
+            return port
+    with socket.socket(
+        socket.AF_INET6 if Path("/proc/net/if_inet6").exists() else socket.AF_INET, socket.SOCK_DGRAM
+    ) as sock:
+        sock.bind(("", 0))
+        port = int(sock.getsockname()[1])
+    write_private(remembered, str(port))
+    return port
+
+
+def _raise(problems: Sequence[FractalError]) -> None:
+    """Raise one error of the first one's type that tells of all of them; nothing if there are none."""
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise type(problems[0])("; ".join(str(problem) for problem in problems))
