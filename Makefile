@@ -68,7 +68,7 @@ soak: dev ## SIGKILL of every process at random moments, for SECONDS (600)
 	@SOAK_SECONDS=$${SECONDS_:-600} $(PYTEST) tests/soak -q -s
 
 bench: dev ## figures, as ratios measured side by side
-	@for b in contrib/bench/*.py; do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+	@for b in $(filter-out %_data.py,$(wildcard contrib/bench/*.py)); do echo "== $$b"; $(BIN)/python $$b || exit 1; done
 
 generate: dev ## man pages, completions and references that are made from the code
 	@$(BIN)/python contrib/generate.py

@@ -1,11 +1,11 @@
-"""The archive's pipeline against the shell's: `cat stream | zstd -3 | age` on the same bytes.
+"""The archive's pipeline against the shell's, on the same bytes and with the same promise: on the disk when it returns.
 
     .venv/bin/python contrib/bench/archive.py [--full MB] [--memory MB] [--rounds N] [--dir FOLDER]
 
-Figures are CPU seconds of whole process trees (wait4, getrusage), wall seconds, stored bytes, and the peak memory of one
-process that does nothing but a large backup. A tick is measured in a process that is warm, as the agent is; the shell's
-tools start anew each time, as they would. Ours writes the sealed bytes twice, into the spool and into the store, and flushes
-both to the disk; the shell's output is left to the page cache. Medians of a few rounds: read CPU and bytes, walls depend on what else runs.
+Writing is compared to `cat stream | zstd -3 | age > out; sync out`, reading to `age -d | zstd -d > stream`. Figures are CPU
+seconds of whole process trees (wait4, getrusage), wall seconds, stored bytes, and the peak memory of one process that does
+nothing but a large backup. Ours runs in a process that is warm, as the agent is; the shell's tools start anew each time, as they
+would. Each round runs every pipeline once, so that what else the machine does hits all of them; medians are shown.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import random
 import resource
 import shutil
 import statistics
@@ -22,34 +21,27 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
+
+from volume_data import make_tick, make_volume
+
+from fractal.agent.notes import MemoryNotes
+from fractal.api.snapshot import Snapshot, Snapshotter
+from fractal.archive.archive import AppKeyring, Archive
+from fractal.builtin.directory import open_directory
+from fractal.builtin.directory_config import DirectoryConfig
+from fractal.core.model import Point
+from fractal.crypto.keys import DeviceKeys, app_keypair
+from fractal.testing.context import real_context
 
 MIB = 1 << 20
 TICK = 20 * MIB
 BLOCK = 128 * MIB
 GROUP, APP = "aa" * 16, "bb" * 8
-_WORDS = [
-    w.encode()
-    for w in [
-        "id",
-        "name",
-        "value",
-        "true",
-        "false",
-        "null",
-        "user",
-        "event",
-        "price",
-        "status",
-        "created",
-        "updated",
-        "at",
-        "of",
-        "to",
-    ]
-]
+OURS, FLOOR = "fractal archive", "cat | zstd -3 | age; sync"
 
 
 @dataclass(frozen=True)
@@ -58,37 +50,12 @@ class Cost:
 
     wall: float
     cpu: float
-    stored: int
+    stored: int = 0
     peak: int = 0
     """Bytes of resident memory."""
 
 
-# --- what is written -----------------------------------------------------------------------------------------------------
-
-
-def make_pages(path: Path, size: int, seed: int) -> None:
-    """Database-like pages of 4 to 16 KiB: half of them text, half incompressible."""
-    chance = random.Random(seed)  # noqa: S311 - reproducible data, no secret
-    with path.open("wb") as file:
-        while file.tell() < size:
-            page = chance.choice([4, 8, 16]) << 10
-            file.write(chance.randbytes(page) if chance.random() < 0.5 else _text(chance, page))
-        file.truncate(size)
-
-
-def _text(chance: random.Random, size: int) -> bytes:
-    rows, length = [], 0
-    while length < size:
-        row = b'{"id":%d,"name":"%s","value":%d,"updated":"2026-11-%02d","note":"%s"}' % (
-            chance.getrandbits(20),
-            chance.choice(_WORDS),
-            chance.getrandbits(16),
-            chance.randrange(1, 31),
-            b" ".join(chance.choices(_WORDS, k=8)),
-        )
-        rows.append(row)
-        length += len(row)
-    return b"".join(rows)[:size]
+# --- ours ----------------------------------------------------------------------------------------------------------------
 
 
 class Files:
@@ -108,33 +75,81 @@ class Files:
                     yield chunk
 
 
-# --- ours ----------------------------------------------------------------------------------------------------------------
+class Sink:
+    """The part of a snapshotter that a restore uses: the stream becomes a file."""
+
+    format = "bench/1"
+    receives = frozenset({"bench/1"})
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    async def snapshots(self, volume: str) -> Sequence[Snapshot]:
+        """None yet."""
+        del volume
+        return ()
+
+    async def receive(
+        self,
+        volume: str,
+        name: str,
+        chunks: AsyncIterator[bytes],
+        *,
+        stream_format: str,
+        parent: str | None = None,
+    ) -> Snapshot:
+        """Write it."""
+        del stream_format, parent
+        with self.path.open("wb", buffering=0) as file:
+            async for chunk in chunks:
+                file.write(chunk)
+        return Snapshot(volume=volume, name=name, path=self.path)
 
 
-async def ours(paths: Sequence[Path], folder: Path, rounds: int) -> list[Cost]:
-    """Back the stream up `rounds` times into a directory store, in this process, after a small one to warm up."""
-    from fractal.agent.notes import MemoryNotes
-    from fractal.api.snapshot import Snapshotter
-    from fractal.archive.archive import AppKeyring, Archive
-    from fractal.builtin.directory import open_directory
-    from fractal.builtin.directory_config import DirectoryConfig
-    from fractal.crypto.keys import DeviceKeys, app_keypair
-    from fractal.testing.context import real_context
+@dataclass
+class Ours:
+    """The archive of one app over a directory store, in this process."""
 
-    warm = folder / "warm"
-    warm.write_bytes(bytes(MIB))
+    archive: Archive
+    folder: Path
+    number: int = 0
+
+    async def write(self, paths: Sequence[Path]) -> Cost:
+        """Back the stream up."""
+        self.number += 1
+        files = cast("Snapshotter", Files(paths))
+        wall, cpu = time.monotonic(), _cpu_of_self()
+        record = await self.archive.write(
+            1, snapshotter=files, volume="v", name=f"t-{self.number}", wall_ms=0
+        )
+        return Cost(time.monotonic() - wall, _cpu_of_self() - cpu, record.stored)
+
+    async def restore(self) -> Cost:
+        """Bring back what was written last."""
+        sink = cast("Snapshotter", Sink(self.folder / "restored"))
+        wall, cpu = time.monotonic(), _cpu_of_self()
+        point = Point(epoch=1, number=self.number)
+        await self.archive.restore(point, snapshotter=sink, volume="v", name_of=lambda p: f"t-{p.number}")
+        cost = Cost(time.monotonic() - wall, _cpu_of_self() - cpu, 0)
+        (self.folder / "restored").unlink()
+        return cost
+
+
+@asynccontextmanager
+async def ours(folder: Path) -> AsyncIterator[Ours]:
+    """An archive that a small backup has warmed up."""
     async with (
         real_context(folder) as context,
         open_directory(context, DirectoryConfig(path=folder / "store")) as store,
     ):
         keys = DeviceKeys.generate(context.entropy)
-        public, _ = app_keypair(context.entropy)
+        public, secret = app_keypair(context.entropy)
         archive = Archive(
             group=GROUP,
             app=APP,
             store=store,
             keys=keys,
-            app_keys=AppKeyring(generation=1, public=public),
+            app_keys=AppKeyring(generation=1, public=public, secrets={1: secret}),
             group_key=lambda _: (1, bytes(32)),
             sign_key_of=lambda _: keys.sign_public,
             clock=context.clock,
@@ -143,13 +158,11 @@ async def ours(paths: Sequence[Path], folder: Path, rounds: int) -> list[Cost]:
             spool=folder / "spool",
             notes=MemoryNotes(),
         )
-        costs = []
-        for number in range(rounds + 1):
-            files = cast("Snapshotter", Files(paths if number else [warm]))
-            wall, cpu = time.monotonic(), _cpu_of_self()
-            record = await archive.write(1, snapshotter=files, volume="v", name=f"t-{number}", wall_ms=0)
-            costs.append(Cost(time.monotonic() - wall, _cpu_of_self() - cpu, record.stored))
-        return costs[1:]
+        warm = folder / "warm"
+        warm.write_bytes(bytes(MIB))
+        found = Ours(archive, folder)
+        await found.write([warm])
+        yield found
 
 
 def _cpu_of_self() -> float:
@@ -160,39 +173,50 @@ def _cpu_of_self() -> float:
 # --- the floor -------------------------------------------------------------------------------------------------------------
 
 
-def floor(command: str, out: Path) -> Cost:
-    """A shell pipeline that writes to `out`."""
+class Floor:
+    """The shell's pipelines, as far as their tools are here."""
+
+    def __init__(self, paths: Sequence[Path], folder: Path) -> None:
+        self.out, self.back = folder / "out", folder / "back"
+        names = " ".join(map(str, paths))
+        self.writes: dict[str, str] = {}
+        self.reads: dict[str, str] = {}
+        if shutil.which("zstd") is None:
+            print("skipped: the shell's pipelines (zstd is not installed: apt install zstd)")
+            return
+        compress = f"cat {names} | zstd -3 -q -c"
+        self.writes["cat | zstd -3; sync"] = f"{compress} > {self.out}; sync {self.out}"
+        if shutil.which("age") is None or shutil.which("age-keygen") is None:
+            print("skipped: cat | zstd -3 | age (age is not installed: apt install age)")
+            return
+        key = folder / "age.key"
+        subprocess.run(["age-keygen", "-o", str(key)], check=True, capture_output=True)
+        public = subprocess.run(
+            ["age-keygen", "-y", str(key)], check=True, capture_output=True, text=True
+        ).stdout.strip()
+        self.writes[FLOOR] = f"{compress} | age -r {public} > {self.out}; sync {self.out}"
+        self.reads["age -d | zstd -d"] = f"age -d -i {key} < {self.out} | zstd -d -q -c > {self.back}"
+
+    def write(self, name: str) -> Cost:
+        """Run it; its output stays until the next."""
+        self.out.unlink(missing_ok=True)
+        return replace(_run(self.writes[name]), stored=self.out.stat().st_size)
+
+    def read(self, name: str) -> Cost:
+        """Run it on the output of `FLOOR`."""
+        cost = _run(self.reads[name])
+        self.back.unlink()
+        return cost
+
+
+def _run(command: str) -> Cost:
     started = time.monotonic()
     process = subprocess.Popen(["sh", "-c", command])
     _, status, used = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{command}: exit status {process.returncode}")
-    cost = Cost(time.monotonic() - started, used.ru_utime + used.ru_stime, out.stat().st_size)
-    out.unlink()
-    return cost
-
-
-def floors(paths: Sequence[Path], folder: Path, rounds: int) -> dict[str, list[Cost]]:
-    """The shell's pipelines, as far as their tools are here."""
-    if shutil.which("zstd") is None:
-        print("skipped: the shell's pipelines (zstd is not installed: apt install zstd)")
-        return {}
-    out, names = folder / "out", " ".join(str(p) for p in paths)
-    compress = f"cat {names} | zstd -3 -q -c"
-    result = {"cat | zstd -3": [floor(f"{compress} > {out}", out) for _ in range(rounds)]}
-    if shutil.which("age") is None or shutil.which("age-keygen") is None:
-        print("skipped: cat | zstd -3 | age (age is not installed: apt install age)")
-        return result
-    key = folder / "age.key"
-    if not key.exists():
-        subprocess.run(["age-keygen", "-o", str(key)], check=True, capture_output=True)
-    public = subprocess.run(
-        ["age-keygen", "-y", str(key)], check=True, capture_output=True, text=True
-    ).stdout.strip()
-    command = f"{compress} | age -r {public} > {out}"
-    result["cat | zstd -3 | age"] = [floor(command, out) for _ in range(rounds)]
-    return result
+    return Cost(time.monotonic() - started, used.ru_utime + used.ru_stime)
 
 
 # --- the table -------------------------------------------------------------------------------------------------------------
@@ -211,26 +235,44 @@ def table(title: str, size: int, rows: dict[str, Cost], ours_name: str) -> None:
     """Every row, and the ratios of ours to it."""
     print(f"\n{title} ({size / MIB:.0f} MiB)")
     print(
-        f"  {'pipeline':<24}{'wall s':>8}{'CPU s':>8}{'stored MB':>11}{'wall x':>8}{'CPU x':>8}{'bytes x':>9}"
+        f"  {'pipeline':<28}{'wall s':>8}{'CPU s':>8}{'stored MB':>11}{'wall x':>8}{'CPU x':>8}{'bytes x':>9}"
     )
     mine = rows[ours_name]
     for name, cost in rows.items():
         ratios = "" if name == ours_name else _ratios(mine, cost)
-        print(f"  {name:<24}{cost.wall:>8.2f}{cost.cpu:>8.2f}{cost.stored / 1e6:>11.2f}{ratios}")
+        print(f"  {name:<28}{cost.wall:>8.2f}{cost.cpu:>8.2f}{cost.stored / 1e6:>11.2f}{ratios}")
 
 
 def _ratios(mine: Cost, other: Cost) -> str:
-    return f"{mine.wall / other.wall:>8.2f}{mine.cpu / other.cpu:>8.2f}{mine.stored / other.stored:>9.3f}"
+    stored = f"{mine.stored / other.stored:>9.3f}" if other.stored else ""
+    return f"{mine.wall / other.wall:>8.2f}{mine.cpu / other.cpu:>8.2f}{stored}"
 
 
-def compare(title: str, paths: Sequence[Path], folder: Path, rounds: int) -> None:
-    """One table: ours against the floors on the same bytes."""
+async def compare(title: str, paths: Sequence[Path], folder: Path, rounds: int) -> None:
+    """Two tables: ours against the floors on the same bytes, there and back."""
     scratch = folder / "scratch"
     scratch.mkdir()
-    rows = {"fractal archive": median(asyncio.run(ours(paths, scratch, rounds)))}
-    rows |= {name: median(costs) for name, costs in floors(paths, scratch, rounds).items()}
+    floor = Floor(paths, scratch)
+    writes: dict[str, list[Cost]] = {OURS: [], **{name: [] for name in floor.writes}}
+    reads: dict[str, list[Cost]] = {OURS: [], **{name: [] for name in floor.reads}}
+    async with ours(scratch) as mine:
+        for _ in range(rounds):
+            writes[OURS].append(await mine.write(paths))
+            for name in floor.writes:
+                writes[name].append(floor.write(name))
+            reads[OURS].append(await mine.restore())
+            for name in floor.reads:
+                reads[name].append(floor.read(name))
     shutil.rmtree(scratch)
-    table(title, sum(p.stat().st_size for p in paths), rows, "fractal archive")
+    size = sum(p.stat().st_size for p in paths)
+    table(title, size, {name: median(costs) for name, costs in writes.items()}, OURS)
+    table(f"{title}: restore", size, {name: median(costs) for name, costs in reads.items()}, OURS)
+
+
+async def backup_once(paths: Sequence[Path], folder: Path) -> None:
+    """What the process does whose memory is measured."""
+    async with ours(folder) as mine:
+        await mine.write(paths)
 
 
 def peak_memory(paths: Sequence[Path], folder: Path) -> Cost:
@@ -262,16 +304,16 @@ def main() -> None:
     parser.add_argument("--child", nargs="+", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        asyncio.run(ours(options.child[1:], options.child[0], 1))
+        asyncio.run(backup_once(options.child[1:], options.child[0]))
         return
     with tempfile.TemporaryDirectory(prefix="fractal-bench-", dir=options.dir) as name:
         folder = Path(name)
         tick, block = folder / "tick", folder / "block"
-        make_pages(tick, TICK, 1)
-        make_pages(block, BLOCK, 2)
-        compare("Tick", [tick], folder, max(options.rounds, 3))
+        make_tick(tick, TICK, 1)
+        make_volume(block, BLOCK, 2)
+        asyncio.run(compare("Tick", [tick], folder, max(options.rounds, 9)))
         blocks = [block] * max(1, options.full * MIB // BLOCK)
-        compare("Full backup", blocks, folder, 1 if options.full > 1024 else options.rounds)
+        asyncio.run(compare("Full backup", blocks, folder, options.rounds))
         if options.memory:
             blocks = [block] * max(1, options.memory * MIB // BLOCK)
             cost = peak_memory(blocks, folder)
