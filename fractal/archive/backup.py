@@ -29,6 +29,8 @@ Progress = Callable[[int, int], None]
 
 IN_FLIGHT = 2
 """Frames sealed at once."""
+WAITING = 3
+"""Frames being sealed, or sealed and waiting for an earlier one."""
 RECHECK = 3600.0
 """Seconds after which uploaded segments are looked at again before a record names them: a collector may have been there."""
 MOST_BURNT = 1000
@@ -77,11 +79,11 @@ class Backup:
         resumed = plan is not None and plan.object.generation == app_keys.generation
         ahead: set[int] = set()
         held: list[bytes] | None = None
+        started = self.clock.boottime()
         if plan is None or not resumed:
             if (standing := await self._standing(source)) is not None:
                 return standing
             plan, held = await self._seal(source, folder, app_keys, ahead)
-        started = self.clock.boottime()
         await self._upload(folder, plan, progress, check=resumed, ahead=ahead, held=held)
         while self.clock.boottime() - started > RECHECK:
             started = self.clock.boottime()
@@ -118,7 +120,7 @@ class Backup:
     ) -> tuple[RecordBody, list[bytes] | None]:
         """Seal the stream, into the spool if it is large: its plan, and the object itself if it stayed in memory.
 
-        Segments that are complete are uploaded meanwhile and noted in `ahead`.
+        It is uploaded meanwhile; segments that are complete in the store are noted in `ahead`.
         """
         object_key = self.entropy.bytes(KEY_SIZE)
         ref = ObjectRef(
@@ -138,36 +140,35 @@ class Backup:
             manifest_hash=source.manifest_hash,
             name=source.name,
         )
+
+        def described(segments: tuple[Segment, ...]) -> RecordBody:
+            return replace(body, object=replace(ref, segments=segments))
+
         seal = ObjectSeal.of(object_key, object_header(self.group, self.app, source.epoch, body))
         writer = spool.ObjectWriter(folder)
         chunks = source.snapshotter.send(source.volume, source.name, source.parent_name)
-        uploading = asyncio.create_task(self._upload_ahead(folder, ref.id, writer, ahead))
+        uploading = asyncio.create_task(self._upload_ahead(ref.id, writer, ahead))
         try:
             async with aclosing(frames_of(chunks)) as frames:
                 await seal_frames(frames, seal, writer, self.workers)
+            # Before the last segment can be complete in the store: from here on a crash costs nothing.
+            plan = await spool.to_its_end(self.workers, writer.finish, described)
             writer.end()
             await uploading
         finally:
             uploading.cancel()
             await asyncio.wait([uploading])
-
-        def described(segments: tuple[Segment, ...]) -> RecordBody:
-            return replace(body, object=replace(ref, segments=segments))
-
-        plan = await spool.to_its_end(self.workers, writer.finish, described)
         return plan, writer.held
 
     # --- uploading -----------------------------------------------------------------------------------------------
 
-    async def _upload_ahead(
-        self, folder: Path, object_id: str, writer: spool.ObjectWriter, ahead: set[int]
-    ) -> None:
-        """Upload segments while later ones are being sealed. What fails here is left to `_upload`, which says so."""
+    async def _upload_ahead(self, object_id: str, writer: spool.ObjectWriter, ahead: set[int]) -> None:
+        """Upload segments while they are being sealed. What fails here is left to `_upload`, which says so."""
         index = 0
-        while await writer.another(index):
+        while await writer.begun(index):
             key = layout.segment_key(self.group, self.app, object_id, index)
             try:
-                if await create(self.store, key, partial(self._read, folder / str(index)), self.clock):
+                if await create(self.store, key, partial(writer.segment, index, self.workers), self.clock):
                     ahead.add(index)
             except BackendError:
                 return
@@ -293,11 +294,20 @@ async def seal_frames(
     await spool.to_its_end(workers, writer.write, [MAGIC])
     try:
         async for frame in frames:
-            if len(pending) == IN_FLIGHT:
-                await write_oldest()
             pending.append(asyncio.create_task(workers.run(seal.frame, count, frame)))
             count += 1
             length += sum(map(len, frame))
+            # Frames take longer or shorter: one that is done early waits for its turn, and the next one is begun.
+            while (
+                len(running := [t for t in pending if not t.done()]) >= IN_FLIGHT or len(pending) >= WAITING
+            ):
+                if pending[0].done():
+                    await write_oldest()
+                else:
+                    await asyncio.wait(
+                        running if len(pending) < WAITING else [pending[0]],
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
         while pending:
             await write_oldest()
     finally:

@@ -14,7 +14,8 @@ import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TypeVar, TypeVarTuple
@@ -30,6 +31,8 @@ T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 
 CHUNK = 1 << 20
+RECENT = 8 << 20
+"""Bytes of what was spooled last that stay in memory: an upload that keeps up takes them from there."""
 HOLD = 14 << 20
 """Bytes of an object that stay in memory; a larger one goes to the disk from its first byte on."""
 _PLAN = "plan.json"
@@ -49,6 +52,12 @@ class ObjectWriter:
         self.written = 0
         self.held: list[bytes] | None = []
         """The whole object, while it is small: what is cheaper to send again than to write twice needs no spool."""
+        self._fresh: list[bytes] = []
+        """Written, not told yet."""
+        self._recent: deque[tuple[int, bytes]] = deque()
+        """Where in the object they begin, and the parts that were told last."""
+        self._told = 0
+        """Bytes of the object that whoever uploads may know of."""
         self._news = asyncio.Event()
         self._ended = False
 
@@ -65,6 +74,7 @@ class ObjectWriter:
             view = memoryview(part)
             while view:
                 view = view[self._write(view) :]
+            self._fresh.append(part)
 
     def _write(self, view: memoryview) -> int:
         if not self._sizes or self._sizes[-1] == SEGMENT:
@@ -100,22 +110,52 @@ class ObjectWriter:
         return plan
 
     def tell(self) -> None:
-        """From the event loop: something was written."""
+        """From the event loop, between calls of `write`: whoever uploads may have what was written."""
+        for part in self._fresh:
+            self._recent.append((self._told, part))
+            self._told += len(part)
+        self._fresh = []
+        while self._recent and self._told - self._recent[0][0] > RECENT:
+            self._recent.popleft()
         self._news.set()
 
     def end(self) -> None:
         """From the event loop: nothing more is going to be written."""
         self._ended = True
-        self._news.set()
+        self.tell()
 
-    async def another(self, index: int) -> bool:
-        """Wait until segment `index` will not change any more; False if that is the last one, or there is none."""
-        while len(self._sizes) <= index + 1:
+    async def begun(self, index: int) -> bool:
+        """Wait until there are bytes of segment `index`; False if there are none going to be."""
+        return await self._beyond(index * SEGMENT)
+
+    async def segment(self, index: int, workers: Workers) -> AsyncIterator[bytes]:
+        """The bytes of a segment as they are written: out of memory, or from the disk for whoever lags behind.
+
+        The last segment ends only after `end`.
+        """
+        offset, end = index * SEGMENT, (index + 1) * SEGMENT
+        while offset < end and await self._beyond(offset):
+            part = self._remembered(offset)
+            if part is None:
+                part = await workers.run(read_at, self._segment(index), offset - index * SEGMENT)
+            yield part
+            offset += len(part)
+
+    async def _beyond(self, offset: int) -> bool:
+        while self._told <= offset:
             if self._ended:
                 return False
             self._news.clear()
             await self._news.wait()
         return True
+
+    def _remembered(self, offset: int) -> bytes | None:
+        """What follows `offset` up to the end of its part or segment, if it is still in memory."""
+        end = (offset // SEGMENT + 1) * SEGMENT
+        for start, part in self._recent:
+            if start <= offset < start + len(part):
+                return part[offset - start : end - start]
+        return None
 
     def _segment(self, index: int) -> Path:
         return self._folder / str(index)

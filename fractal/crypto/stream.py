@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
 import struct
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
 
@@ -71,8 +73,8 @@ class ObjectSeal:
     hash: bytes
     """Of the header: additional data of everything sealed."""
     _cipher: ChaCha20Poly1305 = field(repr=False)
-    _idle: list[zstandard.ZstdCompressor] = field(default_factory=list, repr=False)
-    """Compressors between two frames; each keeps some MiB that are costly to make anew."""
+    _idle: list[_Desk] = field(default_factory=list, repr=False)
+    """What no frame is being sealed with at the moment."""
 
     @classmethod
     def of(cls, object_key: bytes, header: Value) -> ObjectSeal:
@@ -87,20 +89,15 @@ class ObjectSeal:
         return cls(blake2b(text, digest_size=HASH_SIZE, person=b"fhs-header").digest(), ChaCha20Poly1305(key))
 
     def frame(self, index: int, chunks: Sequence[bytes]) -> tuple[list[bytes], bytes]:
-        """Frame number `index` (from 0) as stored, in parts, and the hash of its raw bytes, at most `FRAME` of them.
-
-        Chunks are never joined: copies of 8 MiB cost more than the cipher.
-        """
+        """Frame number `index` (from 0) as stored, in parts, and the hash of its raw bytes, at most `FRAME` of them."""
         digest = _frame_hash()
-        compressor = self._idle.pop() if self._idle else zstandard.ZstdCompressor(level=LEVEL)
-        stream = compressor.chunker(size=sum(map(len, chunks)), chunk_size=_PIECE)
-        parts: list[bytes] = []
+        desk = self._idle.pop() if self._idle else _Desk()
         for chunk in chunks:
             digest.update(chunk)
-            parts.extend(stream.compress(chunk))
-        parts.extend(stream.finish())  # type: ignore[no-untyped-call]  # the stub forgot its types
-        self._idle.append(compressor)
-        return self._seal(index, _DATA, b"".join(parts)), digest.digest()
+        with desk.compressed(chunks) as body:
+            parts = self._seal(index, _DATA, body)
+        self._idle.append(desk)
+        return parts, digest.digest()
 
     def trailer(self, index: int, raw: Raw, written: int) -> list[bytes]:
         """What follows the last frame. `index` is the number of frames, `written` the bytes of the object so far."""
@@ -133,7 +130,7 @@ class ObjectSeal:
         digest.update(raw)
         return raw, digest.digest()
 
-    def _seal(self, index: int, kind: int, body: bytes) -> list[bytes]:
+    def _seal(self, index: int, kind: int, body: bytes | memoryview) -> list[bytes]:
         head = self._cipher.encrypt(_nonce(2 * index), _HEAD.pack(len(body), kind), self.hash)
         return [head, self._cipher.encrypt(_nonce(2 * index + 1), body, self.hash)]
 
@@ -142,6 +139,34 @@ class ObjectSeal:
             return self._cipher.decrypt(_nonce(counter), sealed, self.hash)
         except (InvalidTag, ValueError) as error:
             raise Corrupt(f"frame {counter // 2} is damaged or from elsewhere") from error
+
+
+class _Desk:
+    """A compressor with room for what it makes of a frame, used for one frame after the other.
+
+    Both are some MiB; fresh memory of that size for each frame costs more than the cipher, as the kernel clears every page.
+    """
+
+    def __init__(self) -> None:
+        self._compressor = zstandard.ZstdCompressor(level=LEVEL)
+        self._room = memoryview(mmap.mmap(-1, _MAX_BODY))
+
+    @contextmanager
+    def compressed(self, chunks: Sequence[bytes]) -> Iterator[memoryview]:
+        """The chunks as one zstd frame, until the context ends."""
+        size = 0
+        stream = self._compressor.chunker(size=sum(map(len, chunks)), chunk_size=_PIECE)
+        for chunk in chunks:
+            for piece in stream.compress(chunk):
+                size = self._put(size, piece)
+        for piece in stream.finish():  # type: ignore[no-untyped-call]  # the stub forgot its types
+            size = self._put(size, piece)
+        with self._room[:size] as body:
+            yield body
+
+    def _put(self, offset: int, piece: bytes) -> int:
+        self._room[offset : offset + len(piece)] = piece
+        return offset + len(piece)
 
 
 class ObjectReader:
