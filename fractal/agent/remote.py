@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from fractal.agent import fork_key
 from fractal.agent.control.progress import Progress
 from fractal.api.canonical import decode, encode, pack, unpack
 from fractal.api.errors import Corrupt, Denied, ExitCode, FractalError, InvalidInput, NotFound, Unreachable
@@ -36,7 +37,10 @@ AT_ONCE_ALL = 8
 DROPPED = 64
 """Beyond so many under way, also being told is too much."""
 ALLOWED = frozenset({"app.logs", "app.exec", "snapshot.create", "snapshot.verify"})
-"""Only what acts on the app where it runs. Nothing that is written to the log, which would be in the asked device's name."""
+"""Only what acts on the app where it runs. Nothing that is written to the log, which would be in the asked device's name.
+
+Beside these, any device that holds an app's key is asked for the key of a fork (`fork_key`).
+"""
 
 
 class RemoteError(FractalError):
@@ -132,7 +136,7 @@ class Remote:
         output = Collected()
         try:
             self._check(sender, message)
-            result = await self._carry_out(message, output)
+            result = await self._carry_out(sender, message, output)
             answer: dict[str, Any] = {"tell": number, "result": _integers(result), "output": output.records()}
         except FractalError as error:
             answer = _failure(number, error)
@@ -154,18 +158,24 @@ class Remote:
             raise Denied("the device cannot read the group's log, so it cannot tell who may ask")
         member = state.members.get(state.devices[sender].member)
         params = message.get("params")
-        if str(message.get("command")) not in ALLOWED or not isinstance(params, dict):
+        command = str(message.get("command"))
+        if command not in {*ALLOWED, fork_key.QUESTION} or not isinstance(params, dict):
             raise Denied("that cannot be asked of another device")
         app = state.apps.get(str(params.get("app")))
-        if member is None or member.removed or app is None:
+        if member is None or member.removed or app is None or app.removed:
             raise Denied("unknown member or app")
         if member.role is Role.MEMBER and app.owner_member != member.id:
             raise Denied(f"{member.name} may not do that with {app.name}: it belongs to somebody else")
-        if app.owner != self._group.me:
+        if command in ALLOWED and app.owner != self._group.me:
             # Never passed on: it would be asked in this device's name.
             raise NotFound(f"{app.name} is not on this device any more: ask again")
 
-    async def _carry_out(self, message: Mapping[str, Any], output: Collected) -> Mapping[str, object]:
+    async def _carry_out(
+        self, sender: str, message: Mapping[str, Any], output: Collected
+    ) -> Mapping[str, object]:
+        if message["command"] == fork_key.QUESTION:
+            origin = self._group.app(str(message["params"]["app"]))
+            return fork_key.answer_fork_key(self._group, origin, sender)
         from fractal.agent.control.handlers import COMMANDS
         from fractal.agent.control.params import parse_params
 

@@ -332,8 +332,8 @@ async def app_update(agent: Agent, params: Params, _: Progress) -> Plan:
         read_manifest,
         refuse_env,
         refuse_what_cannot_run,
-        sealed_secrets,
     )
+    from fractal.agent.fork_key import sealed_secrets
 
     group, app = named(agent, params)
     refuse_env(params)
@@ -349,7 +349,7 @@ async def app_update(agent: Agent, params: Params, _: Progress) -> Plan:
     async def change(_: Progress) -> None:
         now = group.app(app.id)
         made = {n: v for n, v in new_secrets(agent, spec or {}).items() if n not in now.secrets}
-        fresh = sealed_secrets(agent, now.keys[-1].public, {**made, **given})
+        fresh = sealed_secrets(agent.entropy, now.keys[-1].public, {**made, **given})
         await group.journal.append(
             AppChanged(
                 app=app.id,

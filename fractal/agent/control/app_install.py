@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from fractal.agent.agent import Agent
-from fractal.agent.control.app import healthy, interval_ms, moment_of, named, waiting_plan
+from fractal.agent.control.app import healthy, interval_ms, job_of, moment_of, named, waiting_plan
 from fractal.agent.control.catalog import find_manifest
 from fractal.agent.control.dispatch import command
 from fractal.agent.control.names import check_new_name, find_device, find_group, find_store
@@ -14,15 +13,15 @@ from fractal.agent.control.params import Params
 from fractal.agent.control.plan import Action, Plan
 from fractal.agent.control.progress import Progress
 from fractal.agent.control.waiting import DEFAULT
+from fractal.agent.fork_key import fork_key, new_key, sealed_secrets
 from fractal.agent.group import GroupAgent
 from fractal.agent.status import app_status
 from fractal.api.app import AppSpec
 from fractal.api.canonical import pack
 from fractal.api.errors import Denied, InvalidInput, NotFound
 from fractal.core.entries import AppInstalled, RouteAdded
-from fractal.core.model import AppKey, DeviceRole, Point, Policy, Source, StoreEntry
+from fractal.core.model import DeviceRole, Point, Policy, Source, StoreEntry
 from fractal.core.placement import cannot_run, choose, may_trust
-from fractal.crypto.keys import app_keypair, seal_to
 from fractal.manifest import parse
 from fractal.manifest.plain import from_plain_spec, to_plain_spec
 
@@ -63,11 +62,6 @@ def refuse_what_cannot_run(agent: Agent, group: GroupAgent, device: str, spec: M
         lines = "\n".join(f"  {r.service}: {r.key}: {r.reason}" for r in refusals)
         runtime = agent.config.runtime.backend
         raise InvalidInput(f"runtime {runtime} cannot run this manifest:\n{lines}")
-
-
-def sealed_secrets(agent: Agent, public: bytes, values: Mapping[str, str]) -> dict[str, bytes]:
-    """Secrets sealed to the app's key."""
-    return {name: seal_to(public, value.encode(), agent.entropy) for name, value in values.items()}
 
 
 def placed_on(group: GroupAgent, spec: Mapping[str, object], policy: Policy, wanted: str) -> str:
@@ -118,17 +112,14 @@ def default_routes(group: GroupAgent, name: str, spec: AppSpec) -> tuple[str, ..
 
 
 def installed(
-    agent: Agent,
     group: GroupAgent,
     entry: AppInstalled,
     routes: tuple[str, ...],
-    secrets: Mapping[str, str],
 ) -> Action:
-    """The action that appends the app with its secrets, and its routes; the owner makes the certificates."""
+    """The action that appends the app, and its routes; the owner makes the certificates."""
 
     async def append(_: Progress) -> None:
-        sealed = sealed_secrets(agent, entry.key.public, secrets)
-        await group.journal.append(replace(entry, secrets=sealed))
+        await group.journal.append(entry)
         for route in routes:
             await group.journal.append(RouteAdded(name=route, app=entry.app))
 
@@ -137,15 +128,6 @@ def installed(
     if routes:
         detail["routes"] = ", ".join(routes)
     return Action(f"install {entry.name} on {where}", detail, append)
-
-
-def new_key(agent: Agent, group: GroupAgent, policy: Policy) -> AppKey:
-    """The first generation of an app's key, sealed to every device that the policy trusts."""
-    public, secret = app_keypair(agent.entropy)
-    member = group.state.devices[group.me].member
-    trusted = may_trust(group.state, policy.trust, policy.devices, member)
-    sealed = {d: seal_to(group.state.devices[d].box_key, secret, agent.entropy) for d in trusted}
-    return AppKey(generation=1, public=public, sealed=sealed)
 
 
 @command("app.install")
@@ -164,7 +146,8 @@ async def app_install(agent: Agent, params: Params, _: Progress) -> Plan:
     refuse_what_cannot_run(agent, group, placed, spec)
     store = store_for(group, params.text("store"))
     routes = params.items("routes") or default_routes(group, name, parsed)
-    secrets = new_secrets(agent, spec)
+    key = new_key(agent.entropy, group.state, policy, group.state.devices[group.me].member)
+    secrets = {**new_secrets(agent, spec), **params.table("secrets")}
     entry = AppInstalled(
         app=agent.entropy.bytes(8).hex(),
         name=name,
@@ -172,10 +155,11 @@ async def app_install(agent: Agent, params: Params, _: Progress) -> Plan:
         spec=spec,
         store=store.id,
         placed=placed,
-        key=new_key(agent, group, policy),
+        key=key,
         policy=policy,
+        secrets=sealed_secrets(agent.entropy, key.public, secrets),
     )
-    action = installed(agent, group, entry, routes, {**secrets, **params.table("secrets")})
+    action = installed(group, entry, routes)
     return _made(group, entry, [action], routes, params, {})
 
 
@@ -185,12 +169,10 @@ async def app_fork(agent: Agent, params: Params, _: Progress) -> Plan:
     moment = await moment_of(group, origin, params.text("at"))
     taken = [a.name for a in group.state.apps.values() if not a.removed]
     name = check_new_name("app", params.text("name"), taken)
-    # Certificates belong to names, not to data. An app with no other secret can be forked by any device.
-    carried = any(not secret.startswith("tls.") for secret in origin.secrets)
-    held = group.jobs[origin.id].data.secrets() if carried else {}
     placed = placed_on(group, origin.spec, origin.policy, params.text("device"))
     text = f"{moment.point.epoch}.{moment.point.number}"
-    routes = default_routes(group, name, group.jobs[origin.id].spec)
+    routes = default_routes(group, name, job_of(group, origin).spec)
+    made = await fork_key(group, origin)
     entry = AppInstalled(
         app=agent.entropy.bytes(8).hex(),
         name=name,
@@ -198,12 +180,12 @@ async def app_fork(agent: Agent, params: Params, _: Progress) -> Plan:
         spec=origin.spec,
         store=origin.store,
         placed=placed,
-        key=new_key(agent, group, origin.policy),
+        key=made.key,
         policy=origin.policy,
+        secrets=made.secrets,
         source=Source(app=origin.id, point=Point(epoch=moment.point.epoch, number=moment.point.number)),
     )
-    own = {n: v for n, v in held.items() if not n.startswith("tls.")}
-    action = installed(agent, group, entry, routes, own)
+    action = installed(group, entry, routes)
     return _made(group, entry, [action], routes, params, {"moment": text})
 
 
