@@ -138,7 +138,7 @@ async def open_agent(config: DeviceConfig) -> AsyncIterator[Agent]:
         return await ensure_guard(folder, run=runner, clock=clock)
 
     try:
-        async with ThreadWorkers(threads=2) as workers:
+        async with ThreadWorkers() as workers:
             shell = Shell(
                 clock=clock,
                 entropy=entropy,
