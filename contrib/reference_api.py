@@ -25,6 +25,7 @@ MODULES = {
     "store": "Stores",
     "coordination": "Coordinators",
     "transport": "Transports",
+    "authority": "Authorities",
     "catalog": "Catalogs",
     "health": "Health checks",
     "events": "Events",

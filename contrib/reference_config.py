@@ -16,6 +16,7 @@ KIND_WORDS = {
     "runtime": "What runs the services of apps.",
     "snapshot": "What keeps the apps' volumes and takes snapshots of them.",
     "transport": "How gateways and devices reach each other.",
+    "authority": "Who gives the certificates for the names under which apps are reached.",
     "coordination": "Where the groups' logs are.",
 }
 HEAD = ("Key", "Type", "Default", "Meaning")

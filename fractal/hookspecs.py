@@ -16,6 +16,7 @@ from collections.abc import Iterable
 
 import pluggy
 
+from fractal.api.authority import AuthorityOffer
 from fractal.api.catalog import CatalogOffer
 from fractal.api.coordination import CoordinationOffer
 from fractal.api.events import Event
@@ -51,6 +52,12 @@ def fractal_stores() -> Iterable[StoreOffer]:
 @hookspec
 def fractal_transports() -> Iterable[TransportOffer]:
     """Offer transports: `yield TransportBackend(name="tor", summary="...", config=Config, open=open_tor)`."""
+    return ()
+
+
+@hookspec
+def fractal_authorities() -> Iterable[AuthorityOffer]:
+    """Offer authorities: `yield AuthorityBackend(name="step", summary="...", config=Config, open=open_step)`."""
     return ()
 
 

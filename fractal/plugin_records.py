@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+from fractal.api.authority import AuthorityBackend
 from fractal.api.backend import API_VERSION, Backend
 from fractal.api.catalog import CatalogBackend
 from fractal.api.coordination import CoordinationBackend
@@ -36,6 +37,7 @@ KINDS: Mapping[str, Kind] = {
     "snapshot": Kind("fractal_snapshotters", SnapshotBackend),
     "store": Kind("fractal_stores", StoreBackend),
     "transport": Kind("fractal_transports", TransportBackend),
+    "authority": Kind("fractal_authorities", AuthorityBackend),
     "coordination": Kind("fractal_coordinators", CoordinationBackend),
     "catalog": Kind("fractal_catalogs", CatalogBackend),
 }

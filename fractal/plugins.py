@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import pluggy
 
 from fractal import hookspecs
+from fractal.api.authority import AuthorityBackend
 from fractal.api.backend import Backend
 from fractal.api.catalog import CatalogBackend
 from fractal.api.coordination import CoordinationBackend
@@ -123,6 +124,10 @@ class Plugins:
     def transport(self, name: str) -> TransportBackend[Any]:
         """The transport of that name."""
         return self._get("transport", name, TransportBackend)
+
+    def authority(self, name: str) -> AuthorityBackend[Any]:
+        """The authority of that name."""
+        return self._get("authority", name, AuthorityBackend)
 
     def coordinator(self, name: str) -> CoordinationBackend[Any]:
         """The coordination backend of that name."""

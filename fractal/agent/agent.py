@@ -21,6 +21,7 @@ from fractal.agent.pulse import Pulse
 from fractal.agent.routing import route
 from fractal.agent.supervise import supervise
 from fractal.agent.volumes import OneAtATime
+from fractal.api.authority import Authority
 from fractal.api.context import Clock, Context, Entropy, Run, Workers
 from fractal.api.coordination import Coordinator
 from fractal.api.errors import BackendError, Corrupt, NotFound, Unreachable
@@ -93,6 +94,7 @@ class Agent:
     runtime: Runtime = field(init=False)
     snapshotter: Snapshotter = field(init=False)
     transport: Transport = field(init=False)
+    authority: Authority = field(init=False)
     coordinator: Coordinator = field(init=False)
     instant_snapshots: bool = field(init=False, default=False)
     grants: GuardClient = field(init=False)
@@ -180,6 +182,10 @@ class Agent:
         )
         self.transport = await enter(
             transport.open(self.context("transport", transport.name), config.transport.settings)
+        )
+        authority = plugins.authority(config.authority.backend)
+        self.authority = await enter(
+            authority.open(self.context("authority", authority.name), config.authority.settings)
         )
         await self.observe()
         for group in group_addresses(self.notes):

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from fractal.agent.beats import Beat, Ear, Voice
+from fractal.agent.jobs.certifying import Certifying
 from fractal.agent.journal import Journal
 from fractal.agent.pulse import Pulse
 from fractal.agent.remote import Remote
@@ -61,6 +62,7 @@ class GroupAgent:
         self.jobs: dict[str, AppJob] = {}
         self.remote = Remote(self)
         self.log_problem = ""
+        self.certifying = Certifying()
         self._images: dict[str, Images] = {}
         self.logger = agent.logger.getChild(group[:8])
         self._stack = AsyncExitStack()
@@ -236,7 +238,7 @@ class GroupAgent:
         await self._stack.aclose()
 
     async def _run(self) -> None:
-        from fractal.agent.jobs import beating, failover, guarding, reading, running, upkeep
+        from fractal.agent.jobs import beating, certifying, failover, guarding, reading, running, upkeep
 
         jobs: dict[str, Callable[[GroupAgent], Awaitable[None]]] = {
             "log": reading.follow_log,
@@ -248,6 +250,7 @@ class GroupAgent:
             "guard": guarding.grant,
             "apps": running.run_apps,
             "upkeep": upkeep.keep_up,
+            "certificates": certifying.certify,
         }
         async with asyncio.TaskGroup() as tasks:
             for name, job in jobs.items():

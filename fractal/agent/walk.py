@@ -142,9 +142,10 @@ def _serving(group: GroupAgent, app: App, route: Route) -> Iterator[Break]:
             f"homeserver route add {route.name} {app.name!r} with a service and port of its manifest",
         )
     if route.kind == RouteKind.HTTPS.value and not group.certificate(route.name):
+        why = group.certifying.trouble.get(route.name, "")
         yield Break(
-            f"there is no certificate for {route.name} yet",
-            "Its owner makes one within seconds; if not, see the agent's log.",
+            f"there is no certificate for {route.name} yet{': ' if why else ''}{why}",
+            "Its owner gets one by itself, and tries again; docs/how-to/public-name.md has what an authority needs.",
         )
 
 

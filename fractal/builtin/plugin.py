@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 
+from fractal.api.authority import Authority, AuthorityBackend, AuthorityOffer
 from fractal.api.backend import Probe
 from fractal.api.catalog import Catalog, CatalogBackend, CatalogOffer
 from fractal.api.context import Context
@@ -23,6 +24,7 @@ from fractal.builtin.folder_config import FolderConfig
 from fractal.builtin.memory_log_config import MemoryLogConfig
 from fractal.builtin.memory_store import MemoryStoreConfig
 from fractal.builtin.process.config import ProcessConfig
+from fractal.builtin.self_signed_config import SelfSignedConfig
 from fractal.builtin.sqlite_config import SqliteConfig
 from fractal.hookspecs import hookimpl
 
@@ -78,7 +80,18 @@ def fractal_transports() -> Iterable[TransportOffer]:
         summary="Gateways that reach devices by address and lead TLS by name without decrypting it.",
         config=DirectConfig,
         open=_open_direct,
-        capabilities=frozenset({"SupportsCertificates", "SupportsProbe"}),
+        capabilities=frozenset({"SupportsCertificates", "SupportsChallenge", "SupportsProbe"}),
+    )
+
+
+@hookimpl
+def fractal_authorities() -> Iterable[AuthorityOffer]:
+    """`self-signed`."""
+    yield AuthorityBackend(
+        name="self-signed",
+        summary="Certificates that nobody vouches for: clients trust them by their fingerprint.",
+        config=SelfSignedConfig,
+        open=_open_self_signed,
     )
 
 
@@ -151,6 +164,12 @@ def _open_direct(context: Context, config: DirectConfig) -> AbstractAsyncContext
     from fractal.builtin.direct import open_direct
 
     return open_direct(context, config)
+
+
+def _open_self_signed(context: Context, config: SelfSignedConfig) -> AbstractAsyncContextManager[Authority]:
+    from fractal.builtin.self_signed import open_self_signed
+
+    return open_self_signed(context, config)
 
 
 def _open_sqlite(context: Context, config: SqliteConfig) -> AbstractAsyncContextManager[Coordinator]:

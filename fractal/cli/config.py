@@ -117,7 +117,7 @@ def describe(config: DeviceConfig) -> dict[str, Any]:
             "roles": sorted(role.value for role in device.roles),
         },
     }
-    for kind in ("runtime", "snapshot", "transport", "coordination"):
+    for kind in ("runtime", "snapshot", "transport", "authority", "coordination"):
         chosen = getattr(config, kind)
         document[kind] = {"backend": chosen.backend, chosen.backend: _settings(chosen.settings)}
     document["catalog"] = [

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from fractal.api.backend import Backend, Probe
     from fractal.plugins import Plugins
 
-KIND = click.Choice(["runtime", "snapshot", "store", "transport", "coordination", "catalog"])
+KIND = click.Choice(["runtime", "snapshot", "store", "transport", "authority", "coordination", "catalog"])
 kind_option = click.option("--kind", type=KIND, help="Where backends of several kinds have this name.")
 
 

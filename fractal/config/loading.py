@@ -30,6 +30,7 @@ DEFAULTS: Mapping[str, str] = {
     "runtime": "process",
     "snapshot": "copy",
     "transport": "direct",
+    "authority": "self-signed",
     "coordination": "sqlite",
 }
 DEFAULT_CATALOG = "folder"

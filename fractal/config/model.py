@@ -80,6 +80,7 @@ class DeviceConfig:
     runtime: Chosen
     snapshot: Chosen
     transport: Chosen
+    authority: Chosen
     coordination: Chosen
     catalogs: tuple[Chosen, ...]
     stores: Mapping[str, Mapping[str, object]] = field(default_factory=dict, repr=False)

@@ -23,6 +23,7 @@ from fractal.api.runtime import RuntimeBackend
 from fractal.api.snapshot import SnapshotBackend
 from fractal.api.store import StoreBackend
 from fractal.api.transport import Link, TransportBackend
+from fractal.builtin.self_signed_config import SelfSignedConfig
 from fractal.config.model import Chosen, Device, DeviceConfig
 from fractal.core.entries import Entry
 from fractal.crypto.keys import DeviceKeys
@@ -344,6 +345,7 @@ class Machine:
             runtime=chosen,
             snapshot=chosen,
             transport=chosen,
+            authority=Chosen(backend="self-signed", settings=SelfSignedConfig()),
             coordination=chosen,
             catalogs=(),
         )

@@ -81,8 +81,8 @@ class Bed:
 
     # --- devices -------------------------------------------------------------------------------------------------
 
-    async def start(self, name: str, *roles: str, https_port: int = 0) -> Agent:
-        """Start the agent of a device; again after `stop`, with all that its folder holds."""
+    async def start(self, name: str, *roles: str, https_port: int = 0, more: str = "") -> Agent:
+        """Start the agent of a device; again after `stop`, with all that its folder holds. `more` ends its configuration."""
         path = self.folder / name / "config.toml"
         if not path.exists():
             path.parent.mkdir()
@@ -99,7 +99,7 @@ envs = "{self.folder / "envs"}"
 path = "{self.folder / "log.sqlite"}"
 [transport.direct]
 https_port = {https_port}
-"""
+{more}"""
             )
         config, stack = load(path), AsyncExitStack()
         private_folder(config.device.state_dir)

@@ -91,6 +91,7 @@ def test_list_shows_the_builtins() -> None:
         ("store", "directory"),
         ("store", "memory"),
         ("transport", "direct"),
+        ("authority", "self-signed"),
         ("coordination", "sqlite"),
         ("coordination", "memory"),
         ("catalog", "folder"),

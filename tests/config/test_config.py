@@ -377,7 +377,7 @@ def test_the_schema_knows_every_table_and_setting() -> None:
 
 def every_setting() -> list[Any]:
     plugins = Plugins.discover()
-    kinds = ("runtime", "snapshot", "store", "transport", "coordination", "catalog")
+    kinds = ("runtime", "snapshot", "store", "transport", "authority", "coordination", "catalog")
     return [
         setting for kind in kinds for n in plugins.names(kind) for setting in shown(plugins.backend(kind, n))
     ]

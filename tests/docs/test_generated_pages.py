@@ -59,7 +59,7 @@ def test_configuration_has_every_key_and_no_other() -> None:
         rows = set(ROW.findall(text))
         if heading == "Top level":
             documented |= rows
-        elif table := re.fullmatch(r"`\[([a-z.]+)\]`", heading):
+        elif table := re.fullmatch(r"`\[([a-z.-]+)\]`", heading):
             documented |= {f"{table[1]}.{row}" for row in rows}
         elif re.match(r"`\[\[catalog\]\]`", heading):
             documented |= {f"catalog.{row}" for row in rows}

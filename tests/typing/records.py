@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from fractal.api.authority import AuthorityBackend
 from fractal.api.backend import Probe
 from fractal.api.catalog import Catalog, CatalogBackend
 from fractal.api.context import Context
@@ -102,6 +103,7 @@ def offered() -> Iterable[StoreOffer]:
 wrong_runtime = RuntimeBackend(name="t", summary="", config=Config, open=open_tape)  # BAD
 wrong_snapshot = SnapshotBackend(name="t", summary="", config=Config, open=open_tape)  # BAD
 wrong_transport = TransportBackend(name="t", summary="", config=Config, open=open_tape)  # BAD
+wrong_authority = AuthorityBackend(name="t", summary="", config=Config, open=open_tape)  # BAD
 wrong_coordination = CoordinationBackend(name="t", summary="", config=Config, open=open_tape)  # BAD
 wrong_catalog = CatalogBackend(name="t", summary="", config=Config, open=open_tape)  # BAD
 

@@ -1,4 +1,4 @@
-"""Slow housekeeping: telling the group about this device, app keys and secrets, certificates, checkpoints, draining."""
+"""Slow housekeeping: telling the group about this device, app keys and secrets, checkpoints, draining."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from fractal.agent.checkpoints import due, write_checkpoint
 from fractal.agent.journal import Stale
 from fractal.agent.membership import send_welcomes
 from fractal.api.errors import BackendError, FractalError
-from fractal.api.transport import SupportsCertificates
 from fractal.core.entries import AppChanged, AppKeyAdded, AppMoved, DeviceUpdated
 from fractal.core.model import App, AppKey, GroupState, Role
 from fractal.core.placement import may_trust, successors, trusted
@@ -66,7 +65,6 @@ def _steps(group: GroupAgent, checkpoints: Checkpoints) -> Iterator[Step]:
             ("new key", _renew_key),
             ("key for more devices", _share_key),
             ("secrets", _seal_again),
-            ("certificates", _certify),
             ("draining", _drain),
         ):
             yield f"{app.name}: {word}", partial(_with_app, group, app_id, step)
@@ -172,10 +170,10 @@ async def _seal_again(group: GroupAgent, app: App) -> None:
     # All of them: the group lets an owner that does not manage the app do it once for each generation.
     values = job.data.secrets().items()
     sealed = {n: seal_to(app.keys[-1].public, v.encode(), group.agent.entropy) for n, v in values}
-    await _change_secrets(group, app, sealed)
+    await change_secrets(group, app, sealed)
 
 
-async def _change_secrets(group: GroupAgent, app: App, secrets: dict[str, bytes]) -> None:
+async def change_secrets(group: GroupAgent, app: App, secrets: dict[str, bytes]) -> None:
     """Replace all secrets, unless they or the key that they are sealed to changed meanwhile. Raises Stale then."""
     await group.journal.append(
         AppChanged(app=app.id, secrets=secrets),
@@ -184,26 +182,6 @@ async def _change_secrets(group: GroupAgent, app: App, secrets: dict[str, bytes]
             and state.apps[app.id].keys[-1].generation == app.keys[-1].generation
         ),
     )
-
-
-async def _certify(group: GroupAgent, app: App) -> None:
-    """The owner makes a certificate for each HTTPS name of the app that has none, where the transport wants such ones.
-
-    It belongs to the app, not to the device: sealed to the app's key, so the next owner has it before traffic comes.
-    """
-    maker = group.agent.transport
-    if not isinstance(maker, SupportsCertificates):
-        return
-    names = [r.name for r in group.state.routes.values() if r.app == app.id and r.kind == "https"]
-    missing = [n for n in sorted(names) if f"tls.{n}.key" not in app.secrets]
-    if not missing:
-        return
-    secrets = dict(app.secrets)
-    for name in missing:
-        made = await maker.certify(name)
-        for part, value in (("chain", made.chain), ("key", made.key)):
-            secrets[f"tls.{name}.{part}"] = seal_to(app.keys[-1].public, value, group.agent.entropy)
-    await _change_secrets(group, app, secrets)
 
 
 async def _drain(group: GroupAgent, app: App) -> None:

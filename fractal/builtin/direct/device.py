@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import os
 import socket
 import ssl
 from collections.abc import Sequence
@@ -15,10 +14,12 @@ from fractal.api.errors import Conflict, FractalError, InvalidInput
 from fractal.api.names import normal_host
 from fractal.api.transport import Certificate, LocalRoute, Peer, RouteKind
 from fractal.builtin.direct import proxy
+from fractal.builtin.direct.challenge import asks_for, challenge_context, prove
 from fractal.builtin.direct.config import DirectConfig
 from fractal.builtin.direct.front import Front
 from fractal.builtin.direct.peers import Contact, Health, raise_together, route_key
 from fractal.builtin.direct.sockets import Listener, Session, Traffic, connect, join, receive_exactly
+from fractal.builtin.direct.tls import load_certificate
 from fractal.builtin.direct.udp import DevicePort
 
 
@@ -44,7 +45,16 @@ class Device:
         self._datagrams = DevicePort(contact, self._admits, self._udp_route)
         self._chooser = _server_context()
         self._chooser.sni_callback = self._choose
+        self._challenges: dict[str, ssl.SSLContext] = {}
         self.health: dict[str, Health] = {}
+
+    def challenge(self, name: str, certificate: Certificate | None) -> None:
+        """As `SupportsChallenge.challenge`."""
+        name = normal_host(name)
+        if certificate is None:
+            self._challenges.pop(name, None)
+        else:
+            self._challenges[name] = challenge_context(certificate)
 
     async def open(self, stream: socket.socket, datagram: socket.socket) -> None:
         """Begin to accept on bound sockets, which this object closes."""
@@ -162,6 +172,11 @@ class Device:
 
     async def _serve_tls(self, session: Session, expected: str, client: str) -> None:
         """Speak TLS as the app that the client names, which must be the one that the gateway read, if one did."""
+        if self._challenges and expected in ("", *self._challenges):
+            name = await asks_for(session.sock, self._config.greeting_timeout)
+            if name in self._challenges and expected in ("", name):
+                await prove(session, self._challenges[name], self._config.greeting_timeout)
+                return
         if expected and expected not in self._served:
             return  # without a word: the gateway may try elsewhere
 
@@ -233,22 +248,5 @@ def _route_context(route: LocalRoute) -> ssl.SSLContext | None:
     if route.certificate is None:
         raise InvalidInput(f"route {route.name} of app {route.app} has no certificate")
     tls = _server_context()
-    try:
-        _load(tls, route.certificate)
-    except (ssl.SSLError, ValueError, OSError) as error:
-        raise InvalidInput(
-            f"the certificate of route {route.name} of app {route.app} cannot be used: {error}"
-        ) from error
+    load_certificate(tls, route.certificate, f"the certificate of route {route.name} of app {route.app}")
     return tls
-
-
-def _load(tls: ssl.SSLContext, certificate: Certificate) -> None:
-    """Load chain and key by way of memory only: `ssl` takes no bytes, and a key has no place on a disk."""
-    descriptor = os.memfd_create("certificate", os.MFD_CLOEXEC)
-    try:
-        with os.fdopen(descriptor, "wb", closefd=False) as file:
-            file.write(certificate.key.rstrip() + b"\n" + certificate.chain)
-        # An encrypted key must fail instead of asking at a terminal.
-        tls.load_cert_chain(f"/proc/self/fd/{descriptor}", password="")
-    finally:
-        os.close(descriptor)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from fractal.api.errors import InvalidInput
 from fractal.api.names import normal_host
 
@@ -11,6 +13,7 @@ MAX_HELLO = 16 * 1024
 _HANDSHAKE = 22
 _CLIENT_HELLO = 1
 _SERVER_NAME = 0
+_ALPN = 16
 _HOST_NAME = 0
 
 
@@ -93,23 +96,37 @@ class HelloReader:
 
 def server_name(body: bytes) -> str | None:
     """The normalised server name of a ClientHello's body; None if it names none. Raises InvalidInput."""
+    found: str | None = None
+    for kind, content in _extensions(body):
+        if kind == _SERVER_NAME:
+            if found is not None:
+                raise InvalidInput("a ClientHello with two server name extensions")
+            found = _host_name(content)
+    return found
+
+
+def protocols(body: bytes) -> tuple[bytes, ...]:
+    """The application protocols that a ClientHello's body offers (ALPN, RFC 7301), in order. Raises InvalidInput."""
+    found: list[bytes] = []
+    for kind, content in _extensions(body):
+        if kind == _ALPN:
+            names = Cursor(Cursor(content).block(2))
+            while names.left:
+                found.append(names.block(1))
+    return tuple(found)
+
+
+def _extensions(body: bytes) -> Iterator[tuple[int, bytes]]:
     hello = Cursor(body)
     hello.take(2 + 32)  # legacy version, random
     hello.block(1)  # session id
     hello.block(2)  # cipher suites
     hello.block(1)  # compression methods
     if not hello.left:
-        return None
+        return
     extensions = Cursor(hello.block(2))
-    found: str | None = None
     while extensions.left:
-        kind = extensions.number(2)
-        content = extensions.block(2)
-        if kind == _SERVER_NAME:
-            if found is not None:
-                raise InvalidInput("a ClientHello with two server name extensions")
-            found = _host_name(content)
-    return found
+        yield extensions.number(2), extensions.block(2)
 
 
 def _host_name(extension: bytes) -> str:

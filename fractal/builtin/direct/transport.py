@@ -25,7 +25,7 @@ _ATTEMPTS = 20
 
 
 class DirectTransport:
-    """Satisfies `fractal.api.transport.Transport`, `SupportsCertificates` and `SupportsProbe`."""
+    """Satisfies `fractal.api.transport.Transport`, `SupportsCertificates`, `SupportsChallenge` and `SupportsProbe`."""
 
     def __init__(
         self, context: Context, config: DirectConfig, contact: Contact, device: Device, gateway: Gateway
@@ -60,6 +60,11 @@ class DirectTransport:
         return await self._context.workers.run(
             make_certificate, name, self._context.entropy, self._context.clock.wall_ms()
         )
+
+    async def challenge(self, group: str, app: str, name: str, certificate: Certificate | None) -> None:
+        """As `SupportsChallenge.challenge`: a name has one answer, whichever app asks for it. Raises InvalidInput."""
+        del group, app
+        self._device.challenge(name, certificate)
 
     async def links(self) -> Sequence[Link]:
         """As a gateway, to each device; as a device, to each gateway. A peer that is both appears twice."""
