@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shutil
 import stat
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,12 +15,15 @@ from fractal.api.errors import BackendError, Corrupt, NotFound
 from fractal.archive.archive import AppKeyring, Archive
 from fractal.core.chain import EMPTY, tip
 from fractal.core.model import App, Point
+from fractal.core.moments import Moment
+from fractal.core.retention import anchors
 
 if TYPE_CHECKING:
     from fractal.agent.app_job import AppJob
+    from fractal.archive.records import Record
 
 KEEP = 2
-"""Local snapshots of the main line that stay: the parent of the next tick, and one before it."""
+"""Local snapshots of the main line that stay: the parent of the next tick, and one before it. Beside them parents of merges."""
 
 
 class AppData:
@@ -30,6 +33,11 @@ class AppData:
         self._job = job
         self.newest: Point | None = None
         self.fetched: Point | None = None
+        self._line: list[Moment] | None = None
+        """The main line as last listed, with what was committed here since; None before the first look."""
+        self._fulls: set[Point] = set()
+        self._in_use: frozenset[str] = frozenset()
+        """Local snapshots that something reads just now."""
         self._bases: dict[int, Point] = {}
         self._archive: tuple[object, Archive] | None = None
         """With the keys that it was last given."""
@@ -107,6 +115,7 @@ class AppData:
                 workers=group.agent.workers,
                 spool=spool,
                 notes=group.agent.notes,
+                line=self._ends,
             )
             self._archive = (app.keys, archive)
         return self._archive[1]
@@ -114,6 +123,14 @@ class AppData:
     def _owner_of(self, epoch: int) -> str | None:
         known = self._job.group.stored(self._app()).get(epoch)
         return known.owner if known else None
+
+    async def _ends(self) -> tuple[dict[int, Point], int]:
+        """The bases of the app's epochs, and the highest one."""
+        group, store = self._job.group, self._app().store
+        opened = await group.store(store)
+        if not opened.highest(self._job.id):
+            opened = await group.list_epochs(store)
+        return await self.bases(), opened.highest(self._job.id)
 
     # --- reading the archive -------------------------------------------------------------------------------------
 
@@ -130,8 +147,34 @@ class AppData:
     async def look(self) -> Point:
         """The newest point of the main line, by a listing that starts now."""
         timeline = await (await self.archive()).timeline()
-        self.newest = tip(timeline.points, await self.bases(), self._app().epoch)
+        bases = await self.bases()
+        self.newest = tip(timeline.points, bases, self._app().epoch)
+        self._line = [Moment(r.point, r.wall_ms) for r in timeline.main(bases, self._app().epoch)]
+        self._fulls = {r.point for r in timeline.counting.values() if r.parent is None}
         return self.newest
+
+    def committed(self, record: Record) -> None:
+        """A snapshot of this device became the newest of the main line."""
+        self.newest = self.fetched = record.point
+        if record.parent is None:
+            self._fulls.add(record.point)
+        if self._line is not None:
+            self._line.append(Moment(record.point, record.wall_ms))
+
+    async def held(self) -> frozenset[Point]:
+        """Moments whose snapshots are on this device."""
+        names = self._job.facts.now.names
+        here = {s.name for s in await self._job.group.agent.snapshotter.snapshots(self.volume)}
+        return frozenset(_point(key) for key, name in names.items() if name in here)
+
+    @contextmanager
+    def holding(self, points: Collection[Point]) -> Iterator[None]:
+        """Keep the snapshots of these moments, which are being read."""
+        self._in_use = frozenset(self._job.facts.now.name_of(p) for p in points)
+        try:
+            yield
+        finally:
+            self._in_use = frozenset()
 
     async def fetch(self) -> None:
         """Bring the newest snapshot of the main line here, beside whatever runs."""
@@ -152,8 +195,19 @@ class AppData:
             )
             name = snapshot.name
         facts.put(facts.now.named(point, name))
+        await self._name_parents()
         await self.prune(keep={name})
         return name
+
+    async def _name_parents(self) -> None:
+        """What a restore brought on its way is a parent of merges to come, if this device takes the app over."""
+        facts = self._job.facts
+        here = {s.name for s in await self._job.group.agent.snapshotter.snapshots(self.volume)}
+        now = facts.now
+        for point in anchors(self._line or [], self._fulls):
+            if (name := now.name_of(point)) in here:
+                now = now.named(point, name)
+        facts.put(now)
 
     async def prune(self, *, keep: set[str]) -> None:
         """Delete local snapshots that nothing needs any more."""
@@ -166,8 +220,12 @@ class AppData:
         wish = self._app().restore
         if wish is not None:
             keep.add(facts.name_of(wish.point))  # fetched, and about to be put in place
-        newest = sorted(facts.names, key=lambda k: tuple(map(int, k.split("."))))[-KEEP:]
-        keep |= {facts.names[k] for k in newest}
+        newest = sorted(facts.names, key=_point)[-KEEP:]
+        keep |= {facts.names[k] for k in newest} | self._in_use
+        if self._line is None:
+            keep |= set(facts.names.values())  # what coming merges need is not known before the first look
+        else:
+            keep |= {facts.name_of(p) for p in anchors(self._line, self._fulls)}
         for snapshot in await snapshotter.snapshots(self.volume):
             if snapshot.name not in keep and not snapshot.name.startswith("stray-"):
                 await snapshotter.delete(self.volume, snapshot.name)
@@ -301,6 +359,12 @@ class AppData:
         await agent.workers.run(shutil.rmtree, agent.folder("spool") / self.volume, True)
         self._job.facts.forget()
         self._job.care.forget()
+
+
+def _point(key: str) -> Point:
+    """Of a name in `Local.names`."""
+    epoch, _, number = key.partition(".")
+    return Point(epoch=int(epoch), number=int(number))
 
 
 def make_folder(path: Path) -> None:

@@ -1,10 +1,13 @@
-"""Looking after an app's archive: its owner verifies it and removes orphaned objects, each once a day."""
+"""Looking after an app's archive: its owner verifies it, thins it by the app's policy, and removes what nothing needs."""
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+from fractal.agent.thinning import Thinning
 from fractal.api.canonical import decode, encode
 from fractal.api.errors import FractalError, InvalidInput, NotSupported
 from fractal.api.plain import from_plain, to_plain
@@ -14,6 +17,8 @@ if TYPE_CHECKING:
 
 DAY_MS = 24 * 3600 * 1000
 HOUR_MS = 3600 * 1000
+THIN = 300.0
+"""Seconds between two looks whether something is to be merged or let go."""
 LOOK = 60.0
 """Seconds between two looks whether something is due."""
 FIRST = 120.0
@@ -31,6 +36,9 @@ class Cared:
     collected_ms: int = 0
     orphans: int = 0
     """Orphans that are not old enough to go yet."""
+    swept_ms: int = 0
+    grows: bool = False
+    """The store deletes nothing: what is let go stays there."""
 
 
 class Care:
@@ -40,7 +48,9 @@ class Care:
         self._job = job
         self._key = f"care/{job.group.id}/{job.id}"
         self.found = self._recall()
+        self.thinning = Thinning(job)
         self.trouble = ""
+        self._thinned: float | None = None
 
     @property
     def problem(self) -> str:
@@ -65,18 +75,29 @@ class Care:
         job, now = self._job, self._job.group.agent.clock.wall_ms()
         if not job.owns or job.group.blind or job.facts.now.root != job.app.epoch:
             return
-        try:
-            if _due(self.found.verified_ms, DAY_MS, now):
-                await self._verify(now)
-            # An orphan's age counts only what was observed, an hour at most for each look.
-            if _due(self.found.collected_ms, HOUR_MS if self.found.orphans else DAY_MS, now):
-                await self._collect(now)
-            self.trouble = ""
-        except FractalError as error:
-            trouble = f"its archive could not be checked: {error}"
-            if trouble != self.trouble:
-                job.logger.warning("%s: %s", job.app.name, trouble)
-            self.trouble = trouble
+        troubles = []
+        for name, step in self._steps(now):
+            try:
+                await step()
+            except FractalError as error:
+                troubles.append(f"its archive could not be {name}: {error}")
+        trouble = troubles[0] if troubles else ""
+        if trouble and trouble != self.trouble:
+            job.logger.warning("%s: %s", job.app.name, trouble)
+        self.trouble = trouble
+
+    def _steps(self, now: int) -> Iterator[tuple[str, Callable[[], Awaitable[None]]]]:
+        """What is due, each by itself: one that fails keeps none of the others from being done."""
+        if _due(self.found.verified_ms, DAY_MS, now):
+            yield "checked", partial(self._verify, now)
+        # An orphan's age counts only what was observed, an hour at most for each look.
+        if _due(self.found.collected_ms, HOUR_MS if self.found.orphans else DAY_MS, now):
+            yield "tidied", partial(self._collect, now)
+        clock = self._job.group.agent.clock
+        if self._thinned is None or clock.boottime() - self._thinned >= THIN:
+            yield "thinned", self._thin
+        if _due(self.found.swept_ms, HOUR_MS, now):
+            yield "tidied", partial(self._sweep, now)
 
     async def _verify(self, now: int) -> None:
         job = self._job
@@ -93,11 +114,11 @@ class Care:
         job = self._job
         archive = await job.data.archive()
         try:
-            gone = await archive.collect_orphans(self._owns_highest)
+            gone = await archive.collect_orphans(self.thinning.owns_highest)
             left = len(await archive.orphans())
             if self._first_of_its_store():
                 images = await job.group.images(job.app.store)
-                gone += await images.collect_orphans(self._owns_highest)
+                gone += await images.collect_orphans(self.thinning.owns_highest)
         except NotSupported:
             gone, left = [], 0  # a store that deletes nothing keeps them: they cost room, not safety
         if gone:
@@ -114,11 +135,21 @@ class Care:
             a.id for a in job.group.state.apps.values() if a.store == job.app.store and not a.removed
         )
 
-    async def _owns_highest(self) -> bool:
-        """Fresh proof: by a listing sent now, this device owns the app's highest epoch."""
-        job = self._job
-        opened = await job.group.list_epochs(job.app.store)
-        return job.owns and job.app.release is None and opened.highest(job.id) == job.app.epoch
+    async def _thin(self) -> None:
+        self._thinned = self._job.group.agent.clock.boottime()
+        await self.thinning.thin()
+
+    async def _sweep(self, now: int) -> None:
+        try:
+            await self.thinning.collect()
+            grows = False
+        except NotSupported:
+            grows = True
+        if grows and not self.found.grows:
+            self._job.logger.warning(
+                "%s: its store deletes nothing: what retention lets go stays there", self._job.app.name
+            )
+        self._note(swept_ms=now, grows=grows)
 
     def verified(self, problems: int, first: str) -> None:
         """Somebody had the archive verified: what that found replaces what was known."""

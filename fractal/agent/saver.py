@@ -259,7 +259,7 @@ class Saver:
             facts.named(point, queued.name), queue=left, committed=point, committed_ms=queued.wall_ms
         )
         job.facts.put(noted)
-        job.data.newest = job.data.fetched = point
+        job.data.committed(record)
         if (taken := self._taken.pop(queued.name, None)) is not None:
             self._safe_at = taken
         self.last_round = record.stored

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -12,25 +12,29 @@ from fractal.api.errors import NotFound
 from fractal.api.snapshot import Snapshot, Snapshotter
 from fractal.api.store import Store
 from fractal.archive.backup import Backup, Progress, Source
+from fractal.archive.collecting import Leaving, Sweeper
 from fractal.archive.epochs import Notes
 from fractal.archive.keyring import AppKeyring
+from fractal.archive.merging import Merging
 from fractal.archive.orphans import GRACE, Collector, Orphan, Proof, named_by_records
+from fractal.archive.reading import Line, Records
 from fractal.archive.records import Record
 from fractal.archive.restore import Fetcher, Restore
 from fractal.archive.sealed import GroupKey, SignKeyOf
-from fractal.archive.timeline import Records, Timeline
+from fractal.archive.thinning import Here, Outlook, Rules, Thinned, Thinner
+from fractal.archive.timeline import Timeline
 from fractal.archive.verify import Verifier, VerifyReport
 from fractal.core.model import Point
 from fractal.crypto.keys import DeviceKeys
 
-__all__ = ["AppKeyring", "Archive", "Orphan", "Record", "Timeline", "VerifyReport"]
+__all__ = ["AppKeyring", "Archive", "Here", "Orphan", "Record", "Rules", "Timeline", "VerifyReport"]
 
 
 class Archive:
     """Reads and writes an app's snapshots. Opening it costs nothing; the first call reads the records.
 
     `sign_key_of` also knows removed devices, whose records stay good; `owner_of` (epoch -> device, None if unknown) lets
-    records count only if the epoch's owner wrote them.
+    records count only if the epoch's owner wrote them; `line` tells the bases and the highest epoch, by which trims count.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Archive:
         spool: Path,
         notes: Notes,
         owner_of: Callable[[int], str | None] | None = None,
+        line: Line | None = None,
     ) -> None:
         self.app_keys = app_keys
         """May be replaced after a rotation."""
@@ -61,6 +66,7 @@ class Archive:
             notes=notes,
             clock=clock,
             owner_of=owner_of,
+            line=line,
         )
         self._fetcher = Fetcher(group=group, app=app, store=store, workers=workers, folder=spool / "in")
         self._backup = Backup(
@@ -84,6 +90,34 @@ class Archive:
             notes=notes,
             named=partial(named_by_records, self._records),
         )
+        self._sweeper = Sweeper(
+            group=group, app=app, store=store, clock=clock, notes=notes, records=self._records
+        )
+        merging = Merging(
+            group=group,
+            app=app,
+            store=store,
+            keys=keys,
+            group_key=group_key,
+            clock=clock,
+            entropy=entropy,
+            workers=workers,
+            records=self._records,
+            folder=spool / "merge",
+        )
+        self._thinner = Thinner(
+            group=group,
+            app=app,
+            store=store,
+            keys=keys,
+            group_key=group_key,
+            clock=clock,
+            entropy=entropy,
+            records=self._records,
+            merging=merging,
+            fetcher=Fetcher(group=group, app=app, store=store, workers=workers, folder=spool / "proof"),
+        )
+        self._thinning = asyncio.Lock()
         self._writing = asyncio.Lock()
         self._reading = asyncio.Lock()
 
@@ -153,7 +187,12 @@ class Archive:
         Raises NotFound, Corrupt (nothing half-restored is left), Denied without the app's secret key, BackendError.
         """
         async with self._reading:
-            chain = await self.chain_to(point)
+            timeline = await self.timeline(strict=False)
+            here = {s.name: s for s in await snapshotter.snapshots(volume)}
+            held = {p for p in timeline.points if name_of(p) in here}
+            if point in held:
+                return here[name_of(point)]
+            chain = timeline.chain_to(point, held)
             restore = Restore(
                 fetcher=self._fetcher,
                 snapshotter=snapshotter,
@@ -177,8 +216,35 @@ class Archive:
         """Delete what was an orphan for `grace` seconds; `proof` is asked before each. Raises Corrupt, BackendError."""
         return await self._collector.collect(proof, grace=grace)
 
+    # --- keeping it small ------------------------------------------------------------------------------------------
+
+    async def outlook(self, rules: Rules, held: Collection[Point] = frozenset()) -> Outlook:
+        """What the rules would keep, let go and merge. Raises Rollback, BackendError."""
+        return await self._thinner.outlook(rules, held)
+
+    async def thin(self, rules: Rules, here: Here, proof: Proof, progress: Progress | None = None) -> Thinned:
+        """One step: merge what is due, prove it, decide what may go. Ticks are written meanwhile.
+
+        Raises Corrupt while a moment cannot be restored, Denied without the app's secret key, Rollback, BackendError.
+        """
+        async with self._thinning:
+            return await self._thinner.step(rules, here, self.app_keys, proof, progress)
+
+    async def leaving(self) -> list[Leaving]:
+        """What was let go and still stands. Raises Rollback, BackendError."""
+        async with self._thinning:
+            return (await self._sweeper.look())[1]
+
+    async def collect(self, proof: Proof, *, grace: float = GRACE) -> list[Record]:
+        """Delete what was seen to be let go for `grace` seconds; `proof` is asked before each.
+
+        Raises Corrupt, NotSupported by a store that deletes nothing, Rollback, BackendError.
+        """
+        async with self._thinning:
+            return await self._sweeper.collect(proof, grace=grace)
+
     async def _parent(self, parent: Point | None) -> Record | None:
-        if parent is None or parent.number == 0:
+        if parent is None or parent.number == 0 or self._records.let_go(parent):
             return None
         try:
             return await self._records.read(parent)

@@ -17,9 +17,9 @@ from fractal.api.snapshot import Snapshotter
 from fractal.api.store import Store
 from fractal.archive import layout, spool
 from fractal.archive.keyring import AppKeyring
+from fractal.archive.reading import Records
 from fractal.archive.records import KIND, ObjectRef, Record, RecordBody, Segment, make_record, object_header
 from fractal.archive.sealed import GroupKey, create, seal_statement
-from fractal.archive.timeline import Records
 from fractal.core.model import Point
 from fractal.crypto.keys import DeviceKeys, seal_to
 from fractal.crypto.stream import FRAME, KEY_SIZE, MAGIC, ObjectSeal, Raw, RawHash
@@ -134,7 +134,7 @@ class Backup:
             format=source.snapshotter.format,
             object=ref,
             parent=parent.point if parent else None,
-            parent_hash=parent.hash if parent else b"",
+            parent_hash=parent.identity if parent else b"",
             wall_ms=source.wall_ms,
             level=source.level,
             manifest_hash=source.manifest_hash,
@@ -145,7 +145,7 @@ class Backup:
             return replace(body, object=replace(ref, segments=segments))
 
         seal = ObjectSeal.of(object_key, object_header(self.group, self.app, source.epoch, body))
-        writer = spool.ObjectWriter(folder)
+        writer = self._writer(folder)
         chunks = source.snapshotter.send(source.volume, source.name, source.parent_name)
         uploading = asyncio.create_task(self._upload_ahead(ref.id, writer, ahead))
         try:
@@ -159,6 +159,10 @@ class Backup:
             uploading.cancel()
             await asyncio.wait([uploading])
         return plan, writer.held
+
+    def _writer(self, folder: Path) -> spool.ObjectWriter:
+        """Where the sealed object goes."""
+        return spool.ObjectWriter(folder)
 
     # --- uploading -----------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 
 from fractal.core.model import Point
+from fractal.core.retention import Slot
 
 MAX_NUMBER = 10**15
 """Numbers of epochs and records stay below this; longer ones were not written by us."""
@@ -66,13 +67,56 @@ def record_key(group: str, app: str, point: Point) -> str:
 
 
 def records_prefixes(group: str, app: str) -> tuple[str, ...]:
-    """Prefixes that together cover the records of every epoch and none of the (many) objects."""
+    """Prefixes that together cover the records of every epoch and none of the (many) objects or the trims."""
     return tuple(f"{group}/{app}/{digit}" for digit in range(1, 10))
 
 
 def epoch_records_prefix(group: str, app: str, epoch: int) -> str:
-    """The records of one epoch."""
-    return f"{group}/{app}/{epoch}/record/"
+    """The records of one epoch, of every level."""
+    return f"{group}/{app}/{epoch}/"
+
+
+def level_key(group: str, app: str, point: Point, level: int) -> str:
+    """Another record of a moment: one that merges what led to it."""
+    return f"{group}/{app}/{point.epoch}/level/{point.number}/{level}"
+
+
+def slot_key(group: str, app: str, slot: Slot) -> str:
+    """The record of a moment at a level; 0: its own."""
+    point, level = slot
+    return level_key(group, app, point, level) if level else record_key(group, app, point)
+
+
+def parse_slot_key(group: str, app: str, key: str) -> Slot | None:
+    """The inverse of `slot_key`; None for any other name."""
+    prefix = f"{group}/{app}/"
+    if not key.startswith(prefix):
+        return None
+    match key[len(prefix) :].split("/"):
+        case [epoch, "level", number, ("1" | "2" | "3") as level] if _NUMBER.fullmatch(
+            epoch
+        ) and _NUMBER.fullmatch(number):
+            return Point(epoch=int(epoch), number=int(number)), int(level)
+        case _:
+            point = parse_record_key(group, app, key)
+            return None if point is None else (point, 0)
+
+
+def trims_prefix(group: str, app: str) -> str:
+    """What was decided to let go."""
+    return f"{group}/{app}/trim/"
+
+
+def trim_key(group: str, app: str, number: int) -> str:
+    """One decision about what stays."""
+    return f"{trims_prefix(group, app)}{number}"
+
+
+def parse_trim_key(group: str, app: str, key: str) -> int | None:
+    """The inverse of `trim_key`; None for any other name."""
+    prefix = trims_prefix(group, app)
+    rest = key.removeprefix(prefix) if key.startswith(prefix) else ""
+    return int(rest) if _NUMBER.fullmatch(rest) else None
 
 
 def parse_record_key(group: str, app: str, key: str) -> Point | None:

@@ -15,12 +15,40 @@ from fractal.api.errors import Corrupt
 from fractal.api.store import Store
 from fractal.archive import layout
 from fractal.archive.epochs import Notes
-from fractal.archive.timeline import Records
+from fractal.archive.reading import Records
 
 GRACE = 24 * 3600.0
 """Seconds for which an object must have been seen as an orphan before it may go."""
 LONGEST_STEP = 3600.0
 """Seconds by which one look may age an orphan: what happened between two looks further apart was not observed."""
+
+
+class Ages:
+    """For how long things were seen in a state: counted while somebody looks, durable, never by a clock that can be set."""
+
+    def __init__(self, notes: Notes, clock: Clock, prefix: str) -> None:
+        self._notes = notes
+        self._clock = clock
+        self._prefix = prefix
+        self._looked: float | None = None
+
+    def look(self, present: Collection[str]) -> dict[str, float]:
+        """Seconds for which each of those that are there now was seen to be; 0 for one that is new."""
+        now = self._clock.boottime()
+        step = min(now - self._looked, LONGEST_STEP) if self._looked is not None else 0.0
+        self._looked = now
+        ages = {k.removeprefix(self._prefix): int(v) / 1000 for k, v in self._notes.scan(self._prefix)}
+        new = {name: ages[name] + step if name in ages else 0.0 for name in present}
+        changes: dict[str, bytes | None] = {self._prefix + n: None for n in ages if n not in new}
+        changes |= {self._prefix + n: b"%d" % int(a * 1000) for n, a in new.items() if ages.get(n) != a}
+        if changes:
+            self._notes.write(changes)
+        return new
+
+    def forget(self, name: str) -> None:
+        """It is gone."""
+        self._notes.write({self._prefix + name: None})
+
 
 Proof = Callable[[], Awaitable[bool]]
 """Whether this device owns the app's highest epoch, by a listing that is sent when it is called."""
@@ -49,14 +77,19 @@ class Collector:
     clock: Clock
     notes: Notes
     named: Named
-    _looked: float | None = field(default=None)
+    _ages: Ages = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._ages = Ages(self.notes, self.clock, f"archive/{self.group}/{self.app}/orphan/")
 
     async def look(self) -> list[Orphan]:
         """Orphans and their age. Raises Corrupt if it cannot be told what is one."""
         # Objects first: one that gets its name between the two looks is seen with it, not without.
         objects = await self._objects()
         named = await self.named()
-        return self._age({id_: keys for id_, keys in objects.items() if id_ not in named})
+        orphans = {id_: keys for id_, keys in objects.items() if id_ not in named}
+        ages = self._ages.look(orphans)
+        return [Orphan(i, tuple(keys), sum(keys.values()), ages[i]) for i, keys in sorted(orphans.items())]
 
     async def collect(self, proof: Proof, *, grace: float = GRACE) -> list[Orphan]:
         """Delete orphans older than `grace`. Each deletion stands on proof that was fresh just before it. Raises NotSupported."""
@@ -68,7 +101,7 @@ class Collector:
                 break
             for key in orphan.keys:
                 await self.store.delete(key)
-            self.notes.write({self._note(orphan.id): None})
+            self._ages.forget(orphan.id)
             deleted.append(orphan)
         return deleted
 
@@ -79,29 +112,15 @@ class Collector:
                 found.setdefault(parsed[0], {})[info.key] = info.size
         return found
 
-    def _age(self, orphans: dict[str, dict[str, int]]) -> list[Orphan]:
-        now = self.clock.boottime()
-        step = min(now - self._looked, LONGEST_STEP) if self._looked is not None else 0.0
-        self._looked = now
-        prefix = self._note("")
-        ages = {key.removeprefix(prefix): int(value) / 1000 for key, value in self.notes.scan(prefix)}
-        new = {id_: ages[id_] + step if id_ in ages else 0.0 for id_ in orphans}
-        changes: dict[str, bytes | None] = {self._note(i): None for i in ages if i not in orphans}
-        changes |= {self._note(i): b"%d" % int(age * 1000) for i, age in new.items() if ages.get(i) != age}
-        if changes:
-            self.notes.write(changes)
-        return [Orphan(i, tuple(keys), sum(keys.values()), new[i]) for i, keys in sorted(orphans.items())]
-
-    def _note(self, object_id: str) -> str:
-        return f"archive/{self.group}/{self.app}/orphan/{object_id}"
-
 
 async def named_by_records(records: Records) -> Collection[str]:
     """Objects of an app's snapshots. Raises Corrupt while a record cannot be read: it may name any of them."""
     timeline = await records.timeline()
+    for key in timeline.unread:
+        raise Corrupt(f"nothing is collected while {key} cannot be read: it may name any object")
     if timeline.burnt or timeline.gaps:
         point = next(iter(timeline.burnt), None) or timeline.gaps[0]
         raise Corrupt(
             f"nothing is collected while record {point.epoch}.{point.number} cannot be read: it may name any object"
         )
-    return {record.body.object.id for record in timeline.records.values()}
+    return {record.body.object.id for record in timeline.stored.values()}

@@ -11,6 +11,7 @@ from fractal.api.errors import Corrupt, InvalidInput
 from fractal.api.plain import from_plain, to_plain
 from fractal.archive.layout import is_id
 from fractal.core.model import Point, Segment
+from fractal.core.retention import Slot
 from fractal.crypto.stream import SEGMENT
 
 __all__ = [
@@ -65,11 +66,13 @@ class RecordBody:
     wall_ms: int = 0
     """The snapshot's own time, by the wall clock of its device: a label."""
     level: int = 0
-    """0: a tick; 1 to 3: written by compaction."""
+    """0: a tick; 1 to 3: a merge, another way to the same moment."""
     manifest_hash: bytes = b""
     """BLAKE2b of the manifest's text that the app ran by."""
     name: str = ""
     """What the snapshot is called on its device: tells an owner that was killed whether it wrote it already."""
+    moment_hash: bytes = b""
+    """Of a merge: hash of the moment's own record, in whose place it stands; b"" in that record itself."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +91,16 @@ class Record:
     def point(self) -> Point:
         """Its place in the app's archive."""
         return Point(epoch=self.epoch, number=self.number)
+
+    @property
+    def slot(self) -> Slot:
+        """Its name: the moment and the level."""
+        return self.point, self.level
+
+    @property
+    def identity(self) -> bytes:
+        """Names the moment, by whichever record one comes to it: what later records call their `parent_hash`."""
+        return self.body.moment_hash or self.hash
 
     @property
     def parent(self) -> Point | None:
@@ -115,11 +128,12 @@ class Record:
         return self.body.object.stored
 
 
-def record_of(key: str, point: Point, device: str, body: Value) -> Record:
+def record_of(key: str, slot: Slot, device: str, body: Value) -> Record:
     """The record out of a statement that stood under `key`. Raises Corrupt."""
+    point, level = slot
     try:
         said = from_plain(RecordBody, body)
-        _check(point, said)
+        _check(point, level, said)
     except InvalidInput as error:
         raise Corrupt(f"{key}: {error}") from error
     return make_record(point, device, said, key)
@@ -148,10 +162,12 @@ def object_header(group: str, app: str, epoch: int, body: RecordBody) -> Value:
     }
 
 
-def _check(point: Point, body: RecordBody) -> None:
+def _check(point: Point, level: int, body: RecordBody) -> None:
     ref = body.object
-    if not is_id(ref.id) or ref.generation < 0 or not 0 <= body.level <= 3 or not body.format.isprintable():
+    if not is_id(ref.id) or ref.generation < 0 or not body.format.isprintable():
         raise InvalidInput("malformed")
+    if body.level != level or len(body.moment_hash) != (32 if level else 0):
+        raise InvalidInput("not of the level that its name says")
     check_segments(ref.segments)
     if body.parent is None:
         return

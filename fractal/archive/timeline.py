@@ -1,49 +1,74 @@
-"""Which snapshots an app's archive holds: read from the store, verified, and compared with what was seen before."""
+"""Which moments an app's archive holds and how one comes to each: what one listing of its store showed, verified."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from fractal.api.context import Clock
 from fractal.api.errors import Corrupt, NotFound
-from fractal.api.store import Store
-from fractal.archive import layout
-from fractal.archive.epochs import Notes, Rollback
-from fractal.archive.records import KIND, Record, record_of
-from fractal.archive.sealed import GroupKey, SignKeyOf, listed, open_statement, read_small
+from fractal.archive.records import Record
+from fractal.archive.trims import Trim
 from fractal.core.chain import branches, main_line
 from fractal.core.model import Point
-
-MAX_GAPS = 1000
-"""Missing numbers that are told."""
-MAX_LISTED = 4_000_000
-"""Records of an app that are looked at: seven years of one a minute."""
-FETCHES = 8
-"""Records fetched at once."""
+from fractal.core.retention import Route, Slot, routes, way
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Timeline:
-    """Every record of an app, of all epochs, as one listing showed them."""
+    """Every record of an app, of all epochs and levels, as one listing showed them."""
 
-    records: Mapping[Point, Record]
+    stored: Mapping[Slot, Record]
+    """All that stands, also what was let go and merges that do not count yet."""
+    trim: Trim | None = None
+    """What was let go, and which merges count."""
     burnt: Mapping[Point, str] = field(default_factory=dict)
     """Names taken by something that is no record, and why: skipped by everybody."""
+    unread: Mapping[str, str] = field(default_factory=dict)
+    """Likewise names of merges and trims, in full."""
     gaps: tuple[Point, ...] = ()
     """Numbers that must have existed, because later ones of their epoch do, and are not there."""
+    trims: tuple[int, ...] = ()
+    """Numbers of the trims that stand, valid or not."""
+
+    # --- moments -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def records(self) -> Mapping[Point, Record]:
+        """Each moment with the record that tells of it: its own, or the highest merge if that was let go."""
+        found: dict[Point, Record] = {}
+        for slot in sorted(self.counting, key=lambda s: (s[0], -s[1])):
+            found[slot[0]] = self.counting[slot]
+        return found
+
+    @cached_property
+    def counting(self) -> Mapping[Slot, Record]:
+        """What was not let go, with the merges that were found whole."""
+        listed = {ref.slot: ref.hash for ref in self.trim.body.levels} if self.trim else {}
+        return {
+            slot: record
+            for slot, record in self.stored.items()
+            if (listed.get(slot) == record.hash if slot[1] else not self.let_go(slot[0]))
+        }
 
     @property
     def points(self) -> tuple[Point, ...]:
         """Oldest first."""
         return tuple(sorted(self.records))
 
+    def let_go(self, point: Point) -> bool:
+        """Whether retention let a moment's own record go."""
+        return self.trim is not None and self.trim.covers(point)
+
     def record(self, point: Point) -> Record:
         """Raises NotFound."""
-        if (record := self.records.get(point)) is None:
-            raise NotFound(f"the archive has no snapshot {point.epoch}.{point.number}")
-        return record
+        if (record := self.records.get(point)) is not None:
+            return record
+        if self.let_go(point):
+            raise NotFound(
+                f"snapshot {name(point)} was let go by the app's retention. {self._nearest(point)}"
+            )
+        raise NotFound(f"the archive has no snapshot {name(point)}")
 
     def newest(self, epoch: int) -> Record | None:
         """The last record of an epoch."""
@@ -59,198 +84,83 @@ class Timeline:
         """What is on no part of that line: work of replaced owners, kept."""
         return tuple(self.records[p] for p in branches(self.points, bases, epoch))
 
-    def chain_to(self, point: Point) -> list[Record]:
-        """What a restore of `point` has to apply, from a full snapshot on.
+    # --- ways ----------------------------------------------------------------------------------------------------
+
+    def fitting(self, also: Collection[Slot] = ()) -> list[Record]:
+        """The records that count, and those at `also`, as far as their parent is the one that they were taken against."""
+        every = {**self.counting, **{slot: self.stored[slot] for slot in also if slot in self.stored}}
+        return [r for r in every.values() if self._misfit(r) is None]
+
+    @cached_property
+    def routes(self) -> Mapping[Point, Route[Record]]:
+        """The shortest way to every moment that can be restored."""
+        return routes(self.fitting())
+
+    def chain_to(self, point: Point, held: Collection[Point] = frozenset()) -> list[Record]:
+        """What a restore of `point` has to apply, by the shortest way: from a full snapshot on, or from one that is `held`.
 
         Raises NotFound if there is no such moment, Corrupt if its chain is broken, naming the nearest good moments.
         """
-        chain = [self.record(point)]
-        while (parent := chain[-1].body.parent) is not None:
-            found = self.records.get(parent)
-            if found is None or found.hash != chain[-1].body.parent_hash:
-                what = "is missing" if found is None else "is not the one that it was taken against"
-                raise Corrupt(
-                    f"snapshot {_name(point)} cannot be restored: {_name(parent)}, on which it builds, {what}. "
-                    + self._nearest(point)
-                )
-            chain.append(found)
-        return chain[::-1]
+        record = self.record(point)
+        if point in held:
+            return []
+        found = routes(self.fitting(), held) if held else self.routes
+        if point not in found:
+            raise Corrupt(
+                f"snapshot {name(point)} cannot be restored: {self._break(record)}. {self._nearest(point)}"
+            )
+        return way(found, point)
 
     def whole(self, point: Point) -> bool:
         """Whether the chain to `point` is unbroken."""
-        try:
-            self.chain_to(point)
-        except (NotFound, Corrupt):
-            return False
-        return True
+        return point in self.routes
+
+    @cached_property
+    def cut_off(self) -> frozenset[Point]:
+        """Moments that build on one that was let go: a replaced owner stored them too late. Nothing leads there any more."""
+        found: set[Point] = set()
+        for point in self.points:
+            record = self.records[point]
+            parent = record.parent
+            if self.whole(point) or parent is None:
+                continue
+            if parent in found or (parent not in self.records and self.let_go(parent)):
+                found.add(point)
+        return frozenset(found)
+
+    def require_whole(self) -> None:
+        """Raises Corrupt if any moment cannot be restored, unless it was let go what it builds on."""
+        for point in self.points:
+            if not self.whole(point) and point not in self.cut_off:
+                self.chain_to(point)
+
+    def _misfit(self, record: Record) -> str | None:
+        """Why a record cannot follow its parent; None if it can."""
+        own = self.stored.get((record.point, 0))
+        if record.level and own is not None and own.hash != record.body.moment_hash:
+            return f"the merge of {name(record.point)} is of another snapshot of that name"
+        if record.parent is None:
+            return None
+        found = self.records.get(record.parent)
+        if found is None:
+            return f"{name(record.parent)}, on which it builds, is missing"
+        if found.identity != record.body.parent_hash:
+            return f"{name(record.parent)}, on which it builds, is not the one that it was taken against"
+        return None
+
+    def _break(self, record: Record) -> str:
+        """Where the chain of a moment that cannot be reached is broken."""
+        while (why := self._misfit(record)) is None and record.parent is not None:
+            record = self.records[record.parent]
+        return why or f"the merge of {name(record.point)} has no way to what it builds on"
 
     def _nearest(self, point: Point) -> str:
-        before = next((p for p in reversed(self.points) if p < point and self.whole(p)), None)
-        after = next((p for p in self.points if p > point and self.whole(p)), None)
-        good = [_name(p) for p in (before, after) if p is not None]
+        before = max((p for p in self.routes if p < point), default=None)
+        after = min((p for p in self.routes if p > point), default=None)
+        good = [name(p) for p in (before, after) if p is not None]
         return f"Nearest whole snapshots: {', '.join(good)}" if good else "No other snapshot near it is whole"
 
 
-def _name(point: Point) -> str:
+def name(point: Point) -> str:
+    """As people write it."""
     return f"{point.epoch}.{point.number}"
-
-
-class Records:
-    """Reads an app's records and remembers the valid ones; they never change."""
-
-    def __init__(
-        self,
-        *,
-        group: str,
-        app: str,
-        store: Store,
-        sign_key_of: SignKeyOf,
-        group_key: GroupKey,
-        notes: Notes,
-        clock: Clock,
-        owner_of: Callable[[int], str | None] | None,
-    ) -> None:
-        self._group = group
-        self._app = app
-        self._store = store
-        self._sign_key_of = sign_key_of
-        self._group_key = group_key
-        self._notes = notes
-        self._clock = clock
-        self._owner_of = owner_of
-        self._known: dict[Point, Record] = {}
-        self._seen: dict[Point, float] = {}
-        self._raw: dict[Point, bytes] = {}
-        """Fetched and not yet judged. What turns out to be no record is fetched again next time: log or store may have changed."""
-        self._note = f"archive/{group}/{app}/highest/"
-
-    async def timeline(self, *, strict: bool = True) -> Timeline:
-        """By a listing sent now. Raises Rollback if a record that was seen before is missing (if `strict`), BackendError."""
-        # What is written while the listing is under way may be missing in it.
-        noted = self._notes.scan(self._note)
-        points = await self._list(layout.records_prefixes(self._group, self._app))
-        timeline = self._judge(points)
-        if strict:
-            self._refuse_rollback(timeline.records, noted)
-        return timeline
-
-    async def end_of(self, epoch: int) -> tuple[int, Timeline]:
-        """The number that the next record of an epoch takes, and its records; bears with a store that lost some."""
-        points = await self._list([layout.epoch_records_prefix(self._group, self._app, epoch)])
-        timeline = self._judge(points)
-        newest = timeline.newest(epoch)
-        number = max(self._highest(epoch), newest.number if newest else 0) + 1
-        while Point(epoch=epoch, number=number) in timeline.burnt:
-            number += 1
-        return number, timeline
-
-    async def read(self, point: Point) -> Record | None:
-        """What stands at a record's name: None if that is no valid record. Raises NotFound if there is nothing."""
-        if point not in self._known:
-            self._raw[point] = await read_small(self._store, self._key(point))
-            self._parse(point, {})
-        return self._known.get(point)
-
-    def remember(self, record: Record) -> None:
-        """A record that stands: one that is seen missing later was hidden or rolled back."""
-        self._known[record.point] = record
-        self._seen.setdefault(record.point, self._clock.boottime())
-        if record.number > self._highest(record.epoch):
-            value = b"%d %s" % (record.number, record.hash.hex().encode())
-            self._notes.write({f"{self._note}{record.epoch}": value})
-
-    def _key(self, point: Point) -> str:
-        return layout.record_key(self._group, self._app, point)
-
-    async def _list(self, prefixes: Iterable[str]) -> list[Point]:
-        found: list[Point] = []
-        for prefix in prefixes:
-            async for key in listed(self._store, prefix, MAX_LISTED):
-                point = layout.parse_record_key(self._group, self._app, key)
-                if point is not None:
-                    found.append(point)
-        await self._fetch([p for p in found if p not in self._known])
-        return sorted(found)
-
-    async def _fetch(self, points: Sequence[Point]) -> None:
-        waiting = list(reversed(points))
-
-        async def fetch() -> None:
-            while waiting:
-                point = waiting.pop()
-                try:
-                    self._raw[point] = await read_small(self._store, self._key(point))
-                except Corrupt:
-                    self._raw[point] = b""
-                except NotFound as error:
-                    raise Rollback(
-                        f"{self._key(point)} was listed and is not there", retryable=True
-                    ) from error
-
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for _ in range(min(FETCHES, len(points))):
-                    tasks.create_task(fetch())
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from errors
-
-    def _judge(self, listed: Sequence[Point]) -> Timeline:
-        burnt: dict[Point, str] = {}
-        for point in listed:
-            if point not in self._known:
-                self._parse(point, burnt)
-        records = {p: self._known[p] for p in listed if p in self._known}
-        # What this device read or wrote a moment ago may be missing from a listing that is allowed to lag.
-        recent = self._clock.boottime() - self._store.staleness
-        records |= {p: r for p, r in self._known.items() if self._seen.get(p, recent) > recent}
-        newest: dict[int, Record] = {}
-        for point in sorted(records):
-            newest[point.epoch] = records[point]
-        for record in newest.values():
-            self.remember(record)
-        return Timeline(records, burnt, _gaps(records, burnt))
-
-    def _parse(self, point: Point, burnt: dict[Point, str]) -> None:
-        key = self._key(point)
-        try:
-            said = open_statement(
-                KIND, key, self._raw.pop(point), sign_key_of=self._sign_key_of, group_key=self._group_key
-            )
-            owner = self._owner_of(point.epoch) if self._owner_of is not None else None
-            if owner is not None and owner != said.by:
-                raise Corrupt(f"{key}: written by {said.by}, which does not own epoch {point.epoch}")
-            self._known[point] = record_of(key, point, said.by, said.body)
-        except Corrupt as error:
-            burnt[point] = str(error)
-
-    def _highest(self, epoch: int) -> int:
-        value = self._notes.get(f"{self._note}{epoch}") or b"0 "
-        return int(value.split(b" ")[0])
-
-    def _refuse_rollback(self, records: Mapping[Point, Record], noted: list[tuple[str, bytes]]) -> None:
-        for key, value in noted:
-            point = Point(epoch=int(key.removeprefix(self._note)), number=int(value.split(b" ")[0]))
-            found = records.get(point)
-            if found is not None and found.hash.hex().encode() == value.split(b" ")[1]:
-                continue
-            what = "is gone" if found is None else "was replaced by another"
-            raise Rollback(
-                f"record {_name(point)} of app {self._app} {what}: the store was rolled back, or hides it. Check the store."
-            )
-
-
-def _gaps(records: Mapping[Point, Record], burnt: Mapping[Point, str]) -> tuple[Point, ...]:
-    """The first few of them: a hostile writer may have left 10^14 numbers out."""
-    newest: dict[int, int] = {}
-    for point in records:
-        newest[point.epoch] = max(newest.get(point.epoch, 0), point.number)
-    standing = sorted({*records, *(p for p in burnt if p.number < newest.get(p.epoch, 0))})
-    found: list[Point] = []
-    epoch, expected = 0, 1
-    for point in standing:
-        if point.epoch != epoch:
-            epoch, expected = point.epoch, 1
-        missing = range(expected, min(point.number, expected + MAX_GAPS - len(found)))
-        found.extend(Point(epoch=epoch, number=number) for number in missing)
-        expected = point.number + 1
-    return tuple(found)

@@ -15,6 +15,7 @@ from fractal.archive.records import Record
 from fractal.archive.restore import Fetcher
 from fractal.archive.timeline import Timeline
 from fractal.core.model import Point
+from fractal.core.retention import Slot, routes
 
 Progress = Callable[[int, int], None]
 
@@ -59,44 +60,45 @@ class Verifier:
         sizes = {
             info.key: info.size async for info in self.store.list(layout.objects_prefix(self.group, self.app))
         }
-        total = sum(r.stored for r in timeline.records.values())
+        records = [timeline.counting[slot] for slot in sorted(timeline.counting)]
+        total = sum(r.stored for r in records)
         done = 0
-        damaged: set[Point] = set()
-        for point in timeline.points:
-            record = timeline.records[point]
+        damaged: set[Slot] = set()
+        for record in records:
             found = self._segments(record, sizes)
             if not found and deep is not None:
                 found = await self._read(record, deep)
             if found:
-                damaged.add(point)
+                damaged.add(record.slot)
                 problems += found
             done += record.stored
             if progress is not None:
                 progress(done, total)
         return VerifyReport(
             problems=tuple(problems),
-            objects=len(timeline.records),
+            objects=len(records),
             bytes=total,
             seconds=self.clock.boottime() - started,
-            broken=tuple(p for p in timeline.points if _unrestorable(timeline, p, damaged)),
+            broken=_unrestorable(timeline, damaged),
         )
 
     def _records(self, timeline: Timeline) -> list[Problem]:
         """Names taken by garbage, missing numbers, broken references."""
         problems = [Problem(self._key(p), what) for p, what in timeline.burnt.items()]
         problems += [Problem(self._key(p), "this record is missing") for p in timeline.gaps]
-        before: Record | None = None
+        problems += [Problem(key, what) for key, what in timeline.unread.items()]
         for point in timeline.points:
             record = timeline.records[point]
-            if (
-                before is not None
-                and before.epoch == point.epoch
-                and record.body.previous_hash != before.hash
-            ):
+            # The one before it may have been let go; then the trim that says so, which is signed, stands in.
+            before = timeline.stored.get((Point(epoch=point.epoch, number=point.number - 1), 0))
+            if before is not None and not record.level and record.body.previous_hash != before.hash:
                 problems.append(Problem(self._key(point), "does not follow the record before it"))
             if not timeline.whole(point):
                 problems.append(Problem(self._key(point), "its chain of snapshots is broken"))
-            before = record
+        for ref in timeline.trim.body.levels if timeline.trim else ():
+            if ref.slot not in timeline.counting:
+                key = layout.slot_key(self.group, self.app, ref.slot)
+                problems.append(Problem(key, "this merge is missing, or is another one"))
         return problems
 
     def _segments(self, record: Record, sizes: dict[str, int]) -> list[Problem]:
@@ -111,21 +113,27 @@ class Verifier:
 
     async def _read(self, record: Record, app_keys: AppKeyring) -> list[Problem]:
         try:
-            await self.fetcher.fetch(record.body.object)
-            async with aclosing(self.fetcher.open_record(record, app_keys)) as chunks:
-                async for _ in chunks:
-                    pass
+            await prove(self.fetcher, record, app_keys)
         except (Corrupt, Denied) as error:
-            return [Problem(self._key(record.point), str(error))]
-        finally:
-            await self.fetcher.discard(record.body.object.id)
+            return [Problem(layout.slot_key(self.group, self.app, record.slot), str(error))]
         return []
 
     def _key(self, point: Point) -> str:
         return layout.record_key(self.group, self.app, point)
 
 
-def _unrestorable(timeline: Timeline, point: Point, damaged: set[Point]) -> bool:
-    if not timeline.whole(point):
-        return True
-    return any(record.point in damaged for record in timeline.chain_to(point))
+def _unrestorable(timeline: Timeline, damaged: set[Slot]) -> tuple[Point, ...]:
+    """Moments to which no way leads past what is damaged."""
+    found = routes([r for r in timeline.fitting() if r.slot not in damaged])
+    return tuple(p for p in timeline.points if p not in found)
+
+
+async def prove(fetcher: Fetcher, record: Record, app_keys: AppKeyring) -> None:
+    """Read a stored object back, whole, and authenticate every byte. Raises Corrupt, Denied, BackendError."""
+    try:
+        await fetcher.fetch(record.body.object)
+        async with aclosing(fetcher.open_record(record, app_keys)) as chunks:
+            async for _ in chunks:
+                pass
+    finally:
+        await fetcher.discard(record.body.object.id)

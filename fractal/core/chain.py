@@ -46,6 +46,16 @@ def main_line(points: Iterable[Point], bases: Mapping[int, Point], epoch: int) -
     return tuple(reversed(line))
 
 
+def on_line(point: Point, bases: Mapping[int, Point], epoch: int) -> bool:
+    """Whether a point lies on the main line that ends with `epoch`, if it exists at all: also one that was let go."""
+    end = None
+    while epoch > point.epoch:
+        base = bases.get(epoch)
+        # An epoch whose taker died before it chose a base has no records: it is passed over.
+        epoch, end = (epoch - 1, None) if base is None else (base.epoch, base.number)
+    return epoch == point.epoch > 0 and (end is None or point.number <= end)
+
+
 def branches(points: Iterable[Point], bases: Mapping[int, Point], epoch: int) -> tuple[Point, ...]:
     """Points that are on no part of the main line, oldest first: what replaced owners still wrote."""
     known = frozenset(points)

@@ -51,6 +51,8 @@ from fractal.core.placement import trusted
 MIN_INTERVAL = 1_000
 MAX_INTERVAL = 86_400_000
 MAX_STANDBY = 16
+MAX_TICKS = 7 * 86_400_000
+MAX_KEPT = 1_000
 MAX_NUMBER = 2**48
 MAX_PINS = 1_000
 MAX_APPS = 100
@@ -286,6 +288,10 @@ def _require_policy(policy: Policy) -> None:
     require(policy.trust in ("group", "member", "list"), "trust is group, member or list")
     require(MIN_INTERVAL <= policy.interval <= MAX_INTERVAL, "interval is between a second and a day")
     require(0 <= policy.standby <= MAX_STANDBY, f"standby is 0 to {MAX_STANDBY}")
+    require(0 <= policy.keep_ticks <= MAX_TICKS, "all snapshots are kept for at most a week")
+    for count in (policy.keep_hourly, policy.keep_daily, policy.keep_weekly):
+        require(0 <= count <= MAX_KEPT, f"kept snapshots of hours, days and weeks are 0 to {MAX_KEPT}")
+    require(0 <= policy.keep_bytes <= MAX_NUMBER, "the bytes to keep are out of range")
 
 
 def _require_point(point: Point) -> None:

@@ -156,6 +156,14 @@ class Policy:
     """Preferred devices, best first; the first ones are the standbys. Empty: all eligible."""
     trust: str = "group"
     """`group` | `member` | `list`: which devices get the app's key. `list` means `devices` and nobody else."""
+    keep_ticks: int = 2 * 3_600_000
+    """Milliseconds of snapshots that all stay, counted by `interval`."""
+    keep_hourly: int = 48
+    """How many last snapshots of an hour stay; likewise of days and weeks."""
+    keep_daily: int = 30
+    keep_weekly: int = 52
+    keep_bytes: int = 0
+    """Bytes that what stays may take in the store; 0: any number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

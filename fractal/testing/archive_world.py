@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import TypeVar, cast
 
 from fractal.agent.notes import MemoryNotes
-from fractal.api.errors import Ambiguous, BackendError, Conflict, Corrupt, NotFound
+from fractal.api.errors import Ambiguous, BackendError, Conflict, Corrupt, NotFound, NotSupported
 from fractal.api.snapshot import Snapshot, Snapshotter, Usage
 from fractal.api.store import ObjectInfo
 from fractal.archive.archive import AppKeyring, Archive
 from fractal.archive.epochs import Epochs
+from fractal.archive.thinning import Here, Rules, Thinned
 from fractal.builtin.memory_store import MemoryObjects, MemoryStore, MemoryStoreConfig
 from fractal.core.model import Point
+from fractal.core.moments import Moment
+from fractal.core.retention import Keep, anchors
 from fractal.crypto.keys import DeviceKeys, app_keypair
 
 GROUP = "aa" * 16
@@ -45,12 +48,14 @@ class HandClock:
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self.wall = 1_700_000_000_000
+        """Label at boottime 1000."""
 
     def boottime(self) -> float:
         return self.now
 
     def wall_ms(self) -> int:
-        return 1_700_000_000_000
+        return self.wall + int(1000 * (self.now - 1000.0))
 
     async def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -76,6 +81,8 @@ class Memory:
         self.held: dict[str, dict[str, Files]] = {}
         self.sent = 0
         self.received = 0
+        self.waste: Callable[[str, str | None], int] = lambda _name, _parent: 0
+        """Bytes that a send repeats without need, as btrfs does next to holes."""
 
     async def snapshot(self, volume: str, name: str) -> Snapshot:
         held = self.held.setdefault(volume, {})
@@ -105,6 +112,8 @@ class Memory:
             stream = head + (data or b"")
             for start in range(0, len(stream), 1 << 20):
                 yield stream[start : start + (1 << 20)]
+        if waste := self.waste(name, parent):
+            yield json.dumps([".waste", waste]).encode() + b"\n" + Random(name).randbytes(waste)
 
     async def receive(
         self,
@@ -149,6 +158,9 @@ class Unruly(MemoryStore):
         self.fail: Callable[[str, str], str] = lambda _call, _key: ""
         """(call, key) -> "" | "before" | "after" (a create happened, then time-out) | "down"."""
         self.hidden: set[str] = set()
+        self.slow: Callable[[str], Awaitable[None]] | None = None
+        """What happens while an object is being read."""
+        self.deletes = True
         self.puts: list[str] = []
         self.gets: list[str] = []
 
@@ -171,6 +183,8 @@ class Unruly(MemoryStore):
             raise BackendError("the store is down", retryable=True)
         if key in self.hidden:
             raise NotFound(key)
+        if self.slow is not None:
+            await self.slow(key)
         async for chunk in super().get(key, offset=offset, length=length):
             yield chunk
 
@@ -179,6 +193,17 @@ class Unruly(MemoryStore):
         if key in self.hidden:
             raise NotFound(key)
         return await super().head(key)
+
+    async def delete(self, key: str) -> None:
+        await asyncio.sleep(0)
+        if not self.deletes:
+            raise NotSupported("this store deletes nothing")
+        how = self.fail("delete", key)
+        if how in ("down", "before"):
+            raise BackendError("the store is down", retryable=True)
+        await super().delete(key)
+        if how == "after":
+            raise BackendError("timed out after", retryable=True)
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
         await asyncio.sleep(0)
@@ -202,6 +227,10 @@ class Device:
         self.spool = world.folder / name
         self.names: dict[Point, str] = {}
         self.reads = True
+        self.epoch = 1
+        """The epoch that it owns."""
+        self.keep = Keep(ticks=12, hourly=5, daily=4, weekly=3)
+        self.pins: set[Point] = set()
         self.announced = 0
         """Highest epoch of which the group's log tells."""
         self.archive = self.restart()
@@ -228,8 +257,47 @@ class Device:
             workers=InlineWorkers(),
             spool=self.spool,
             notes=self.notes,
+            line=self.line,
         )
         return self.archive
+
+    async def line(self) -> tuple[dict[int, Point], int]:
+        """Bases and highest epoch, as the store shows them."""
+        listed = await self.epochs.listing()
+        known = listed.get(APP, {})
+        found = {e: await self.epochs.base(APP, e) for e in known}
+        return {e: base for e, base in found.items() if base is not None}, max(known, default=self.epoch)
+
+    # --- keeping it small ------------------------------------------------------------------------------------------
+
+    async def rules(self) -> Rules:
+        """By what this device thins the archive."""
+        bases, _ = await self.line()
+        return Rules(epoch=self.epoch, bases=bases, keep=self.keep, pins=frozenset(self.pins))
+
+    def here(self) -> Here:
+        """What it has."""
+        held = frozenset(p for p in self.names if self.names[p] in self.volumes.held.get("v", {}))
+        return Here(snapshotter=self.snapshotter, volume="v", name_of=self.name_of, held=held)
+
+    async def owns(self) -> bool:
+        """Fresh proof."""
+        known = (await self.epochs.listing()).get(APP, {})
+        return max(known, default=self.epoch) == self.epoch
+
+    async def thin(self) -> Thinned:
+        """One step of keeping the archive small."""
+        return await self.archive.thin(await self.rules(), self.here(), self.owns)
+
+    async def forget_snapshots(self) -> None:
+        """Delete the local snapshots that nothing needs, as an agent does."""
+        rules = await self.rules()
+        timeline = await self.archive.timeline()
+        line = [Moment(r.point, r.wall_ms) for r in timeline.main(rules.bases, rules.epoch)]
+        fulls = {p for p, _ in timeline.counting if timeline.counting[p, _].parent is None}
+        keep = anchors(line, fulls) | {m.point for m in line[-2:]}
+        for point in [p for p in self.names if p not in keep]:
+            await self.volumes.delete("v", self.names.pop(point))
 
     def open_epochs(self) -> Epochs:
         self.epochs = Epochs(
@@ -259,7 +327,7 @@ class Device:
             snapshotter=self.snapshotter,
             volume="v",
             name=name,
-            wall_ms=1_700_000_000_000,
+            wall_ms=self.world.clock.wall_ms(),
             parent=parent,
             name_of=self.name_of,
         )
@@ -281,7 +349,7 @@ class World:
         """What is left if every process dies by SIGKILL at this instant: a world of its own, made of copies."""
         left = World(folder)
         left.objects.update(self.objects)
-        left.clock.now = self.clock.now
+        left.clock.now, left.clock.wall = self.clock.now, self.clock.wall
         for name, device in self.devices.items():
             if device.spool.exists():
                 shutil.copytree(device.spool, folder / name, dirs_exist_ok=True)
@@ -290,6 +358,7 @@ class World:
             survivor.entropy = SeededEntropy(f"{folder} {name}")
             survivor.restart()
             survivor.names = dict(device.names)
+            survivor.epoch, survivor.keep, survivor.pins = device.epoch, device.keep, set(device.pins)
             survivor.volumes.roots = dict(device.volumes.roots)
             survivor.volumes.held = {v: dict(held) for v, held in device.volumes.held.items()}
         return left

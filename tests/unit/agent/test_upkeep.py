@@ -288,7 +288,9 @@ async def test_orphans_go_only_after_a_day_and_with_proof(attic: Bed) -> None:
 
     assert await archive.collect_orphans(no, grace=0.0) == []
     assert (await store.head(key)).size
-    assert [o.keys for o in await archive.collect_orphans(job.care._owns_highest, grace=0.0)] == [(key,)]
+    assert [o.keys for o in await archive.collect_orphans(job.care.thinning.owns_highest, grace=0.0)] == [
+        (key,)
+    ]
     with pytest.raises(NotFound):
         await store.head(key)
     assert (await archive.verify(deep=True)).problems == ()

@@ -14,9 +14,9 @@ from fractal.api.errors import BackendError, Corrupt, FractalError
 from fractal.api.plain import to_plain
 from fractal.archive import spool
 from fractal.archive.epochs import Rollback
+from fractal.archive.reading import MAX_GAPS
 from fractal.archive.records import object_header
 from fractal.archive.sealed import seal_statement
-from fractal.archive.timeline import MAX_GAPS
 from fractal.core.model import Point
 from fractal.crypto.keys import DeviceKeys, unseal_with
 from fractal.crypto.stream import MAGIC, ObjectReader, ObjectSeal, Raw, RawHash
@@ -188,7 +188,7 @@ async def test_a_record_with_a_giant_number_costs_no_time(world: World) -> None:
 async def test_a_store_that_lists_records_without_end_is_given_up(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fractal.archive.timeline.MAX_LISTED", 10)
+    monkeypatch.setattr("fractal.archive.reading.MAX_LISTED", 10)
     for number in range(11):
         world.objects[f"{GROUP}/{APP}/1/x/{number}"] = b""
     with pytest.raises(BackendError, match="more than 10"):

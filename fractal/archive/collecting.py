@@ -1,0 +1,103 @@
+"""Taking what was let go out of the store: late, with proof, and only while everything that stays is there.
+
+Segments go before the record that names them, so that a crash in between leaves a record which a trim tells to be gone and
+the next look goes on with, never objects that nothing names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fractal.api.context import Clock
+from fractal.api.errors import Corrupt
+from fractal.api.store import Store
+from fractal.archive import layout
+from fractal.archive.epochs import Notes
+from fractal.archive.orphans import GRACE, Ages, Proof
+from fractal.archive.reading import Records
+from fractal.archive.records import Record
+from fractal.archive.timeline import Timeline
+from fractal.core.retention import Slot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leaving:
+    """A record that was let go and still stands."""
+
+    record: Record
+    age: float
+    """Seconds for which it was seen to be let go."""
+
+
+@dataclass(kw_only=True)
+class Sweeper:
+    """Collects what the trims of one app let go."""
+
+    group: str
+    app: str
+    store: Store
+    clock: Clock
+    notes: Notes
+    records: Records
+    _ages: Ages = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._ages = Ages(self.notes, self.clock, f"archive/{self.group}/{self.app}/gone/")
+
+    async def look(self) -> tuple[Timeline, list[Leaving]]:
+        """What was let go, by a listing sent now, and for how long that was seen. Raises Rollback, BackendError."""
+        timeline = await self.records.timeline()
+        leaving = {_text(slot): slot for slot in timeline.stored.keys() - timeline.counting.keys()}
+        ages = self._ages.look(leaving)
+        return timeline, [
+            Leaving(record=timeline.stored[slot], age=ages[text])
+            for text, slot in sorted(leaving.items(), key=lambda item: item[1])
+        ]
+
+    async def collect(self, proof: Proof, *, grace: float = GRACE) -> list[Record]:
+        """Delete what was let go for `grace` seconds; `proof` is asked before each.
+
+        Raises Corrupt while something that stays is missing, NotSupported by a store that deletes nothing, Rollback, BackendError.
+        """
+        timeline, leaving = await self.look()
+        ripe = [found.record for found in leaving if found.age >= grace]
+        old = [n for n in timeline.trims if timeline.trim is not None and n < timeline.trim.number]
+        if not ripe and not old:
+            return []
+        await self._require_all(timeline)
+        kept = {record.body.object.id for record in timeline.counting.values()}
+        gone: list[Record] = []
+        for record in ripe:
+            if not await proof():
+                return gone
+            # A record that names an object of another one was not made by us; that object stays.
+            if record.body.object.id not in kept:
+                await self._delete_object(record)
+            await self.store.delete(layout.slot_key(self.group, self.app, record.slot))
+            self._ages.forget(_text(record.slot))
+            gone.append(record)
+        if old and await proof():
+            for number in old:
+                await self.store.delete(layout.trim_key(self.group, self.app, number))
+        return gone
+
+    async def _delete_object(self, record: Record) -> None:
+        for index in range(len(record.body.object.segments)):
+            await self.store.delete(layout.segment_key(self.group, self.app, record.body.object.id, index))
+
+    async def _require_all(self, timeline: Timeline) -> None:
+        """Nothing goes while something that stays cannot be restored, or lacks a byte: what goes may be its only rescue."""
+        timeline.require_whole()
+        sizes = {
+            info.key: info.size async for info in self.store.list(layout.objects_prefix(self.group, self.app))
+        }
+        for record in timeline.counting.values():
+            for index, segment in enumerate(record.body.object.segments):
+                key = layout.segment_key(self.group, self.app, record.body.object.id, index)
+                if sizes.get(key) != segment.size:
+                    raise Corrupt(f"nothing is removed while {key}, which is needed, is missing or cut")
+
+
+def _text(slot: Slot) -> str:
+    point, level = slot
+    return f"{point.epoch}.{point.number}.{level}"

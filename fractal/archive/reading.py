@@ -1,0 +1,300 @@
+"""Which records and trims an app's archive holds: read from the store, verified, and compared with what was seen before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+from fractal.api.context import Clock
+from fractal.api.errors import Corrupt, NotFound
+from fractal.api.store import Store
+from fractal.archive import layout, trims
+from fractal.archive.epochs import Notes, Rollback
+from fractal.archive.records import KIND, Record, record_of
+from fractal.archive.sealed import GroupKey, SignKeyOf, Statement, listed, open_statement, read_small
+from fractal.archive.timeline import Timeline, name
+from fractal.archive.trims import Trim, TrimBody, trim_of
+from fractal.core.chain import on_line
+from fractal.core.model import Point
+from fractal.core.retention import Slot
+
+MAX_GAPS = 1000
+"""Missing numbers that are told."""
+MAX_LISTED = 4_000_000
+"""Records of an app that are looked at: seven years of one a minute."""
+FETCHES = 8
+"""Records fetched at once."""
+
+Line = Callable[[], Awaitable[tuple[Mapping[int, Point], int]]]
+"""The bases of an app's epochs, as far as they are known, and its highest epoch."""
+
+
+class Records:
+    """Reads an app's records and remembers the valid ones; they never change."""
+
+    def __init__(
+        self,
+        *,
+        group: str,
+        app: str,
+        store: Store,
+        sign_key_of: SignKeyOf,
+        group_key: GroupKey,
+        notes: Notes,
+        clock: Clock,
+        owner_of: Callable[[int], str | None] | None,
+        line: Line | None = None,
+    ) -> None:
+        self._group = group
+        self._app = app
+        self._store = store
+        self._sign_key_of = sign_key_of
+        self._group_key = group_key
+        self._notes = notes
+        self._clock = clock
+        self._owner_of = owner_of
+        self._line = line
+        self._known: dict[Slot, Record] = {}
+        self._trims: dict[int, Trim] = {}
+        self._last: Trim | None = None
+        self._seen: dict[Slot, float] = {}
+        self._raw: dict[str, bytes] = {}
+        """Fetched and not yet judged. What turns out to be nothing valid is fetched again next time: log or store may have changed."""
+        self._note = f"archive/{group}/{app}/highest/"
+        self._trim_note = f"archive/{group}/{app}/trim"
+
+    # --- listing -------------------------------------------------------------------------------------------------
+
+    async def timeline(self, *, strict: bool = True) -> Timeline:
+        """By a listing sent now. Raises Rollback if a record that was seen before is missing (if `strict`), BackendError."""
+        # What is written while the listing is under way may be missing in it.
+        noted, noted_trim = self._notes.scan(self._note), self._noted_trim()
+        slots = await self._list(layout.records_prefixes(self._group, self._app))
+        # Trims after records: whatever was deleted before the first listing was let go by one that stands in the second.
+        numbers = await self._list_trims()
+        bases, epoch = await self._line() if self._line is not None and numbers else ({}, 0)
+        timeline = self._judge(slots, numbers, bases, epoch)
+        self._last = timeline.trim
+        self._refuse_vanished(slots, timeline)
+        if strict:
+            self._refuse_rollback(timeline, noted)
+            self._refuse_older_trim(timeline, noted_trim)
+        self._forget(slots, timeline)
+        return timeline
+
+    async def end_of(self, epoch: int) -> tuple[int, Timeline]:
+        """The number that the next record of an epoch takes, and its records; bears with a store that lost some."""
+        slots = await self._list([layout.epoch_records_prefix(self._group, self._app, epoch)])
+        timeline = self._judge(slots, [], {}, 0)
+        newest = max((p.number for p, _ in timeline.stored), default=0)
+        number = max(self._highest(epoch), newest) + 1
+        while Point(epoch=epoch, number=number) in timeline.burnt:
+            number += 1
+        return number, timeline
+
+    async def read(self, point: Point, level: int = 0) -> Record | None:
+        """What stands at a record's name: None if that is no valid record. Raises NotFound if there is nothing."""
+        slot = point, level
+        if slot not in self._known:
+            key = self._key(slot)
+            self._raw[key] = await read_small(self._store, key)
+            self._parse(slot, {})
+        return self._known.get(slot)
+
+    def let_go(self, point: Point) -> bool:
+        """Whether a moment's own record was let go, as far as the last listing told."""
+        return self._last is not None and self._last.covers(point)
+
+    def remember(self, record: Record) -> None:
+        """A record that stands: one that is seen missing later was hidden or rolled back."""
+        self._known[record.slot] = record
+        self._seen.setdefault(record.slot, self._clock.boottime())
+        if not record.level and record.number > self._highest(record.epoch):
+            value = b"%d %s" % (record.number, record.hash.hex().encode())
+            self._notes.write({f"{self._note}{record.epoch}": value})
+
+    # --- fetching ------------------------------------------------------------------------------------------------
+
+    def _key(self, slot: Slot) -> str:
+        return layout.slot_key(self._group, self._app, slot)
+
+    async def _list(self, prefixes: Iterable[str]) -> list[Slot]:
+        found: list[Slot] = []
+        for prefix in prefixes:
+            async for key in listed(self._store, prefix, MAX_LISTED):
+                slot = layout.parse_slot_key(self._group, self._app, key)
+                if slot is not None:
+                    found.append(slot)
+        await self._fetch([self._key(s) for s in found if s not in self._known])
+        return sorted(found)
+
+    async def _list_trims(self) -> list[int]:
+        names = listed(self._store, layout.trims_prefix(self._group, self._app), MAX_LISTED)
+        numbers = [layout.parse_trim_key(self._group, self._app, key) async for key in names]
+        found = [number for number in numbers if number is not None]
+        await self._fetch([self._trim_key(n) for n in found if n not in self._trims])
+        return sorted(found)
+
+    def _trim_key(self, number: int) -> str:
+        return layout.trim_key(self._group, self._app, number)
+
+    async def _fetch(self, keys: Sequence[str]) -> None:
+        """Have the bytes of those that stand: one that vanished meanwhile has none."""
+        waiting = list(reversed(keys))
+
+        async def fetch() -> None:
+            while waiting:
+                key = waiting.pop()
+                try:
+                    self._raw[key] = await read_small(self._store, key)
+                except Corrupt:
+                    self._raw[key] = b""
+                except NotFound:
+                    self._raw.pop(key, None)
+
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for _ in range(min(FETCHES, len(keys))):
+                    tasks.create_task(fetch())
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
+
+    # --- judging -------------------------------------------------------------------------------------------------
+
+    def _judge(
+        self, slots: Sequence[Slot], numbers: Sequence[int], bases: Mapping[int, Point], epoch: int
+    ) -> Timeline:
+        burnt: dict[str, str] = {}
+        for slot in slots:
+            if slot not in self._known and self._key(slot) in self._raw:
+                self._parse(slot, burnt)
+        for number in numbers:
+            if number not in self._trims and self._trim_key(number) in self._raw:
+                self._parse_trim(number, burnt)
+        stored = {s: self._known[s] for s in slots if s in self._known}
+        # What this device read or wrote a moment ago may be missing from a listing that is allowed to lag.
+        recent = self._clock.boottime() - self._store.staleness
+        stored |= {s: r for s, r in self._known.items() if self._seen.get(s, recent) > recent}
+        newest: dict[int, Record] = {}
+        for point, level in sorted(stored):
+            if not level:
+                newest[point.epoch] = stored[point, 0]
+        for record in newest.values():
+            self.remember(record)
+        trim = self._counting([self._trims[n] for n in numbers if n in self._trims], bases, epoch)
+        ticks = {
+            p: burnt.pop(self._key((p, 0))) for p, lvl in slots if not lvl and self._key((p, 0)) in burnt
+        }
+        standing = {p for p, _ in stored}
+        return Timeline(
+            stored=stored,
+            trim=trim,
+            burnt=ticks,
+            unread=burnt,
+            gaps=_gaps(standing, ticks, trim),
+            trims=tuple(numbers),
+        )
+
+    def _counting(self, valid: Sequence[Trim], bases: Mapping[int, Point], epoch: int) -> Trim | None:
+        """The newest of the highest epoch, of those that were decided by moments of the main line."""
+
+        def counts(body: TrimBody) -> bool:
+            return body.epoch <= epoch and on_line(body.upto, bases, epoch)
+
+        good = [t for t in valid if self._line is None or counts(t.body)]
+        found = max(good, key=lambda t: (t.body.epoch, t.number), default=None)
+        if found is not None and found.number > self._noted_trim():
+            self._notes.write({self._trim_note: b"%d" % found.number})
+        return found
+
+    def _open(self, kind: str, key: str) -> Statement:
+        return open_statement(
+            kind, key, self._raw.pop(key), sign_key_of=self._sign_key_of, group_key=self._group_key
+        )
+
+    def _parse(self, slot: Slot, burnt: dict[str, str]) -> None:
+        key, epoch = self._key(slot), slot[0].epoch
+        try:
+            said = self._open(KIND, key)
+            owner = self._owner_of(epoch) if self._owner_of is not None else None
+            if owner is not None and owner != said.by:
+                raise Corrupt(f"{key}: written by {said.by}, which does not own epoch {epoch}")
+            self._known[slot] = record_of(key, slot, said.by, said.body)
+        except Corrupt as error:
+            burnt[key] = str(error)
+
+    def _parse_trim(self, number: int, burnt: dict[str, str]) -> None:
+        key = self._trim_key(number)
+        try:
+            said = self._open(trims.KIND, key)
+            self._trims[number] = trim_of(key, number, said.by, said.body, self._owner_of)
+        except Corrupt as error:
+            burnt[key] = str(error)
+
+    def _highest(self, epoch: int) -> int:
+        value = self._notes.get(f"{self._note}{epoch}") or b"0 "
+        return int(value.split(b" ")[0])
+
+    def _noted_trim(self) -> int:
+        return int(self._notes.get(self._trim_note) or b"0")
+
+    def _forget(self, slots: Sequence[Slot], timeline: Timeline) -> None:
+        """What was let go and left the store needs no memory any more."""
+        for slot in self._known.keys() - set(slots) - timeline.stored.keys():
+            if timeline.let_go(slot[0]) or slot[1]:
+                del self._known[slot]
+                self._seen.pop(slot, None)
+        for number in self._trims.keys() - set(timeline.trims):
+            del self._trims[number]
+
+    # --- what a store may not do -----------------------------------------------------------------------------------
+
+    def _refuse_vanished(self, slots: Sequence[Slot], timeline: Timeline) -> None:
+        """A record that was listed and could not be read: unless it was let go, the store contradicts itself."""
+        for slot in slots:
+            key = self._key(slot)
+            gone = (
+                slot not in timeline.stored and slot[0] not in timeline.burnt and key not in timeline.unread
+            )
+            if gone and not slot[1] and not timeline.let_go(slot[0]):
+                raise Rollback(f"{key} was listed and is not there", retryable=True)
+
+    def _refuse_rollback(self, timeline: Timeline, noted: list[tuple[str, bytes]]) -> None:
+        for key, value in noted:
+            point = Point(epoch=int(key.removeprefix(self._note)), number=int(value.split(b" ")[0]))
+            found = timeline.stored.get((point, 0))
+            if found is None and timeline.let_go(point):
+                continue
+            if found is not None and found.hash.hex().encode() == value.split(b" ")[1]:
+                continue
+            what = "is gone" if found is None else "was replaced by another"
+            raise Rollback(
+                f"record {name(point)} of app {self._app} {what}: the store was rolled back, or hides it. Check the store."
+            )
+
+    def _refuse_older_trim(self, timeline: Timeline, noted: int) -> None:
+        """Trims replace each other: of those seen before, none may be newer than all that stand."""
+        if noted > max(timeline.trims, default=0):
+            raise Rollback(
+                f"trim {noted} of app {self._app} is gone: the store was rolled back, or hides it. Check the store."
+            )
+
+
+def _gaps(records: Iterable[Point], burnt: Mapping[Point, str], trim: Trim | None) -> tuple[Point, ...]:
+    """The first few of them: a hostile writer may have left 10^14 numbers out."""
+    newest: dict[int, int] = {}
+    for point in records:
+        newest[point.epoch] = max(newest.get(point.epoch, 0), point.number)
+    standing = sorted({*records, *(p for p in burnt if p.number < newest.get(p.epoch, 0))})
+    found: list[Point] = []
+    epoch, expected = 0, 1
+    for point in standing:
+        if point.epoch != epoch:
+            epoch, expected = point.epoch, 1
+        last = point.number - 1
+        spans = trim.uncovered(epoch, expected, last) if trim else [(expected, last)]
+        for first, end in spans:
+            missing = range(first, min(end + 1, first + MAX_GAPS - len(found)))
+            found.extend(Point(epoch=epoch, number=number) for number in missing)
+        expected = point.number + 1
+    return tuple(found)
