@@ -23,6 +23,12 @@ class EngineConfig:
             "help": "Capabilities that let an app reach the device itself and that apps may have all the same."
         },
     )
+    reach: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "Private networks that apps may reach beside the internet, such as 192.168.1.0/24."
+        },
+    )
     log_bytes: int = field(
         default=4 << 20,
         metadata={"help": "Size at which a service's log is rotated; Docker keeps one older file."},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from fractal.api.app import HealthSpec
 from fractal_containers.labels import GRACE, HEALTH, ORDER, PORTS, RUN, SERVICE
@@ -28,6 +29,8 @@ class Network:
     labels: Mapping[str, str]
     bridge: str = ""
     """Name of its interface on this device, up to 15 characters."""
+    resolver: str = ""
+    """IPv4 address on this device at which the engine resolves names for its members; "" if it does so elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,3 +123,12 @@ class Container:
         return tuple(
             (name, *self.published[port]) for name, port in self.ports.items() if port in self.published
         )
+
+
+def lived(started: object, finished: object) -> float:
+    """Seconds between two times in an engine's words (RFC 3339); 0 if one is not there or they are the wrong way round."""
+    try:
+        begin, end = (datetime.fromisoformat(str(moment)[:19]) for moment in (started, finished))
+    except ValueError:
+        return 0.0
+    return max(0.0, (end - begin).total_seconds())

@@ -22,9 +22,10 @@ from fractal_containers.config import EngineConfig
 from fractal_containers.ending import DYING, STEP, strike
 from fractal_containers.engine import Engine
 from fractal_containers.filling import drop
-from fractal_containers.found import Container
+from fractal_containers.found import Container, Network
 from fractal_containers.health import Watch, judged
 from fractal_containers.images import Images
+from fractal_containers.isolation import Isolation
 from fractal_containers.labels import APP, BOOT, DEVICE, EPOCH, GROUP, RUN, bridge_name, run_name
 from fractal_containers.options import settings
 from fractal_containers.starting import COMPLETION, POLL, History, Start
@@ -46,6 +47,7 @@ class ContainerRuntime:
         self._allowed = frozenset(config.capabilities)
         self._engine = engine
         self._images = Images(engine)
+        self._isolation = Isolation(context, config.reach)
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._ends: defaultdict[str, int] = defaultdict(int)
@@ -55,6 +57,8 @@ class ContainerRuntime:
         self._histories: defaultdict[str, defaultdict[str, History]] = defaultdict(
             lambda: defaultdict(History)
         )
+        self._isolating = asyncio.Lock()
+        """Held while a network is made and shut in, and while it is found that none is left."""
         self._watches: dict[tuple[str, str], Watch] = {}
 
     async def close(self) -> None:
@@ -124,6 +128,7 @@ class ContainerRuntime:
                 engine=self._engine,
                 change=self._change,
                 images=self._images,
+                isolation=self._isolation,
                 run=run,
                 place=Place(
                     device=self._context.device,
@@ -138,6 +143,7 @@ class ContainerRuntime:
                 containers=lambda: self._containers(key),
                 until_healthy=lambda name, needed_by: self._until_healthy(key, name, needed_by),
                 overtaken=lambda: self._ends[key] != ends,
+                isolating=self._isolating,
             )
             await start.everything()
 
@@ -232,15 +238,21 @@ class ContainerRuntime:
             for container in await self._containers(key):
                 await self._remove_container(container)
             await drop(self._context, self._engine, key)
-            for network in await self._engine.networks(self._labels(key)):
-                with contextlib.suppress(NotFound):
-                    await self._engine.remove_network(network.name, f"{key}: network {network.name}")
+            await self._remove_networks(key)
             shutil.rmtree(self._folder("secrets", key), ignore_errors=True)
             for kind in ("ended", "paused"):
                 self._folder(kind, key).unlink(missing_ok=True)
             self._histories.pop(key, None)
             if not cgroup.remove():
                 raise BackendError(f"{cgroup.outer}: cannot be removed; something entered it", retryable=True)
+
+    async def _remove_networks(self, key: str) -> None:
+        for network in await self._engine.networks(self._labels(key)):
+            with contextlib.suppress(NotFound):
+                await self._engine.remove_network(network.name, f"{key}: network {network.name}")
+            async with self._isolating:
+                others = await self._engine.networks(self._labels())
+                await self._isolation.forget(network, last=not others)
 
     async def _remove_container(self, container: Container) -> None:
         what = f"{container.key}: service {container.service}"
@@ -278,7 +290,9 @@ class ContainerRuntime:
     async def observe(self) -> Sequence[RunStatus]:
         """Every run with a container, running or not, or with a network; probes health on the way."""
         runs: dict[str, tuple[dict[str, str], list[Container]]] = {}
-        for network in await self._engine.networks(self._labels()):
+        networks = await self._engine.networks(self._labels())
+        await self._keep_apart(networks)
+        for network in networks:
             runs.setdefault(network.labels.get(RUN, ""), (dict(network.labels), []))
         for container in await self._containers():
             runs.setdefault(container.key, (dict(container.labels), []))[1].append(container)
@@ -293,6 +307,12 @@ class ContainerRuntime:
             for key, (labels, containers) in sorted(runs.items())
             if key and labels.get(EPOCH, "").isdecimal()
         ]
+
+    async def _keep_apart(self, networks: Sequence[Network]) -> None:
+        try:
+            await self._isolation.keep(networks)
+        except BackendError as error:
+            self._context.logger.warning("%s", error)  # no reason to hide what runs
 
     async def _run_status(self, key: str, labels: dict[str, str], containers: list[Container]) -> RunStatus:
         mine = sorted((c for c in containers if c.service), key=lambda c: c.order)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +11,13 @@ from typing import Any, Protocol, TypeVar
 from fractal.api.app import AppRun, ServiceSpec
 from fractal.api.context import Context
 from fractal.api.errors import BackendError
+from fractal_containers.ending import strike
 from fractal_containers.engine import Engine
 from fractal_containers.files import make_volumes, write_secrets
 from fractal_containers.filling import fill
 from fractal_containers.found import Container, Network
 from fractal_containers.images import Images
+from fractal_containers.isolation import Isolation
 from fractal_containers.labels import RESTART, run_labels
 from fractal_containers.wanted import Place, secret_files, wanted
 
@@ -56,6 +59,8 @@ class Start:
     engine: Engine
     change: Change
     images: Images
+    isolation: Isolation
+    isolating: asyncio.Lock
     run: AppRun
     place: Place
     secrets: Path
@@ -74,7 +79,7 @@ class Start:
         if self.place.cgroup.frozen():
             raise BackendError(f"{key}: frozen by the guard; it starts only with proof", retryable=True)
         make_volumes(self.run)
-        await self._network()
+        network = await self._network()
         waiting: set[str] = set()
         for order, spec in enumerate(self.run.spec.services):
             found = {c.service: c for c in await self.containers()}.get(spec.name)
@@ -91,6 +96,11 @@ class Start:
                     continue
             await self._conditions(spec)
             await self._begin(spec, order, found)
+            try:
+                self.isolation.check(network)
+            except BackendError:
+                await strike(self.context.clock, self.place.cgroup, key)  # what nothing shuts in does not run
+                raise
 
     def _ended_for_good(self, container: Container) -> bool:
         policy = container.labels.get(RESTART, "always")
@@ -129,15 +139,17 @@ class Start:
         what = f"{self.run.key}: service {spec.name}"
         return await self.change(self.run.key, self.engine.create(container, what))
 
-    async def _network(self) -> None:
-        labels = run_labels(self.place.device, self.run)
-        if await self.engine.networks(labels):
-            return
-        name = self.place.network
-        network = Network(name=name, labels=labels, bridge=self.place.bridge)
-        await self.change(
-            self.run.key, self.engine.create_network(network, f"{self.run.key}: network {name}")
-        )
+    async def _network(self) -> Network:
+        """The run's network, shut in."""
+        labels, name = run_labels(self.place.device, self.run), self.place.network
+        async with self.isolating:
+            if not (found := await self.engine.networks(labels)):
+                wanted = Network(name=name, labels=labels, bridge=self.place.bridge)
+                making = self.engine.create_network(wanted, f"{self.run.key}: network {name}")
+                await self.change(self.run.key, making)
+                found = await self.engine.networks(labels)
+            await self.isolation.ensure(found)
+        return found[0]
 
     async def _conditions(self, spec: ServiceSpec) -> None:
         for name, condition in spec.depends_on.items():

@@ -15,7 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from fractal.api.context import Context
 from fractal.testing.context import real_context
@@ -61,7 +61,7 @@ class TestEngine(ABC):
     # -- for each engine
 
     @abstractmethod
-    def config(self, **settings: float) -> EngineConfig:
+    def config(self, **settings: Any) -> EngineConfig:
         """The runtime's settings for it."""
 
     @abstractmethod
@@ -165,16 +165,9 @@ class TestEngine(ABC):
             for name in self.runs:
                 RunCgroup(name).remove()
 
-    @contextlib.contextmanager
-    def network(self) -> Iterator[None]:
+    def network(self) -> contextlib.AbstractContextManager[None]:
         """Put this thread, and threads that it starts, into the engine's network: its loopback is then ours."""
-        with Path("/proc/thread-self/ns/net").open("rb") as home:
-            with Path(f"/proc/{self.pid}/ns/net").open("rb") as there:
-                _setns(there.fileno())
-            try:
-                yield
-            finally:
-                _setns(home.fileno())
+        return entered(Path(f"/proc/{self.pid}/ns/net"))
 
     @contextlib.contextmanager
     def hung(self) -> Iterator[None]:
@@ -193,9 +186,21 @@ class TestEngine(ABC):
         return docker.APIClient(base_url=f"unix://{self.socket}", version=API, timeout=60)
 
 
+@contextlib.contextmanager
+def entered(netns: Path) -> Iterator[None]:
+    """Put this thread, and threads that it starts, into a network namespace."""
+    with Path("/proc/thread-self/ns/net").open("rb") as home:
+        with netns.open("rb") as there:
+            _setns(there.fileno())
+        try:
+            yield
+        finally:
+            _setns(home.fileno())
+
+
 @contextlib.asynccontextmanager
 async def opened(
-    engine: TestEngine, folder: Path, *, device: str = "0" * 20, **settings: float
+    engine: TestEngine, folder: Path, *, device: str = "0" * 20, **settings: Any
 ) -> AsyncIterator[RememberingRuntime]:
     """A runtime on that engine. Every run that it ever named is killed and removed on exit."""
     async with again(engine, folder, device=device, **settings) as runtime:
@@ -209,7 +214,7 @@ async def opened(
 
 @contextlib.asynccontextmanager
 async def again(
-    engine: TestEngine, folder: Path, *, device: str = "0" * 20, **settings: float
+    engine: TestEngine, folder: Path, *, device: str = "0" * 20, **settings: Any
 ) -> AsyncIterator[RememberingRuntime]:
     """A runtime beside another one, as after a restart of the agent."""
     config = engine.config(**settings)

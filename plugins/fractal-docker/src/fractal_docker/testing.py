@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from fractal_containers.config import EngineConfig
 from fractal_containers.engine import Engine, split
@@ -26,9 +27,9 @@ class DockerTestEngine(TestEngine):
     name = "docker"
     program = "dockerd"
 
-    def config(self, **settings: float) -> DockerConfig:
+    def config(self, **settings: Any) -> DockerConfig:
         """As `TestEngine.config`."""
-        return DockerConfig(socket=str(self.socket), **settings)  # type: ignore[arg-type]  # numbers only
+        return DockerConfig(socket=str(self.socket), **settings)
 
     def engine(self, config: EngineConfig) -> Engine:
         """As `TestEngine.engine`."""

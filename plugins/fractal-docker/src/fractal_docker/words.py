@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
 from docker.types import Healthcheck, LogConfig, Mount, NetworkingConfig
 from docker.types import Ulimit as DockerUlimit
 from docker.types.containers import HostConfig
 from docker.types.networks import EndpointConfig
-from fractal_containers.found import Checked, Container
+from fractal_containers.found import Checked, Container, lived
 from fractal_containers.wanted import Wanted
 
 from fractal.api.app import HealthSpec
@@ -98,7 +97,7 @@ def container(raw: Mapping[str, Any]) -> Container:
         code=int(state.get("ExitCode", 0)),
         error=str(state.get("Error") or ""),
         started=str(state.get("StartedAt")),
-        lived=lived(state),
+        lived=lived(state.get("StartedAt"), state.get("FinishedAt")),
         stop_signal=str(config.get("StopSignal") or "SIGTERM"),
         checked=_checked(state.get("Health") or {}),
         published={
@@ -108,15 +107,6 @@ def container(raw: Mapping[str, Any]) -> Container:
         },
         address=next((str(n["IPAddress"]) for n in networks.values() if n.get("IPAddress")), ""),
     )
-
-
-def lived(state: Mapping[str, Any]) -> float:
-    """Seconds between its last start and end, by the engine's clock."""
-    try:
-        begin, end = (datetime.fromisoformat(str(state[name])[:19]) for name in ("StartedAt", "FinishedAt"))
-    except (KeyError, ValueError):
-        return 0.0
-    return max(0.0, (end - begin).total_seconds())
 
 
 def _checked(health: Mapping[str, Any]) -> Checked | None:

@@ -148,6 +148,7 @@ class PodmanEngine(Engine):
                 name=str(item["name"]),
                 labels=item.get("labels") or {},
                 bridge=str(item.get("network_interface", "")),
+                resolver=_resolver(item),
             )
             for item in found
         ]
@@ -212,6 +213,14 @@ class PodmanEngine(Engine):
     def reference(self, name: str) -> str:
         """With the registry that Compose means where a name has none: Podman would look it up by its own rules."""
         return qualified(name)
+
+
+def _resolver(network: Mapping[str, Any]) -> str:
+    """Podman's resolver listens on the gateway's address of each network."""
+    if not network.get("dns_enabled"):
+        return ""
+    gateways = [str(subnet.get("gateway", "")) for subnet in network.get("subnets") or ()]
+    return next((address for address in gateways if "." in address), "")
 
 
 def _filter(labels: Mapping[str, str]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fractal_containers.config import EngineConfig
 from fractal_containers.engine import Engine
@@ -46,9 +47,9 @@ class PodmanTestEngine(TestEngine):
     name = "podman"
     program = "podman"
 
-    def config(self, **settings: float) -> PodmanConfig:
+    def config(self, **settings: Any) -> PodmanConfig:
         """As `TestEngine.config`."""
-        return PodmanConfig(socket=str(self.socket), **settings)  # type: ignore[arg-type]  # numbers only
+        return PodmanConfig(socket=str(self.socket), **settings)
 
     def engine(self, config: EngineConfig) -> Engine:
         """As `TestEngine.engine`."""

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any
 
-from fractal_containers.found import Container
+from fractal_containers.found import Container, lived
 from fractal_containers.wanted import Wanted
 
 from fractal.api.app import HealthSpec
@@ -140,7 +139,7 @@ def container(raw: Mapping[str, Any]) -> Container:
         code=int(state.get("ExitCode", 0)),
         error=str(state.get("Error") or ""),
         started=str(state.get("StartedAt")),
-        lived=lived(state),
+        lived=lived(state.get("StartedAt"), state.get("FinishedAt")),
         stop_signal=str(config.get("StopSignal") or "SIGTERM"),
         test=_test(config.get("Healthcheck") or {}),
         published={
@@ -150,15 +149,6 @@ def container(raw: Mapping[str, Any]) -> Container:
         },
         address=next((str(n["IPAddress"]) for n in networks.values() if n.get("IPAddress")), ""),
     )
-
-
-def lived(state: Mapping[str, Any]) -> float:
-    """Seconds between its last start and end, by the engine's clock."""
-    try:
-        begin, end = (datetime.fromisoformat(str(state[name])[:19]) for name in ("StartedAt", "FinishedAt"))
-    except (KeyError, ValueError):
-        return 0.0
-    return max(0.0, (end - begin).total_seconds())
 
 
 def _test(found: Mapping[str, Any]) -> HealthSpec | None:

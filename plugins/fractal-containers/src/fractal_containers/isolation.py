@@ -1,0 +1,158 @@
+"""What an app's containers are kept from, by a table of nftables on this device.
+
+Every run has a bridge of its own, and all bridges of a device begin alike (`labels.bridges`). What comes in by such a
+bridge may go to the same bridge, to the engine's resolver, and to the internet: not to this device, to other apps, into
+tunnels, or to private networks. What comes from elsewhere reaches a container only as an answer, or where somebody
+redirects to it on purpose.
+
+The table's priority lets it have its say before the engine's and the distribution's own rules; what it lets pass is still
+theirs to refuse. It is set as one transaction, as often as one likes, and stands while the engine restarts.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable, Sequence
+
+from fractal.api.context import Context
+from fractal.api.errors import BackendError, Misconfigured
+from fractal_containers.found import Network
+from fractal_containers.labels import bridges
+
+PRIVATE4 = (
+    "0.0.0.0/8",
+    "10.0.0.0/8",
+    "100.64.0.0/10",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "224.0.0.0/4",
+)
+"""RFC 6890: this network, private use, shared (carriers and overlays), loopback, link-local; RFC 5771: multicast."""
+PRIVATE6 = ("::1/128", "fc00::/7", "fe80::/10", "ff00::/8")
+LOOK = 30.0
+"""Seconds between looks whether the table is still there: a distribution's own firewall may clear everything."""
+_RULES = """
+add table inet {table}
+add set inet {table} inside {{ type ifname . ifname; }}
+add set inet {table} resolvers {{ type ifname . ipv4_addr; }}
+add chain inet {table} outward
+add chain inet {table} inward
+add chain inet {table} here {{ type filter hook input priority -10; policy accept; }}
+add chain inet {table} through {{ type filter hook forward priority -10; policy accept; }}
+flush chain inet {table} here
+flush chain inet {table} through
+flush chain inet {table} outward
+flush chain inet {table} inward
+add rule inet {table} here iifname != "{ours}" accept
+add rule inet {table} here ct state established,related accept
+add rule inet {table} here meta l4proto {{ tcp, udp }} th dport 53 iifname . ip daddr @resolvers accept
+add rule inet {table} here icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+add rule inet {table} here drop
+add rule inet {table} through iifname . oifname @inside accept
+add rule inet {table} through iifname "{ours}" goto outward
+add rule inet {table} through oifname "{ours}" goto inward
+add rule inet {table} outward oifname "fhs*" drop
+add rule inet {table} outward ct state established,related accept
+{reach}
+add rule inet {table} outward meta oifkind {{ "tun", "wireguard" }} drop
+add rule inet {table} outward meta l4proto {{ tcp, udp }} th dport 53 accept
+add rule inet {table} outward ip daddr {{ {private4} }} drop
+add rule inet {table} outward ip6 daddr {{ {private6} }} drop
+add rule inet {table} outward accept
+add rule inet {table} inward ct state established,related accept
+add rule inet {table} inward ct status dnat accept
+add rule inet {table} inward drop
+"""
+
+
+class Isolation:
+    """The table of one device."""
+
+    def __init__(self, context: Context, reach: Sequence[str]) -> None:
+        self._context = context
+        self._prefix = bridges(context.device)
+        self._reach = list(_reach(reach))
+        self._looked = context.clock.boottime()
+
+    @property
+    def table(self) -> str:
+        """Its name, in the family `inet`."""
+        return self._prefix
+
+    async def ensure(self, networks: Iterable[Network]) -> None:
+        """Set the table, with these networks among those that it knows. Raises BackendError; nothing is set by halves."""
+        script = rules(self._prefix, self._reach, networks)
+        try:
+            await self._context.run(["nft", "-f", "-"], stdin=script.encode("ascii"))
+        except BackendError as error:
+            raise BackendError(
+                f"apps cannot be kept apart: {error}; may the agent change the firewall (CAP_NET_ADMIN)?",
+                retryable=True,
+            ) from error
+
+    async def keep(self, networks: Sequence[Network]) -> None:
+        """From time to time, set it anew if somebody cleared it while runs have these networks."""
+        now = self._context.clock.boottime()
+        if not networks or now - self._looked < LOOK:
+            return
+        self._looked = now
+        found = await self._context.run(["nft", "list", "table", "inet", self.table], check=False)
+        if found.returncode:
+            self._context.logger.warning("table inet %s is gone; setting it anew", self.table)
+            await self.ensure(networks)
+
+    async def forget(self, network: Network, *, last: bool) -> None:
+        """What was set for a network that is gone; everything, if it was the `last`. Nothing to do if it is not there."""
+        script = f"delete table inet {self.table}\n" if last else f"delete {_inside(self.table, network)}\n"
+        await self._context.run(["nft", "-f", "-"], stdin=script.encode("ascii"), check=False)
+        if network.resolver and not last:
+            script = f"delete {_resolver(self.table, network)}\n"
+            await self._context.run(["nft", "-f", "-"], stdin=script.encode("ascii"), check=False)
+
+    def check(self, network: Network) -> None:
+        """After a container started: whether its bridge is where the table is. Raises Misconfigured."""
+        try:
+            socket.if_nametoindex(network.bridge)
+        except OSError as error:
+            raise Misconfigured(
+                "socket",
+                f"the engine's bridge {network.bridge} is not to be seen: engine and agent must be in one network namespace",
+            ) from error
+
+
+def rules(prefix: str, reach: Sequence[str], networks: Iterable[Network]) -> str:
+    """The transaction that sets the table of the device whose bridges begin with `prefix`."""
+    text = _RULES.format(
+        table=prefix,
+        ours=f"{prefix}*",
+        reach="\n".join(f"add rule inet {prefix} outward {there} accept" for there in reach),
+        private4=", ".join(PRIVATE4),
+        private6=", ".join(PRIVATE6),
+    )
+    for network in networks:
+        text += f"add {_inside(prefix, network)}\n"
+        if network.resolver:
+            text += f"add {_resolver(prefix, network)}\n"
+    return text
+
+
+def _inside(table: str, network: Network) -> str:
+    return f'element inet {table} inside {{ "{network.bridge}" . "{network.bridge}" }}'
+
+
+def _resolver(table: str, network: Network) -> str:
+    return f'element inet {table} resolvers {{ "{network.bridge}" . {network.resolver} }}'
+
+
+def _reach(given: Sequence[str]) -> Iterable[str]:
+    for text in given:
+        try:
+            network = ipaddress.ip_network(text)
+        except ValueError as error:
+            raise Misconfigured(
+                "reach", f"{text!r} is not a network such as 192.168.1.0/24: {error}"
+            ) from error
+        yield f"{'ip' if network.version == 4 else 'ip6'} daddr {network}"
