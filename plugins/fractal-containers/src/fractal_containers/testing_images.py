@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,12 +31,14 @@ LEFT_OUT = {
 }
 
 
-def busybox_image(engine: TestEngine, name: str = BUSYBOX, marker: str = "") -> str:
+def busybox_image(
+    engine: TestEngine, name: str = BUSYBOX, marker: str = "", changes: Sequence[str] = ()
+) -> str:
     """A small image; its digest. `marker` makes its content another one's."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
         _base(tar, marker)
-    return _imported(engine, archive.getvalue(), name, ['CMD ["sleep", "1000000"]'])
+    return _imported(engine, archive.getvalue(), name, ['CMD ["sleep", "1000000"]', *changes])
 
 
 def python_image(engine: TestEngine) -> str:
