@@ -7,7 +7,16 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from fractal_wireguard.testing import Streets, WireguardBed, missing, streets, wireguard_bed
+from fractal_wireguard.testing import (
+    Streets,
+    WireguardBed,
+    missing,
+    streets,
+    wireguard_bed,
+    wireguard_town,
+)
+
+from fractal.testing.transport_parts import Town
 
 
 @pytest.fixture(scope="module")
@@ -22,3 +31,9 @@ def made_streets() -> Iterator[Streets]:
 async def bed(tmp_path: Path, made_streets: Streets) -> AsyncIterator[WireguardBed]:
     async with wireguard_bed(tmp_path, made_streets) as bed:
         yield bed
+
+
+@pytest.fixture
+async def town(bed: WireguardBed) -> AsyncIterator[Town]:
+    async with wireguard_town(bed) as town:
+        yield town

@@ -64,7 +64,7 @@ class WireguardConfig:
         default=5.0, metadata={"help": "Seconds in which a client must have said which name it wants."}
     )
     connect_timeout: float = field(
-        default=1.0,
+        default=2.0,
         metadata={"help": "Seconds for one try to connect to a device or an app; repeated for `hold`."},
     )
     idle_timeout: float = field(

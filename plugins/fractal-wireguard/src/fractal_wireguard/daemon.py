@@ -61,7 +61,9 @@ class Daemon:
         """How it ended. Cancelling this kills it."""
         environment = {"PATH": os.environ.get("PATH", os.defpath), "LOG_LEVEL": "error"}
         done = await self._context.run(self._argv, env=environment, timeout=math.inf, check=False)
-        words = (done.stderr or done.stdout).decode("utf-8", "replace").strip().splitlines()
+        text = (done.stdout + done.stderr).decode("utf-8", "replace")
+        # wireguard-go frames an advertisement for the kernel's.
+        words = [line.strip() for line in text.splitlines() if line.strip() and line[0] not in "┌│└"]
         return f"ended with status {done.returncode}" + (f": {'; '.join(words[-3:])[:1000]}" if words else "")
 
     async def _settle(self, running: asyncio.Task[str]) -> None:

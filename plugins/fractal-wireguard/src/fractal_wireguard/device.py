@@ -50,10 +50,6 @@ class Device:
         self._challenged: dict[str, tuple[str, str]] = {}
         self.gateways: dict[str, Gateway] = {}
 
-    async def open(self) -> None:
-        """Start the front. Raises BackendError."""
-        await self._front.open()
-
     async def close(self) -> None:
         """End everything that is served."""
         self._challenges.close()
@@ -82,9 +78,8 @@ class Device:
         admitted = frozenset(of_device(device).v6 for device in known)
         if self._context.device in {gateway.device for gateway in gateways}:
             admitted |= {of_device(self._context.device).v6}  # a gateway that serves apps of its own
-        problems += await self._front.apply(admitted, sites)
         self._apps = apps
-        await self._hold()
+        problems += await self._front.apply(admitted, sites, self._hold)
         problems += await self._apply_ports(ports)
         rules = self._network.rules
         self._network.rules = type(rules)(

@@ -11,11 +11,11 @@ import asyncio
 import hashlib
 import ipaddress
 import socket
-from collections.abc import Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from fractal.api.context import Context
-from fractal.api.errors import BackendError, InvalidInput
+from fractal.api.errors import BackendError, FractalError, InvalidInput
 from fractal.api.transport import Certificate, LocalRoute
 from fractal_wireguard.addresses import ENTRY_PORT
 from fractal_wireguard.config import WireguardConfig
@@ -32,9 +32,17 @@ class Site:
 
     @property
     def certificate(self) -> Certificate:
-        """It has one: `Front.check` saw to it."""
+        """It has one: `Device` saw to it."""
         assert self.route.certificate is not None
         return self.route.certificate
+
+
+class Unusable(InvalidInput):
+    """A certificate that HAProxy does not take."""
+
+    def __init__(self, name: str, answer: str) -> None:
+        super().__init__(f"the certificate of route {name} cannot be used: {answer[-300:]}")
+        self.name = name
 
 
 class Front:
@@ -50,88 +58,97 @@ class Front:
         self._sites: dict[str, Site] = {}
         self._places: dict[str, str] = {}
         self._gateways: frozenset[str] = frozenset()
-
-    async def open(self) -> None:
-        """Start it, with nothing to serve. Raises BackendError."""
-        self._folder.mkdir(mode=0o700, exist_ok=True)
-        for file in (self._apps, self._gateways_file, self._certificates):
-            file.write_text("")
-        await self._haproxy.open(self._settings())
+        self._opened = False
 
     async def close(self) -> None:
         """End it, with all connections."""
         await self._haproxy.close()
 
-    async def apply(self, gateways: frozenset[str], sites: Mapping[str, Site]) -> list[InvalidInput]:
+    async def apply(
+        self, gateways: frozenset[str], sites: Mapping[str, Site], between: Callable[[], Awaitable[None]]
+    ) -> list[FractalError]:
         """Let exactly these gateways (addresses) in to exactly these names. What could not be used is told.
 
-        Connections to an app one of whose names is gone, and those of a gateway that is gone, end. Raises BackendError.
+        `between` is called when what is new is served and what is gone still is. Then connections to an app one of whose names
+        is gone, and those of a gateway that is gone, end. Raises BackendError.
         """
         places = await _places(sites)
-        left = {
-            s.address
-            for name, s in self._sites.items()
-            if name not in sites or sites[name].address != s.address
-        }
+        old, old_places = self._sites, self._places
+        left = {s.address for n, s in old.items() if n not in sites or sites[n].address != s.address}
         gone = self._gateways - gateways
-        problems: list[InvalidInput] = []
+        if sites and not self._opened:
+            await self._open()
+        problems: list[FractalError] = []
         if self._haproxy.up:
-            problems = await self._change(gateways, sites, places)
-        bad = {str(problem.args[1]) for problem in problems}
+            await self._admit(gateways - self._gateways)
+            problems = await self._add(sites, places, old, old_places)
+        bad = {problem.name for problem in problems if isinstance(problem, Unusable)}
         self._sites = {name: site for name, site in sites.items() if name not in bad}
         self._places = {name: place for name, place in places.items() if name not in bad}
         self._gateways = gateways
-        if left or gone:
-            await self.shut(left, gone)
-        return [InvalidInput(problem.args[0]) for problem in problems]
+        await between()
+        if self._haproxy.up:
+            await self._haproxy.tell(f"del acl {self._gateways_file} {address}" for address in sorted(gone))
+            await self._shut(left, gone)
+            for name in sorted(old.keys() - self._sites.keys()):
+                await self._haproxy.command(f"del map {self._apps} {name}")
+                await self._forget(name)
+        return problems
 
-    async def shut(self, apps: Collection[str], gateways: Collection[str]) -> bool:
-        """End connections to these apps' addresses and of these gateways; whether there were any."""
-        if not self._haproxy.up:
-            return False
-        ended = [
-            session
-            for session in await self._haproxy.sessions()
-            if session.frontend == "entry" and (session.came_to in apps or _source(session) in gateways)
-        ]
-        await self._haproxy.shut(ended)
-        return bool(ended)
+    async def _open(self) -> None:
+        """Start it, with nothing to serve. Not before there is something: a gateway alone needs no front."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        for file in (self._apps, self._gateways_file, self._certificates):
+            file.write_text("")
+        await self._haproxy.open(self._settings())
+        self._opened = True
+
+    async def _shut(self, apps: Collection[str], gateways: Collection[str]) -> None:
+        """End connections to these apps' addresses and of these gateways."""
+        if apps or gateways:
+            found = await self._haproxy.sessions()
+            await self._haproxy.shut(
+                [
+                    session
+                    for session in found
+                    if session.frontend == "entry"
+                    and (session.came_to in apps or _source(session) in gateways)
+                ]
+            )
 
     async def _fill(self) -> None:
         """Tell a process that has just started everything."""
-        sites, places, gateways = self._sites, self._places, self._gateways
-        self._sites, self._places, self._gateways = {}, {}, frozenset()
-        await self._change(gateways, sites, places)
-        self._sites, self._places, self._gateways = sites, places, gateways
+        await self._admit(self._gateways)
+        await self._add(self._sites, self._places, {}, {})
 
-    async def _change(
-        self, gateways: frozenset[str], sites: Mapping[str, Site], places: Mapping[str, str]
-    ) -> list[InvalidInput]:
-        problems: list[InvalidInput] = []
-        await self._haproxy.tell(
-            f"del acl {self._gateways_file} {a}" for a in sorted(self._gateways - gateways)
-        )
-        for address in sorted(gateways - self._gateways):
+    async def _admit(self, gateways: frozenset[str]) -> None:
+        for address in sorted(gateways):
             await self._haproxy.command(f"add acl {self._gateways_file} {address}")
-        for name in sorted(self._sites.keys() - sites.keys()):
-            await self._haproxy.tell([f"del map {self._apps} {name}"])
-            await self._forget(name)
+
+    async def _add(
+        self,
+        sites: Mapping[str, Site],
+        places: Mapping[str, str],
+        old: Mapping[str, Site],
+        old_places: Mapping[str, str],
+    ) -> list[FractalError]:
+        problems: list[FractalError] = []
         for name, site in sites.items():
-            old = self._sites.get(name)
+            before = old.get(name)
             try:
-                if old is None or old.certificate != site.certificate:
-                    await self._certify(name, site.certificate, new=old is None)
-            except InvalidInput as error:
+                if before is None or before.certificate != site.certificate:
+                    await self._certify(name, site.certificate, new=before is None)
+            except Unusable as error:
                 problems.append(error)
                 continue
-            if name not in self._places:
+            if name not in old_places:
                 await self._haproxy.tell([f"add map {self._apps} {name} {places[name]}"])
-            elif self._places[name] != places[name]:
+            elif old_places[name] != places[name]:
                 await self._haproxy.tell([f"set map {self._apps} {name} {places[name]}"])
         return problems
 
     async def _certify(self, name: str, certificate: Certificate, *, new: bool) -> None:
-        """Serve a name under a certificate. Raises InvalidInput(message, name) if that cannot be used."""
+        """Serve a name under a certificate. Raises Unusable."""
         mark = _mark(name)
         text = (certificate.key.strip() + b"\n" + certificate.chain.strip()).decode("ascii", "replace")
         pem = "\n".join(line for line in text.splitlines() if line.strip())
@@ -141,13 +158,13 @@ class Front:
         if "Transaction" not in answer:
             if new:
                 await self._haproxy.command(f"del ssl cert {mark}")
-            raise InvalidInput(f"the certificate of route {name} cannot be used: {answer[-300:]}", name)
+            raise Unusable(name, answer)
         answer = await self._haproxy.command(f"commit ssl cert {mark}")
         if "Success" not in answer:
             await self._haproxy.command(f"abort ssl cert {mark}")
             if new:
                 await self._haproxy.command(f"del ssl cert {mark}")
-            raise InvalidInput(f"the certificate of route {name} cannot be used: {answer[-300:]}", name)
+            raise Unusable(name, answer)
         if new:
             # Both spellings: clients send a dot at the end as it was typed.
             answer = await self._haproxy.command(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +78,13 @@ class TunnelLink:
             await again()
 
         async def ready() -> None:
-            await self._run("wg", "show", self.name, "public-key")
+            # Not by `wg`: it removes a socket that is not listened on yet, and wireguard-go gives up.
+            try:
+                async with asyncio.timeout(1):
+                    _, writer = await asyncio.open_unix_connection(_SOCKETS / f"{self.name}.sock")
+                writer.close()
+            except (OSError, TimeoutError) as error:
+                raise BackendError(f"its socket does not answer: {error}") from error
 
         argv = ["setpriv", "--pdeathsig", "KILL", "wireguard-go", "-f", self.name]
         self._daemon = Daemon(self._context, argv, ready=ready, started=started)

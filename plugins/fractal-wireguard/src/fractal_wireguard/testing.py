@@ -16,6 +16,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import ctypes
+import json
 import os
 import secrets
 import shutil
@@ -28,9 +29,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from fractal.api.certificates import make_certificate
 from fractal.api.transport import Certificate, Link, LocalRoute, Peer, RouteKind, Target
+from fractal.shell.entropy import SystemEntropy
 from fractal.testing.context import real_context
-from fractal.testing.transport_parts import Bed, free_port
+from fractal.testing.transport_parts import Bed, Town, free_port, held, web_app
 from fractal_wireguard.config import WireguardConfig
 from fractal_wireguard.tools import PACKAGES, TUN
 from fractal_wireguard.transport import WireguardTransport, open_wireguard
@@ -174,7 +177,7 @@ class Remote:
     ) -> None:
         self._streets = streets_
         self._role = role
-        self._folder = folder
+        self.folder = folder
         self._config = config
         self._ready: concurrent.futures.Future[WireguardTransport] = concurrent.futures.Future()
         self._thread = threading.Thread(target=self._main, name=f"transport {role}")
@@ -194,12 +197,16 @@ class Remote:
     async def _run(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         async with (
-            real_context(self._folder, device=self.device) as context,
+            real_context(self.folder, device=self.device) as context,
             open_wireguard(context, self._config) as transport,
         ):
             assert isinstance(transport, WireguardTransport)
             self._ready.set_result(transport)
             await self._stop.wait()
+
+    def again(self, streets_: Streets) -> Remote:
+        """Another one with the same folder and settings."""
+        return Remote(streets_, self._role, self.folder, self.device, self._config)
 
     async def start(self) -> None:
         """Open the transport. Raises what that raises."""
@@ -255,8 +262,20 @@ class WireguardBed(Bed):
     """The bed with its streets."""
 
     streets: Streets
-    remotes: Mapping[str, Remote]
+    remotes: dict[str, Remote]
     """By role."""
+
+    async def restarted(self, role: str, streets_: Streets) -> Remote:
+        """A transport in the place of one that has been stopped, with the same folder and settings."""
+        old = self.remotes[role]
+        new = old.again(streets_)
+        await new.start()
+        self.remotes[role] = new
+        if role == "gateway":
+            self.gateway = new
+        else:
+            self.devices = {**self.devices, new.device: new}
+        return new
 
 
 @asynccontextmanager
@@ -266,7 +285,7 @@ async def wireguard_bed(folder: Path, streets_: Streets, **settings: Any) -> Asy
     ids = {role: f"{role:0<12}{mark}" for role in ("gateway", "homea", "homeb")}
     common: dict[str, Any] = {"hold": 2.0, "greeting_timeout": 3.0} | settings
     public = WireguardConfig(advertise=GATEWAY, https_port=443, http_port=80, **common)
-    remotes = {
+    remotes: dict[str, Remote] = {
         role: Remote(
             streets_,
             role,
@@ -277,8 +296,11 @@ async def wireguard_bed(folder: Path, streets_: Streets, **settings: Any) -> Asy
         for role in ids
     }
     async with contextlib.AsyncExitStack() as undo:
-        for remote in remotes.values():
-            undo.push_async_callback(remote.stop)
+
+        async def stop() -> None:
+            await asyncio.gather(*(remote.stop() for remote in remotes.values()))
+
+        undo.push_async_callback(stop)
         await asyncio.gather(*(remote.start() for remote in remotes.values()))
 
         @contextmanager
@@ -304,3 +326,62 @@ async def wireguard_bed(folder: Path, streets_: Streets, **settings: Any) -> Asy
             streets=streets_,
             remotes=remotes,
         )
+
+
+@asynccontextmanager
+async def wireguard_town(bed: WireguardBed) -> AsyncIterator[Town]:
+    """The bed with an app on each device, both reachable under their names."""
+    entropy = SystemEntropy()
+    one, two = (make_certificate(name, entropy, 1_790_000_000_000) for name in bed.names)
+    async with web_app("first", bed.app_host) as first, web_app("second", bed.app_host) as second:
+        ids = tuple(bed.devices)
+        town = Town(bed, (ids[0], ids[1]), (first, second), (one, two))
+        await town.settle()
+        yield town
+
+
+@dataclass
+class Stream:
+    """New TLS connections with one request each, one after the other started every so often, and what became of them."""
+
+    pending: dict[object, float] = field(default_factory=dict)
+    """When those began that have no answer yet."""
+    answers: list[tuple[float, float, str]] = field(default_factory=list)
+    """(started, ended, app that answered or what went wrong); seconds of the loop's clock."""
+
+    @property
+    def failed(self) -> list[str]:
+        """What went wrong."""
+        return [what for _, _, what in self.answers if what not in ("first", "second")]
+
+
+@asynccontextmanager
+async def stream(town: Town, every: float = 1 / 40) -> AsyncIterator[Stream]:
+    """Requests to the first name for the length of a block; those that have begun are waited for."""
+    made, loop, asking = Stream(), asyncio.get_running_loop(), set[asyncio.Task[None]]()
+
+    async def ask() -> None:
+        start = made.pending[me := object()] = loop.time()
+        try:
+            async with held(town.bed, town.names[0], town.certificates[0]) as connection:
+                status, body = await connection.get()
+                what = json.loads(body)["app"] if status == 200 else f"status {status}"
+        except OSError as error:
+            what = repr(error)
+        finally:
+            del made.pending[me]
+        made.answers.append((start, loop.time(), what))
+
+    async def go_on() -> None:
+        while True:
+            task = asyncio.create_task(ask())
+            asking.add(task)
+            task.add_done_callback(asking.discard)
+            await asyncio.sleep(every)
+
+    going = asyncio.create_task(go_on())
+    try:
+        yield made
+    finally:
+        going.cancel()
+        await asyncio.wait({going, *asking}, timeout=town.bed.hold + town.bed.patience)

@@ -173,7 +173,6 @@ async def open_wireguard(context: Context, config: WireguardConfig) -> AsyncIter
         undo.push_async_callback(gateway.close)
         await gateway.open()
         undo.push_async_callback(device.close)
-        await device.open()
         undo.callback(transport.heartbeat.close)
         await transport.heartbeat.open(own.v6)
         for work in (transport.beat, transport.save):
