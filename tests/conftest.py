@@ -18,6 +18,8 @@ ALLOWED = (
     "root may write everything",
     # Machines that boot only cgroup v2; with neither version the tests of v2 fail.
     "no cgroup v1 freezer",
+    # A module that machines without it cannot bring.
+    "no WireGuard in this kernel",
 )
 """Beginnings of reasons. A tool, a library or a right that is missing is not one of them: CI brings it."""
 
