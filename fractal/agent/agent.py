@@ -17,6 +17,7 @@ from fractal.agent.jobs.coming_going import resume_joins, say_away
 from fractal.agent.journal import Journal
 from fractal.agent.membership import group_addresses
 from fractal.agent.notes import Notes
+from fractal.agent.outside import Outside
 from fractal.agent.pulse import Pulse
 from fractal.agent.routing import route
 from fractal.agent.supervise import supervise
@@ -66,6 +67,8 @@ class Shell:
     notes: Notes
     ensure_guard: Callable[[], Awaitable[GuardClient]]
     """Finds this device's guard, or starts a new one."""
+    outside: Outside
+    """How a client sees what is public."""
     free_memory: int
     """MiB that apps may use, as measured at start."""
 
@@ -128,6 +131,11 @@ class Agent:
     def notes(self) -> Notes:
         """Durable facts of this device."""
         return self.shell.notes
+
+    @property
+    def outside(self) -> Outside:
+        """How a client sees what is public."""
+        return self.shell.outside
 
     def capacity(self) -> int:
         """Memory for apps in MiB."""

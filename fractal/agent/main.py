@@ -30,6 +30,7 @@ from fractal.shell.lock import state_lock
 from fractal.shell.memory import free_memory
 from fractal.shell.notes import SqliteNotes
 from fractal.shell.notify import Notifier
+from fractal.shell.outside import SystemOutside
 from fractal.shell.process import ProcessRun
 from fractal.shell.secrecy import keep_memory_private
 from fractal.shell.workers import ThreadWorkers
@@ -146,6 +147,7 @@ async def open_agent(config: DeviceConfig) -> AsyncIterator[Agent]:
                 run=runner,
                 notes=notes,
                 ensure_guard=ensure,
+                outside=SystemOutside(),
                 free_memory=free_memory(),
             )
             agent = Agent(

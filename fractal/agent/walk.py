@@ -10,18 +10,25 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from fractal.agent.outside import Outside, Visit
 from fractal.agent.status import owner_says
-from fractal.api.errors import FractalError, NotSupported
+from fractal.api.certificates import expires_ms, first_certificate
+from fractal.api.errors import BackendError, FractalError, NotSupported
 from fractal.api.runtime import Health
-from fractal.api.transport import RouteKind, SupportsProbe
+from fractal.api.transport import PUBLIC_PORT, RouteKind, SupportsProbe
 from fractal.core.lease import seconds
 from fractal.core.model import App, Desired, Device, DeviceRole, Route
 
 if TYPE_CHECKING:
     from fractal.agent.group import GroupAgent
 
+UNANSWERED = frozenset({502, 503, 504})
+"""What the device's end of TLS says when the app does not answer."""
 PROBE_LIMIT = 8.0
 """Seconds that a real connection through the gateway may take."""
+EXPIRY_DAYS = 14
+"""A certificate that could not be renewed and ends within that many days is worth a word."""
+DAY_MS = 24 * 3600 * 1000
 SKEW_MS = 30_000
 """Wall clocks that differ by more are worth a word: labels of snapshots, invitations and absences go by them."""
 
@@ -42,6 +49,7 @@ async def walk(group: GroupAgent, name: str) -> list[Break]:
         return [Break(f"there is no route {name}", f"homeserver route add {name} APP")]
     app = group.app(route.app)
     stretches: tuple[Callable[[], Awaitable[list[Break]]], ...] = (
+        lambda: _name(group, app, route),
         lambda: _done(_gateways(group)),
         lambda: _links(group, app),
         lambda: _done(_owner(group, app)),
@@ -77,6 +85,66 @@ def _gateways(group: GroupAgent) -> Iterator[Break]:
                 f"homeserver gateway add {gateway.name!r} --address HOST",
                 severe=False,
             )
+
+
+async def _name(group: GroupAgent, app: App, route: Route) -> list[Break]:
+    """Where the name leads, and what a client finds there."""
+    if route.kind != RouteKind.HTTPS.value:
+        return []
+    outside, gateways = group.agent.outside, _gateways_of(group)
+    hosts = sorted({g.address for g in gateways if g.address})
+    point = f"In your DNS, point {route.name} at the gateway: {', '.join(hosts) or 'homeserver gateway list'}"
+    try:
+        found = await outside.addresses(route.name)
+    except BackendError as error:
+        return [Break(f"the name {route.name} leads nowhere: {error}", point)]
+    breaks = await _visits(group, app, route, found)
+    if not breaks:
+        return []  # however the name got here, a client gets through
+    wanted = [await _addresses(outside, host) for host in hosts]
+    if any(wanted) and not any(found & one for one in wanted):
+        text = f"the name {route.name} leads to {', '.join(sorted(found))}, which is no gateway of the group"
+        return [Break(text, point)]
+    return breaks
+
+
+async def _addresses(outside: Outside, host: str) -> frozenset[str]:
+    try:
+        return await outside.addresses(host)
+    except BackendError:
+        return frozenset()  # a gateway whose own name leads nowhere: the route's name does not either
+
+
+async def _visits(group: GroupAgent, app: App, route: Route, addresses: frozenset[str]) -> list[Break]:
+    """What a client gets at each address: the app's own certificate, and an answer."""
+    ports = {g.contact.get(PUBLIC_PORT, "") for g in _gateways_of(group)} - {""}
+    if not ports or app.serving != app.epoch or app.desired is Desired.STOPPED:
+        return []
+    port, found = int(min(ports)) if min(ports).isdecimal() else 443, []
+    for address in sorted(addresses):
+        try:
+            visit = await group.agent.outside.visit(route.name, address, port)
+        except BackendError as error:
+            found.append(
+                Break(f"a client does not get through: {error}", "See the other findings of this route.")
+            )
+            continue
+        found += _visited(group, app, route, visit, address)
+    return found
+
+
+def _visited(group: GroupAgent, app: App, route: Route, visit: Visit, address: str) -> Iterator[Break]:
+    chain = group.certificate(route.name)
+    if chain and visit.certificate != first_certificate(chain):
+        yield Break(
+            f"at {address}, somebody else answers for {route.name}: the certificate is not {app.name}'s",
+            "Look where the name leads. If that is your gateway, it may be reading along: docs of the threat model.",
+        )
+    if visit.status in UNANSWERED:
+        yield Break(
+            f"{app.name} does not answer behind its certificate (HTTP {visit.status})",
+            f"homeserver app logs {app.name!r}",
+        )
 
 
 async def _links(group: GroupAgent, app: App) -> list[Break]:
@@ -146,6 +214,24 @@ def _serving(group: GroupAgent, app: App, route: Route) -> Iterator[Break]:
         yield Break(
             f"there is no certificate for {route.name} yet{': ' if why else ''}{why}",
             "Its owner gets one by itself, and tries again; docs/how-to/public-name.md has what an authority needs.",
+        )
+    elif route.kind == RouteKind.HTTPS.value:
+        yield from _expiry(group, route)
+
+
+def _expiry(group: GroupAgent, route: Route) -> Iterator[Break]:
+    left = (expires_ms(group.certificate(route.name)) - group.agent.clock.wall_ms()) / DAY_MS
+    why = group.certifying.trouble.get(route.name, "no reason known")
+    if left < 0:
+        yield Break(
+            f"the certificate for {route.name} has expired, unless this device's clock is wrong: {why}",
+            "Look at the clock (timedatectl); its owner gets a new one by itself, and tries again.",
+        )
+    elif left < EXPIRY_DAYS and route.name in group.certifying.trouble:
+        yield Break(
+            f"the certificate for {route.name} ends in {left:.0f} days and is not renewed: {why}",
+            "Mend what the authority says; it is tried again by itself.",
+            severe=False,
         )
 
 

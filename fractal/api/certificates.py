@@ -36,6 +36,38 @@ def key_pem(key: EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(encoding, form, serialization.NoEncryption())
 
 
+def first_certificate(chain: str) -> bytes:
+    """DER of a PEM chain's first certificate, b"" if there is none."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import serialization
+
+    try:
+        return x509.load_pem_x509_certificate(chain.encode()).public_bytes(serialization.Encoding.DER)
+    except ValueError:
+        return b""
+
+
+def begins_ms(chain: str) -> int:
+    """When a PEM chain's first certificate begins to be valid, in ms since 1970; 0 for what is none."""
+    return _valid(chain)[0]
+
+
+def expires_ms(chain: str) -> int:
+    """When a PEM chain's first certificate ends, in ms since 1970; 0 for what is none."""
+    return _valid(chain)[1]
+
+
+def _valid(chain: str) -> tuple[int, int]:
+    from cryptography import x509
+
+    try:
+        first = x509.load_pem_x509_certificate(chain.encode())
+    except ValueError:
+        return 0, 0
+    begin, end = first.not_valid_before_utc, first.not_valid_after_utc
+    return int(1000 * begin.timestamp()), int(1000 * end.timestamp())
+
+
 def make_certificate(
     name: str, entropy: Entropy, wall_ms: int, *, extension: tuple[str, bytes] | None = None
 ) -> Certificate:

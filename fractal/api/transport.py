@@ -9,6 +9,9 @@ from typing import Protocol, runtime_checkable
 
 from fractal.api.backend import Backend, C, Offer
 
+PUBLIC_PORT = "https"
+"""Where a gateway's contact says, in decimal, at which port clients reach it by TLS."""
+
 
 class RouteKind(Enum):
     """What a route carries."""

@@ -29,6 +29,7 @@ from fractal.core.entries import Entry
 from fractal.crypto.keys import DeviceKeys
 from fractal.guard.client import GuardClient
 from fractal.plugins import Plugins
+from fractal.shell.outside import SystemOutside
 from fractal.sim.loop import LIFE, Crashed, Life, VirtualLoop
 from fractal.sim.network import SimCoordinator, SimStore
 from fractal.sim.processes import SimGuard, SimGuardClient, SimRuntime
@@ -329,6 +330,7 @@ class Machine:
             run=run,
             notes=self.notes,
             ensure_guard=self._ensure_guard,
+            outside=SystemOutside(),
             free_memory=4096,
         )
 

@@ -18,6 +18,9 @@ from fractal.core.model import DeviceRole
 TIMEOUT = 30.0
 LOG_LATE = 15.0
 """Seconds after which a log that was not read to its end is worth a word."""
+RUNTIME_LIMIT = 10.0
+LITTLE, NOTHING = 0.05, 0.01
+"""Shares of free space below which it is worth a word, and below which apps are about to fail."""
 STALE_SNAPSHOTS = 3
 """This many intervals without a committed snapshot are too many."""
 
@@ -38,6 +41,7 @@ async def run_doctor(agent: ControlAgent, params: Params, progress: Progress) ->
         # One route end to end for each app: what several names share is walked once.
         routes = {route.app: route.name for route in reversed(group.journal.state.routes.values())}
         checks += [(f"{name}: route {route}", partial(_walk, group, route)) for route in routes.values()]
+    checks += [("runtime", partial(_runtime, agent)), ("volumes", partial(_volumes, agent))]
     checks += [(f"plugin check {name}", run) for name, run in _plugin_checks(agent)]
     findings: list[Finding] = []
     for name, check_one in checks:
@@ -69,6 +73,44 @@ async def _guard(agent: ControlAgent) -> list[Finding]:
         finding(
             f"the guard is not well: {guard}",
             "The agent starts a new one by itself; if that goes on, restart it.",
+        )
+    ]
+
+
+async def _runtime(agent: ControlAgent) -> list[Finding]:
+    """Whether what runs the apps answers. They run on without it, under the guard."""
+    name = agent.config.runtime.backend
+    try:
+        async with asyncio.timeout(RUNTIME_LIMIT):
+            await agent.runtime.observe()
+    except TimeoutError:
+        return [finding(f"runtime {name} does not answer within {RUNTIME_LIMIT:g} s", _restart(name))]
+    except BackendError as error:
+        return [finding(f"runtime {name}: {error}", _restart(name))]
+    return []
+
+
+def _restart(runtime: str) -> str:
+    return f"Start it again (systemctl restart {runtime}). Apps that run go on; nothing can be started meanwhile."
+
+
+async def _volumes(agent: ControlAgent) -> list[Finding]:
+    """Whether the volumes are there, and room for more."""
+    name = agent.config.snapshot.backend
+    try:
+        await agent.snapshotter.volumes()
+        room = await agent.snapshotter.usage()
+    except BackendError as error:
+        remedy = "Look whether its disk is there, mounted and writable."
+        return [finding(f"snapshotter {name}: {error}", remedy)]
+    share = room.free / room.total if room.total else 1.0
+    if share >= LITTLE:
+        return []
+    return [
+        finding(
+            f"{share:.1%} of the file system of the volumes is free ({room.free >> 20} MiB)",
+            "Free some space, or give it more: apps that cannot write fail, and snapshots with them.",
+            severe=share < NOTHING,
         )
     ]
 

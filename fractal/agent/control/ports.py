@@ -10,6 +10,8 @@ from fractal.agent.pulse import Pulse
 from fractal.agent.walk import Break
 from fractal.api.context import Clock, Context, Entropy
 from fractal.api.coordination import Coordinator
+from fractal.api.runtime import Runtime
+from fractal.api.snapshot import Snapshotter
 from fractal.api.store import Store
 from fractal.api.transport import Transport
 from fractal.core.entries import Entry
@@ -98,6 +100,12 @@ class ControlAgent(Protocol):
 
     @property
     def transport(self) -> Transport: ...
+
+    @property
+    def runtime(self) -> Runtime: ...
+
+    @property
+    def snapshotter(self) -> Snapshotter: ...
 
     def open_store(self, entry: StoreEntry) -> AbstractAsyncContextManager[Store]:
         """Open a store of a group, or one that is to become one. Entering raises BackendError, InvalidInput."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fractal.agent.jobs.upkeep import change_secrets
 from fractal.agent.journal import Stale
+from fractal.api.certificates import begins_ms, expires_ms
 from fractal.api.errors import BackendError, FractalError, NotSupported
 from fractal.api.transport import Certificate, RouteKind, SupportsChallenge
 from fractal.core.model import App, DeviceRole
@@ -167,11 +168,5 @@ async def _issue(group: GroupAgent, app: App, name: str) -> None:
 
 
 def _renewal_ms(chain: str) -> int:
-    from cryptography import x509
-
-    try:
-        first = x509.load_pem_x509_certificate(chain.encode())
-    except ValueError:
-        return 0
-    begin, end = first.not_valid_before_utc.timestamp(), first.not_valid_after_utc.timestamp()
-    return int(1000 * (begin + (end - begin) * 2 / 3))
+    begin, end = begins_ms(chain), expires_ms(chain)
+    return begin + (end - begin) * 2 // 3

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from fractal.api.errors import BackendError, FractalError, InvalidInput
 from fractal.api.names import normal_host
-from fractal.api.transport import Link, RouteKind
+from fractal.api.transport import PUBLIC_PORT, Link, RouteKind
 from fractal.builtin.direct.sockets import Traffic
 
 HOST = re.compile(r"[0-9A-Za-z._:%-]{1,253}")
@@ -37,11 +37,14 @@ class Contact:
     token: bytes = field(repr=False)
     source: str = ""
     """Address from which it connects as a gateway, if that is not `host`."""
+    https: int = 0
+    """Its public port as a gateway; 0 where it has none."""
 
     def plain(self) -> Mapping[str, str]:
         """As it is published."""
         plain = {"host": self.host, "port": str(self.port), "token": self.token.hex()}
-        return plain | ({"source": self.source} if self.source else {})
+        plain |= {"source": self.source} if self.source else {}
+        return plain | ({PUBLIC_PORT: str(self.https)} if self.https else {})
 
 
 def read_contact(device: str, plain: Mapping[str, str]) -> Contact:

@@ -38,7 +38,7 @@ class DirectTransport:
         self._applying = asyncio.Lock()
 
     def contact(self) -> Mapping[str, str]:
-        """`host`, `port`, `token` and, if configured, `source`."""
+        """`host`, `port`, `token` and, if configured, `source` and the public port."""
         return self._contact.plain()
 
     async def serve(self, gateways: Sequence[Peer], routes: Sequence[LocalRoute]) -> None:
@@ -102,7 +102,9 @@ async def open_direct(context: Context, config: DirectConfig) -> AsyncIterator[T
     token = _remembered_token(context)
     stream, datagram = _bind_device_port(context, config)
     port: int = stream.getsockname()[1]
-    contact = Contact(host=host, port=port, token=bytes.fromhex(token), source=config.source)
+    contact = Contact(
+        host=host, port=port, token=bytes.fromhex(token), source=config.source, https=config.https_port
+    )
     device = Device(context, config, contact)
     gateway = Gateway(context, config)
     try:

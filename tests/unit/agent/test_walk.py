@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from fractal.agent.beats import Beat
+from fractal.agent.outside import Visit
 from fractal.agent.walk import SKEW_MS
+from fractal.api.certificates import make_certificate
+from fractal.api.errors import BackendError
+from fractal.api.snapshot import Usage
 from fractal.core.entries import AppChanged, DeviceUpdated
 from fractal.core.model import Desired
+from fractal.shell.entropy import SystemEntropy
+from fractal.shell.outside import SystemOutside
 from fractal.testing.agents import Bed, bed
 
 NAME = "test.demo.localhost"
+SELF = frozenset({"127.0.0.1"})
 
 
 @pytest.fixture
@@ -61,6 +70,7 @@ async def test_all_is_well_and_then_each_stretch_breaks(attic: Bed, monkeypatch:
     for listener in agent.transport._gateway._listeners.values():  # type: ignore[attr-defined]
         await listener.close()
     await walked(attic, about="a connection through this gateway fails")
+    await walked(attic, about="a client does not get through: 127.0.0.1 port")
     # Guard and log.
     agent.guard_problem = "does not answer"
     assert any("guard" in text for text in [b.what for b in await here.walk(NAME)])
@@ -93,3 +103,90 @@ async def test_a_store_that_forgot_is_found(attic: Bed) -> None:
         path.rename(attic.folder / path.name)
     found = await walked(attic, about="store Shelf")
     assert len(found) == 1
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """This machine's view, but for what names lead to."""
+
+    names: dict[str, frozenset[str]]
+
+    async def addresses(self, name: str) -> frozenset[str]:
+        if name not in self.names:
+            raise BackendError("Name or service not known")
+        return self.names[name]
+
+    async def visit(self, name: str, address: str, port: int) -> Visit:
+        return await SystemOutside().visit(name, address, port)
+
+
+async def test_a_name_that_leads_astray_is_told_from_one_that_a_client_gets_through_by(attic: Bed) -> None:
+    assert await walked(attic) == []
+    agent, away = attic.agents["Attic"], frozenset({"127.0.0.77"})
+
+    def see(**names: frozenset[str]) -> None:
+        known = {name.replace("_", "."): found for name, found in names.items()}
+        agent.shell = replace(agent.shell, outside=Elsewhere(known))
+
+    see(demo_localhost=SELF)
+    assert [b.what for b in await attic.at("Attic").walk(NAME)] == [
+        f"the name {NAME} leads nowhere: Name or service not known"
+    ]
+    see(demo_localhost=SELF, test_demo_localhost=away)
+    (found,) = await attic.at("Attic").walk(NAME)
+    assert found.what == f"the name {NAME} leads to 127.0.0.77, which is no gateway of the group"
+    assert "demo.localhost" in found.remedy
+    # At home it may lead elsewhere: what counts is what a client finds there.
+    see(demo_localhost=away, test_demo_localhost=SELF)
+    assert await walked(attic) == []
+
+
+async def test_somebody_else_who_answers_for_the_name_is_found(attic: Bed, tmp_path: Path) -> None:
+    """A gateway that ends TLS itself shows a certificate that is not the app's."""
+    assert await walked(attic) == []
+    agent = attic.agents["Attic"]
+    made = make_certificate(NAME, SystemEntropy(), agent.clock.wall_ms())
+    (tmp_path / "other.pem").write_bytes(made.key + made.chain)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "other.pem")
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+        writer.close()
+
+    port = int(agent.transport.contact()["https"])
+    server = await asyncio.start_server(answer, "127.0.0.78", port, ssl=context)
+    try:
+        there = frozenset({"127.0.0.78"})
+        agent.shell = replace(agent.shell, outside=Elsewhere({NAME: there, "demo.localhost": there}))
+        assert any("somebody else answers" in b.what for b in await attic.at("Attic").walk(NAME))
+    finally:
+        server.close()
+
+
+async def test_what_runs_apps_and_holds_their_volumes_is_looked_at(
+    attic: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = attic.agents["Attic"]
+
+    async def found(check: str) -> list[str]:
+        result = await attic.call("Attic", "doctor.run")
+        assert {"runtime", "volumes"} <= set(result["checks"])
+        return [f["what"] for f in result["findings"] if f["check"] == check and f["remedy"]]
+
+    assert await found("runtime") == await found("volumes") == []
+
+    async def gone() -> None:
+        raise BackendError("engine at /run/x.sock: does it run?")
+
+    async def full() -> Usage:
+        return Usage(total=100 << 30, free=500 << 20)
+
+    monkeypatch.setattr(agent.runtime, "observe", gone)
+    assert await found("runtime") == ["runtime process: engine at /run/x.sock: does it run?"]
+    monkeypatch.setattr(agent.snapshotter, "usage", full)
+    assert await found("volumes") == ["0.5% of the file system of the volumes is free (500 MiB)"]
+    monkeypatch.setattr(agent.snapshotter, "volumes", gone)
+    assert await found("volumes") == ["snapshotter copy: engine at /run/x.sock: does it run?"]
+    monkeypatch.undo()

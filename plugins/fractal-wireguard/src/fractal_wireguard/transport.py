@@ -13,7 +13,16 @@ from pathlib import Path
 from fractal.api.certificates import make_certificate
 from fractal.api.context import Context
 from fractal.api.errors import BackendError, FractalError, NotSupported
-from fractal.api.transport import Certificate, Link, LocalRoute, Peer, RouteKind, Target, Transport
+from fractal.api.transport import (
+    PUBLIC_PORT,
+    Certificate,
+    Link,
+    LocalRoute,
+    Peer,
+    RouteKind,
+    Target,
+    Transport,
+)
 from fractal_wireguard.addresses import interface_name, of_device, write_contact
 from fractal_wireguard.config import WireguardConfig
 from fractal_wireguard.device import Device, resolve
@@ -165,7 +174,9 @@ async def open_wireguard(context: Context, config: WireguardConfig) -> AsyncIter
     device, gateway = Device(context, config, network), Gateway(context, config, network)
     network.add(device.peers)
     network.add(gateway.peers)
-    contact = write_contact(key, config.advertise, port)
+    contact = dict(write_contact(key, config.advertise, port))
+    if config.https_port:
+        contact[PUBLIC_PORT] = str(config.https_port)
     transport = WireguardTransport(context, config, contact, network, device, gateway)
     async with AsyncExitStack() as undo:
         undo.push_async_callback(network.close)

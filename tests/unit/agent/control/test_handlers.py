@@ -37,6 +37,7 @@ from fractal.agent.control.progress import Silent
 from fractal.agent.pulse import Pulse
 from fractal.agent.walk import Break
 from fractal.api.errors import BackendError, Conflict, Denied, InvalidInput, NotFound, NotInstalled
+from fractal.api.snapshot import Usage
 from fractal.api.store import Store
 from fractal.api.transport import Link
 from fractal.builtin.memory_store import MemoryObjects, MemoryStore, MemoryStoreConfig
@@ -123,6 +124,19 @@ class Plugins:
         return []
 
 
+class Nothing:
+    """A runtime without runs, a snapshotter without volumes."""
+
+    async def observe(self) -> list[Any]:
+        return []
+
+    async def volumes(self) -> list[str]:
+        return []
+
+    async def usage(self) -> Usage:
+        return Usage(total=100, free=100)
+
+
 class Agent:
     """As the agent, on a `Peer`."""
 
@@ -136,7 +150,9 @@ class Agent:
         self.awaiting: set[str] = set()
         self.plugins, self.transport = Plugins(), Transport(self)
         section = SimpleNamespace(name=peer.name, roles=frozenset({DeviceRole.HOST}))
-        self.config = SimpleNamespace(device=section, catalogs=())
+        backend = SimpleNamespace(backend="none")
+        self.config = SimpleNamespace(device=section, catalogs=(), runtime=backend, snapshot=backend)
+        self.runtime = self.snapshotter = Nothing()
 
     async def open_group(self, gid: str) -> Group:
         if gid not in self.groups:
