@@ -298,9 +298,9 @@ async def seal_frames(
     await spool.to_its_end(workers, writer.write, [MAGIC])
     try:
         async for frame in frames:
+            length += sum(map(len, frame))
             pending.append(asyncio.create_task(workers.run(seal.frame, count, frame)))
             count += 1
-            length += sum(map(len, frame))
             # Frames take longer or shorter: one that is done early waits for its turn, and the next one is begun.
             while (
                 len(running := [t for t in pending if not t.done()]) >= IN_FLIGHT or len(pending) >= WAITING

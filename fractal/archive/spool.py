@@ -31,7 +31,7 @@ T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
 
 CHUNK = 1 << 20
-RECENT = 8 << 20
+RECENT = 4 << 20
 """Bytes of what was spooled last that stay in memory: an upload that keeps up takes them from there."""
 HOLD = 14 << 20
 """Bytes of an object that stay in memory; a larger one goes to the disk from its first byte on."""

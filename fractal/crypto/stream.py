@@ -22,7 +22,7 @@ import math
 import mmap
 import struct
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b, sha256
@@ -50,8 +50,6 @@ _HEAD = struct.Struct(">IB")
 _HEAD_SIZE = _HEAD.size + _TAG
 _DATA, _TRAILER = 0, 1
 _MAX_HEADER = 4096
-_PIECE = 1 << 20
-"""Bytes of compressed output at a time: small enough that the allocator keeps and reuses its memory."""
 _MAX_BODY = 2 * FRAME
 _BUCKETS = tuple(math.ceil(2 ** (power / 16)) for power in range(12 * 16, 26 * 16 + 1))
 """Sizes of the part of an object that lies in its last segment, from 4 KiB to a whole segment."""
@@ -88,16 +86,18 @@ class ObjectSeal:
         key = blake2b(text, key=object_key, digest_size=KEY_SIZE, person=b"fhs-object").digest()
         return cls(blake2b(text, digest_size=HASH_SIZE, person=b"fhs-header").digest(), ChaCha20Poly1305(key))
 
-    def frame(self, index: int, chunks: Sequence[bytes]) -> tuple[list[bytes], bytes]:
-        """Frame number `index` (from 0) as stored, in parts, and the hash of its raw bytes, at most `FRAME` of them."""
-        digest = _frame_hash()
+    def frame(self, index: int, chunks: list[bytes]) -> tuple[list[bytes], bytes]:
+        """Frame number `index` (from 0) as stored, in parts, and the hash of its raw bytes, at most `FRAME` of them.
+
+        `chunks` is emptied, so that nobody keeps what was taken in.
+        """
         desk = self._idle.pop() if self._idle else _Desk()
-        for chunk in chunks:
-            digest.update(chunk)
-        with desk.compressed(chunks) as body:
-            parts = self._seal(index, _DATA, body)
+        digest = _frame_hash()
+        with desk.gather(chunks) as raw:
+            digest.update(raw)
+            body = desk.compressor.compress(raw)
         self._idle.append(desk)
-        return parts, digest.digest()
+        return self._seal(index, _DATA, body), digest.digest()
 
     def trailer(self, index: int, raw: Raw, written: int) -> list[bytes]:
         """What follows the last frame. `index` is the number of frames, `written` the bytes of the object so far."""
@@ -130,7 +130,7 @@ class ObjectSeal:
         digest.update(raw)
         return raw, digest.digest()
 
-    def _seal(self, index: int, kind: int, body: bytes | memoryview) -> list[bytes]:
+    def _seal(self, index: int, kind: int, body: bytes) -> list[bytes]:
         head = self._cipher.encrypt(_nonce(2 * index), _HEAD.pack(len(body), kind), self.hash)
         return [head, self._cipher.encrypt(_nonce(2 * index + 1), body, self.hash)]
 
@@ -142,31 +142,27 @@ class ObjectSeal:
 
 
 class _Desk:
-    """A compressor with room for what it makes of a frame, used for one frame after the other.
+    """A compressor and room for a raw frame, used for one frame after the other.
 
-    Both are some MiB; fresh memory of that size for each frame costs more than the cipher, as the kernel clears every page.
+    A frame is gathered in one place and then hashed and compressed by one call each: each call lets go of the interpreter's lock
+    and has to get it back, which takes long where other threads, or other programs, want the processors as well. The
+    room is kept, as the kernel clears every page of fresh memory, which costs more than the cipher.
     """
 
     def __init__(self) -> None:
-        self._compressor = zstandard.ZstdCompressor(level=LEVEL)
-        self._room = memoryview(mmap.mmap(-1, _MAX_BODY))
+        self.compressor = zstandard.ZstdCompressor(level=LEVEL)
+        self._room = memoryview(mmap.mmap(-1, FRAME))
 
     @contextmanager
-    def compressed(self, chunks: Sequence[bytes]) -> Iterator[memoryview]:
-        """The chunks as one zstd frame, until the context ends."""
+    def gather(self, chunks: list[bytes]) -> Iterator[memoryview]:
+        """The chunks in a row, until the context ends; the list is emptied."""
         size = 0
-        stream = self._compressor.chunker(size=sum(map(len, chunks)), chunk_size=_PIECE)
         for chunk in chunks:
-            for piece in stream.compress(chunk):
-                size = self._put(size, piece)
-        for piece in stream.finish():  # type: ignore[no-untyped-call]  # the stub forgot its types
-            size = self._put(size, piece)
-        with self._room[:size] as body:
-            yield body
-
-    def _put(self, offset: int, piece: bytes) -> int:
-        self._room[offset : offset + len(piece)] = piece
-        return offset + len(piece)
+            self._room[size : size + len(chunk)] = chunk
+            size += len(chunk)
+        chunks.clear()
+        with self._room[:size] as raw:
+            yield raw
 
 
 class ObjectReader:

@@ -20,7 +20,7 @@ class ThreadWorkers(Workers):
     take long look at an event of their own. Leaving the pool drops what has not begun and waits for what has.
     """
 
-    def __init__(self, threads: int = 4) -> None:
+    def __init__(self, threads: int = 3) -> None:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="worker")
 
     async def __aenter__(self) -> Self:
