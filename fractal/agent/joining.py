@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 
 from fractal.agent.checkpoints import fetch_checkpoint
 from fractal.agent.here import Here, group_addresses, member_keys, send
@@ -61,7 +62,8 @@ async def request_join(here: Here, code_text: str, *, device_name: str, member_n
         if not member_name:
             raise InvalidInput("this code is for a new member: tell the name to be known by")
     raw = join_request(code, here.keys, device_name, here.entropy, member=member, member_name=member_name)
-    await here.coordinator.join(code.address)
+    # What is kept has the plain address: an account that the code offered is made now, and means nothing later.
+    code = replace(code, address=await here.coordinator.join(code.address))
     changes: dict[str, bytes | None] = {f"joining/{code.group}": make_code(code).encode("ascii")}
     if member is not None:
         changes["member/keys"] = member.to_bytes()

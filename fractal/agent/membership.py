@@ -126,10 +126,9 @@ async def invite(
     state = log.state
     address = address_of(here, state.id)
     mine = state.devices[here.keys.id].member
-    code = new_code(state.id, address, here.entropy, new_member=new_member)
+    admission = await here.coordinator.invite(address, backend_member)
+    code = new_code(state.id, admission, here.entropy, new_member=new_member)
     text = make_code(code)
-    if backend_member:
-        await here.coordinator.invite(address, backend_member)
     await log.append(
         Invited(
             id=code.invitation,

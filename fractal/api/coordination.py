@@ -46,8 +46,11 @@ class Coordinator(Protocol):
     async def create(self, group: str, name: str) -> str:
         """Make a new empty log and return its address. Idempotent by `group`, a random token that the caller made up."""
 
-    async def join(self, address: str) -> None:
-        """Make this device a reader and writer of the log. Idempotent. Raises NotFound, Denied, InvalidInput."""
+    async def join(self, address: str) -> str:
+        """Make this device a reader and writer of the log, by its address or by what `invite` returned; the plain address.
+
+        Idempotent. Raises NotFound, Denied, InvalidInput.
+        """
 
     async def leave(self, address: str) -> None:
         """Give up access. Nothing if not joined."""
@@ -70,8 +73,13 @@ class Coordinator(Protocol):
     async def signals(self, address: str) -> Sequence[Signal]:
         """What arrived since the last call: the last broadcast of each sender if new, and all addressed to this device."""
 
-    async def invite(self, address: str, member: str) -> None:
-        """Let a person of that backend-specific id (e.g. a Matrix id) join. Nothing where the address is enough."""
+    async def invite(self, address: str, member: str) -> str:
+        """Let one more device join; what it needs for `join`, which goes into the invitation's code.
+
+        That is the address, or more than it where a device needs an account: then it is a secret, and no address for any other
+        call. `member` is the backend-specific id (e.g. a Matrix id) of the person whose device it is, empty if not known.
+        Raises NotFound, Denied, InvalidInput.
+        """
 
     async def remove(self, address: str, member: str) -> None:
         """Take a person's or device's access away, as far as the backend has any."""

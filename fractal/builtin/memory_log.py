@@ -73,9 +73,10 @@ class MemoryCoordinator:
         self._hub.create(check_name("group token", group))
         return f"memory#{group}"
 
-    async def join(self, address: str) -> None:
+    async def join(self, address: str) -> str:
         """Look whether the log is in the hub."""
         self._hub.log(address)
+        return address
 
     async def leave(self, address: str) -> None:
         """Forget this device's signals."""
@@ -138,9 +139,10 @@ class MemoryCoordinator:
         found = [Signal(sender, payload) for _, sender, payload in new if sender != self._context.device]
         return [*found, *log.messages.pop(self._context.device, ())]
 
-    async def invite(self, address: str, member: str) -> None:  # noqa: ARG002 - the address is enough
+    async def invite(self, address: str, member: str) -> str:  # noqa: ARG002 - the address is enough
         """Nothing but a look: the address is enough to join."""
         self._hub.log(address)
+        return address
 
     async def remove(self, address: str, member: str) -> None:
         """Forget a device's signals; there is no access to take away."""

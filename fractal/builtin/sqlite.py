@@ -63,9 +63,10 @@ class SqliteCoordinator:
         await self._run(self._file.create, check_name("group token", group))
         return f"sqlite#{group}"
 
-    async def join(self, address: str) -> None:
+    async def join(self, address: str) -> str:
         """Look whether the log is in our file; there is nothing else to do."""
         await self._run(self._file.require, group_of(address, "sqlite"))
+        return address
 
     async def leave(self, address: str) -> None:
         """Forget this device's signals."""
@@ -106,9 +107,10 @@ class SqliteCoordinator:
         self._heard[group] = max(seen, self._heard.get(group, 0))
         return found
 
-    async def invite(self, address: str, member: str) -> None:  # noqa: ARG002 - the address is enough
+    async def invite(self, address: str, member: str) -> str:  # noqa: ARG002 - the address is enough
         """Nothing but a look: the address is enough to join."""
         await self._run(self._file.require, group_of(address, "sqlite"))
+        return address
 
     async def remove(self, address: str, member: str) -> None:
         """Forget a device's signals. A file cannot keep a process out that may open it; the sealed log does."""

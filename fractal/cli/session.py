@@ -42,6 +42,17 @@ class Session:
 
         return Client(control_socket(self.config_path))
 
+    def backend(self, kind: str) -> tuple[str, Any, Path]:
+        """Name, settings and state folder of the backend of that kind (`coordination`, ...) that the configuration chooses.
+
+        For commands of plugins, which find this session as click's context object. Raises ConfigError, NotFound.
+        """
+        from fractal.config.loading import load
+
+        config = load(self.config)
+        chosen = getattr(config, kind)
+        return chosen.backend, chosen.settings, config.device.state_dir / kind / chosen.backend
+
     def call(
         self,
         command: str,

@@ -1,6 +1,7 @@
 """Joining a group by a long code (docs/explanation/decisions/0003-joining-by-long-code.md).
 
-A code carries a 128-bit secret, the group's id (the hash of its first entry) and the log's address. From the secret come an
+A code carries a 128-bit secret, the group's id (the hash of its first entry) and what the coordination backend
+joins the log by: its address, perhaps with a way to an account. From the secret come an
 Ed25519 key, which proves knowledge of the code, and the lobby key, which seals what a stranger and the group say to each
 other through the log before the stranger can read it. The group keeps the public key and the lobby key in its sealed log
 (`Invited`), never the secret: whoever reads the log may read requests, but cannot make one.
@@ -64,8 +65,8 @@ class Code:
     secret: bytes = field(repr=False)
     group: str
     """The group's id."""
-    address: str
-    """The log's address, for the coordinator."""
+    address: str = field(repr=False)
+    """What the coordinator joins the log by: its address, and where a device needs an account also a way to one."""
     new_member: bool
     """For a person who is not in the group yet; else for one more device of somebody who is."""
 

@@ -51,9 +51,10 @@ class CoordinationContract(Contract[LogBed]):
                 await stack.enter_async_context(backend.open(d)) for d in (ATTIC, KITCHEN, SHED)
             ]
             address = await attic.create(new_group(), "Group 1")
-            await kitchen.join(address)
-            await shed.join(address)
-            yield Town(backend, stack, address, attic, kitchen, shed)
+            town = Town(backend, stack, address, attic, kitchen, shed)
+            await town.let_in(kitchen)
+            await town.let_in(shed)
+            yield town
 
     # --- logs ---
 
@@ -92,6 +93,17 @@ class CoordinationContract(Contract[LogBed]):
         await town.kitchen.join(town.address)
         assert await town.read_all(town.kitchen, expect=1) == [b"x"]
 
+    async def test_invitation_lets_in_again(self, town: Town) -> None:
+        """A device that died while it joined uses its code once more, also after a restart; its address is everybody's."""
+        invitation = await town.attic.invite(town.address, "")
+        await town.kitchen.leave(town.address)
+        assert await town.kitchen.join(invitation) == town.address
+        assert await town.kitchen.join(invitation) == town.address
+        again = await town.restarted(KITCHEN)
+        assert await again.join(invitation) == town.address
+        await again.append(town.address, "t", b"x")
+        assert await town.read_all(town.attic, expect=1) == [b"x"]
+
     async def test_unknown_log_is_refused(self, town: Town) -> None:
         """By every call, and without making it."""
         unknown = town.bed.address_kind or altered(town.address)
@@ -126,7 +138,7 @@ class CoordinationContract(Contract[LogBed]):
         await town.read_all(town.kitchen, expect=1)
         cursor = (await town.kitchen.read(town.address, None)).cursor
         await town.kitchen.leave(town.address)
-        await town.kitchen.join(town.address)
+        await town.let_in(town.kitchen)
         await town.attic.append(town.address, "u", b"y")
         assert await town.read_all(town.kitchen, after=cursor, expect=1) == [b"y"]
 
@@ -327,8 +339,8 @@ class CoordinationContract(Contract[LogBed]):
                 await attic.append(address, "t", b"kept")
             attic = await stack.enter_async_context(backend.open(ATTIC))
             kitchen = await stack.enter_async_context(backend.open(KITCHEN))
-            await kitchen.join(address)
             town = Town(backend, stack, address, attic, kitchen, kitchen)
+            await town.let_in(kitchen)
             assert await town.read_all(kitchen, expect=1) == [b"kept"]
             await attic.append(address, "t", b"kept")
             assert await town.read_all(attic, expect=1) == [b"kept"]
@@ -377,7 +389,7 @@ class CoordinationContract(Contract[LogBed]):
     async def test_signals_of_another_log_stay_there(self, town: Town) -> None:
         """Two groups, same devices."""
         other = await town.attic.create(new_group(), "Group 2")
-        await town.kitchen.join(other)
+        await town.let_in(town.kitchen, to=other)
         await town.attic.signal(other, b"there")
         await town.attic.signal(other, b"there too", to=KITCHEN)
         await asyncio.sleep(0.05)

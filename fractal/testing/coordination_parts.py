@@ -53,6 +53,11 @@ class Town:
                 # A backend that never suspends must not keep the time-out from coming.
                 await asyncio.sleep(0.05 if page.head else 0)
 
+    async def let_in(self, log: Coordinator, *, to: str = "") -> None:
+        """Have the attic invite a device, which joins."""
+        address = to or self.address
+        assert await log.join(await self.attic.invite(address, "")) == address
+
     async def restarted(self, device: str) -> Coordinator:
         """The coordinator of that device as its agent finds it after a restart."""
         return await self.stack.enter_async_context(self.bed.open(device))

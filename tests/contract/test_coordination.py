@@ -253,15 +253,16 @@ class OneLogForAll(MemoryCoordinator):
 class JoinsAnything(MemoryCoordinator):
     """Makes the log that it is to join."""
 
-    async def join(self, address: str) -> None:
-        await super().create(address.partition("#")[2] or "x", "")
+    async def join(self, address: str) -> str:
+        return await super().create(address.partition("#")[2] or "x", "")
 
 
 class RaisesKeyError(MemoryCoordinator):
     """Lets its own exceptions out."""
 
-    async def join(self, address: str) -> None:
+    async def join(self, address: str) -> str:
         self._hub._logs[address.partition("#")[2]]
+        return address
 
 
 class DeletesOnLeave(MemoryCoordinator):

@@ -88,7 +88,7 @@ class Log:
     async def create(self, group: str, name: str) -> str:
         raise NotImplementedError
 
-    async def join(self, address: str) -> None:
+    async def join(self, address: str) -> str:
         raise NotImplementedError
 
     async def leave(self, address: str) -> None:
@@ -100,7 +100,7 @@ class Log:
     async def signals(self, address: str) -> Sequence[Signal]:
         raise NotImplementedError
 
-    async def invite(self, address: str, member: str) -> None:
+    async def invite(self, address: str, member: str) -> str:
         raise NotImplementedError
 
     async def remove(self, address: str, member: str) -> None:

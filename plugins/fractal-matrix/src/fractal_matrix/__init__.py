@@ -1,0 +1,1 @@
+"""Matrix rooms as the ordered logs of Fractal HomeServer's groups."""
