@@ -105,6 +105,7 @@ def show_members(members: list[Mapping[str, Any]]) -> None:
 
 
 @group.command()
+@click.argument("who", required=False, metavar="[ID]")
 @group_option
 @click.option("--new-member", is_flag=True, help="For a new member, not for one more device of yours.")
 @click.option("--contact", metavar="ID", help="Who they are to the coordination backend, where it must know.")
@@ -112,14 +113,19 @@ def show_members(members: list[Mapping[str, Any]]) -> None:
 @click.option("--valid", type=click.FloatRange(min=60), metavar="SECONDS", help="How long. [default: a day]")
 @change_options
 @pass_session
-def invite(session: Session, group: str | None, **options: Any) -> None:
-    """Make a code with which one device can ask to join: one more of yours, or a new member's."""
+def invite(session: Session, who: str | None, group: str | None, **options: Any) -> None:
+    """Make a code with which one device can ask to join: one more of yours, or a new member's.
+
+    With an ID, of a person at the coordination backend (like @anna:example.org), it is for that person as a new member.
+    """
+    if who and options["contact"]:
+        raise click.UsageError("ID and --contact say the same: give one of them.")
     session.change(
         "group.invite",
         {
             "group": group,
-            "contact": options["contact"],
-            "new_member": options["new_member"] or None,
+            "contact": who or options["contact"],
+            "new_member": options["new_member"] or bool(who) or None,
             "role": options["role"],
             "valid_s": options["valid"],
         },

@@ -53,7 +53,7 @@ class Room:
     # --- what `Session` offers ---
 
     async def call(
-        self, method: str, path: Sequence[str], *, query: Mapping[str, str], **_: object
+        self, method: str, path: Sequence[str], *, query: Mapping[str, str], **more: object
     ) -> dict[str, Any]:
         await asyncio.sleep(0)
         if path[2] == "context":
@@ -66,12 +66,12 @@ class Room:
         if not later:
             return {"chunk": []}
         page = later[:limit]
-        depth, at, _ = page[-1]
-        return {"chunk": [event(name, depth) for depth, _, name in page], "end": f"t{depth}-{at}_0_0"}
+        deepest, last, _ = page[-1]
+        return {"chunk": [event(name, depth) for depth, _, name in page], "end": f"t{deepest}-{last}_0_0"}
 
 
 def event(name: str, depth: int) -> dict[str, Any]:
-    content = {"v": 1, "token": name, "entry": pack(name.encode())}
+    content: dict[str, Any] = {"v": 1, "token": name, "entry": pack(name.encode())}
     return {"event_id": name, "depth": depth, "type": LOG, "sender": ME, "content": content}
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 SECRET_LIMIT = 4096
 TIMEOUT = 30.0
 """Seconds for one request; logging in may take the homeserver a while."""
-_FILE = click.Path(exists=True, dir_okay=False, path_type=Path, allow_dash=True)
+_FILE = click.Path(path_type=Path, allow_dash=True)
 
 
 @click.command()
@@ -132,8 +132,11 @@ async def _end(settings: MatrixConfig, account: Account) -> None:
 
 def _secret(path: Path) -> str:
     """The first line of a file or of stdin. It is in no argument, as everybody on the machine can read those."""
-    with click.open_file(str(path), encoding="utf-8") as file:
-        line: str = file.readline(SECRET_LIMIT).strip("\r\n")
+    try:
+        with click.open_file(str(path), encoding="utf-8") as file:
+            line: str = file.readline(SECRET_LIMIT).strip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{path} cannot be read: {error}") from error
     if not line:
         raise click.UsageError(f"{path} holds nothing in its first line.")
     return line
