@@ -203,6 +203,7 @@ class Remote:
             assert isinstance(transport, WireguardTransport)
             self._ready.set_result(transport)
             await self._stop.wait()
+        await asyncio.sleep(0.1)  # threads that wait for the ended programs tell this loop
 
     def again(self, streets_: Streets) -> Remote:
         """Another one with the same folder and settings."""
