@@ -1,0 +1,1 @@
+"""Snapshots by ZFS for Fractal HomeServer."""
