@@ -168,7 +168,15 @@ class Agent:
     # --- life ----------------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
-        """Open the configured backends and every group that this device is in."""
+        """Open the configured backends and every group that this device is in; nothing stays open if one fails."""
+        try:
+            await self._open()
+        except BaseException:
+            await self.__aexit__()
+            raise
+        return self
+
+    async def _open(self) -> None:
         self.grants = await self.shell.ensure_guard()
         self._stack.push_async_callback(self.grants.close)
         self._stack.push_async_callback(self.guard.close)
@@ -203,7 +211,6 @@ class Agent:
                 # The other groups must not suffer. Nothing of this one is granted to run, and nothing is deleted.
                 self.broken[group] = str(error)
                 self.logger.warning("group %s: %s", group, error)
-        return self
 
     async def __aexit__(self, *error: object) -> None:
         """Close everything, last opened first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import AsyncIterator
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from fractal.api.errors import Misconfigured
 from fractal.core.entries import AppChanged
 from fractal.core.model import Point
 from fractal.core.plan import Step, next_step
@@ -61,6 +63,29 @@ async def test_a_killed_guard_is_replaced_and_the_app_started_again(attic: Bed) 
             await SystemClock().sleep(0.05)
         await attic.until(back)
     assert len([fd for fd in Path("/proc/self/fd").iterdir() if fd.exists()]) <= held + 3
+
+
+async def test_an_agent_whose_backend_does_not_open_closes_those_that_did(beds: Bed, tmp_path: Path) -> None:
+    await beds.start("Attic")
+    await beds.stop("Attic")
+    path = tmp_path / "Attic" / "config.toml"
+    path.write_text(
+        path.read_text() + 'listen = "0.0.0.0"\n'
+    )  # needs `advertise`, as the transport finds last of all
+    with pytest.raises(Misconfigured):
+        await beds.start("Attic")
+    assert [str(f) for f in open_below(tmp_path)] == []
+
+
+def open_below(folder: Path) -> list[Path]:
+    """Files and sockets below a folder that this process holds open."""
+    found = []
+    for descriptor in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            target = descriptor.readlink()
+            if target.is_relative_to(folder):
+                found.append(target)
+    return found
 
 
 async def test_a_dead_service_among_several_is_started_again(beds: Bed) -> None:
