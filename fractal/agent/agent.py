@@ -30,7 +30,7 @@ from fractal.api.events import Event
 from fractal.api.runtime import Health, RunStatus, Runtime, SupportsImages
 from fractal.api.snapshot import Snapshotter
 from fractal.api.store import Store
-from fractal.api.transport import Transport
+from fractal.api.transport import LocalRoute, Transport
 from fractal.core.model import StoreEntry
 from fractal.crypto.keys import DeviceKeys
 from fractal.guard.client import GuardClient
@@ -107,6 +107,8 @@ class Agent:
     awaiting: set[str] = field(default_factory=set)
     """Groups whose welcome a command awaits at present."""
     link_problem: str = ""
+    serving: tuple[LocalRoute, ...] = ()
+    """Routes that the transport was last told to serve here, and does."""
     guard_problem: str = ""
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
 

@@ -36,6 +36,8 @@ RESTORE_AGAIN = 20.0
 """Seconds before a restore that failed is tried again; the app runs and is saved meanwhile."""
 STAY = 60.0
 """Seconds for which an app stays after a handover failed, before the next try."""
+WITHDRAW_LIMIT = 3.0
+"""Seconds that a transport may take to let requests under way finish before a planned move stops the app."""
 HAND_OVER_LIMIT = 120.0
 """Seconds for the last snapshot of a handover to be stored; after that the app goes on where it is."""
 
@@ -61,6 +63,8 @@ class AppJob:
         self._looked: tuple[Point | None, float] = (None, 0.0)
         """What the owner had said when the archive was looked into last, and when that was."""
         self._stay_until = 0.0
+        self.leaving = False
+        """Whether the app is about to stop here to go on elsewhere: no route leads here any more."""
         self._start_at = 0.0
         self._restore_at = 0.0
         self._restore_tried = ""
@@ -413,15 +417,28 @@ class AppJob:
         await self._release(unhealthy=True)
 
     async def _hand_over(self) -> None:
-        await self._stop()
+        self.leaving = True
         try:
-            await self.saver.tick()
-            await self.saver.drain(HAND_OVER_LIMIT)
-        except FractalError:
-            # Without its last snapshot stored the app is better off running here; the wish is tried again later.
-            self._stay_until = self.group.agent.clock.boottime() + STAY
-            raise
-        await self._release(unhealthy=False)
+            await self._withdraw()
+            await self._stop()
+            try:
+                await self.saver.tick()
+                await self.saver.drain(HAND_OVER_LIMIT)
+            except FractalError:
+                # Without its last snapshot stored the app is better off running here; the wish is tried again later.
+                self._stay_until = self.group.agent.clock.boottime() + STAY
+                raise
+            await self._release(unhealthy=False)
+        finally:
+            self.leaving = False
+
+    async def _withdraw(self) -> None:
+        """Have no route lead here before the app stops: gateways hold requests then, instead of losing them."""
+        agent = self.group.agent
+        self.group.pulse.beat()
+        end = agent.clock.boottime() + WITHDRAW_LIMIT
+        while any(route.app == self.id for route in agent.serving) and agent.clock.boottime() < end:
+            await agent.clock.sleep(0.02)
 
     async def _release_again(self) -> None:
         await self._release(unhealthy=False)

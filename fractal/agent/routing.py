@@ -31,6 +31,8 @@ async def route(agent: Agent) -> None:
         if desired != applied or now - last > 60:
             (gateways, routes), (peers, targets) = desired
             problems = [await _apply(agent.transport.serve(gateways, routes))]
+            if not problems[0]:
+                agent.serving = routes
             if peers or targets or applied is not None:
                 # Also when serving failed: one bad route of this device must not stop its work as a gateway.
                 problems.append(await _apply(agent.transport.forward(peers, targets)))
@@ -71,7 +73,7 @@ def desired_serving(agent: Agent) -> tuple[tuple[Peer, ...], tuple[LocalRoute, .
 
 def _local(group: GroupAgent, wish: Route, job: AppJob) -> LocalRoute | None:
     run = job.health()
-    if not job.owns or run is None or job.right().deadline is None:
+    if not job.owns or job.leaving or run is None or job.right().deadline is None:
         return None
     try:
         service = wish.service or job.spec.web_service

@@ -6,7 +6,7 @@ import asyncio
 import hmac
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from fractal.api.context import Context
@@ -21,6 +21,9 @@ from fractal.builtin.direct.peers import Contact, Health, raise_together, route_
 from fractal.builtin.direct.sockets import Listener, Session, Traffic, connect, join, receive_exactly
 from fractal.builtin.direct.tls import load_certificate
 from fractal.builtin.direct.udp import DevicePort
+
+FINISH = 1.0
+"""Seconds in which requests under way may finish when a route is taken away, as before a planned move."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,8 @@ class Device:
         self._config = config
         self._contact = contact
         self._served: dict[str, Served] = {}
+        self._ending: dict[str, Served] = {}
+        """Routes of which the last requests are being finished."""
         self._addresses: dict[str, frozenset[str]] = {}
         self._gateways: dict[str, Peer] = {}
         self._listener: Listener | None = None
@@ -83,7 +88,8 @@ class Device:
         ended = {
             key for key, old in self._served.items() if key not in served or _other_app(old, served[key])
         }
-        self._gateways, self._addresses, self._served = wanted, addresses, served
+        before, self._served = self._served, served
+        self._gateways, self._addresses = wanted, addresses
         for device in gone:
             del self.health[device]
         for device, gateway in wanted.items():
@@ -91,10 +97,31 @@ class Device:
             health.endpoint = gateway.contact.get("host", "")
             if not addresses[device]:
                 health.lost("its address is unknown, so nothing from it is let in")
-        if self._listener is not None:
-            self._listener.close_sessions(lambda s: s.route in ended or s.device in gone)
+        await self._end(ended, gone, before)
         self._datagrams.forget({f":{key.partition(':')[2]}" for key in ended if key.startswith("udp:")})
         raise_together(problems)
+
+    async def _end(self, ended: Collection[str], gone: Collection[str], before: dict[str, Served]) -> None:
+        """Close what leads to routes or gateways that are no more. Requests under way may finish, for a moment."""
+        if self._listener is None:
+            return
+
+        def unwanted(session: Session) -> bool:
+            return session.route in ended or session.device in gone
+
+        loop = asyncio.get_running_loop()
+        until = loop.time() + FINISH
+        self._ending = {key: before[key] for key in ended}
+        try:
+            while busy := [s for s in self._listener.sessions if unwanted(s) and s.busy]:
+                self._listener.close_sessions(lambda s: unwanted(s) and not s.busy)
+                if loop.time() >= until:
+                    self._context.logger.info("%d requests under way were cut off", len(busy))
+                    break
+                await asyncio.sleep(0.02)
+            self._listener.close_sessions(unwanted)
+        finally:
+            self._ending = {}
 
     def silence(self, now: float) -> None:
         """Note which gateways have not been heard of for three of their probes."""
@@ -189,10 +216,14 @@ class Device:
             config=self._config,
             logger=self._context.logger,
             client=client,
-            endpoint=lambda name: (s.route.host, s.route.port) if (s := self._served.get(name)) else None,
+            endpoint=self._endpoint,
         )
-        session.route = expected
+        session.route, session.busy = expected, True
         await front.run(session, self._chooser, route_of)
+
+    def _endpoint(self, name: str) -> proxy.Address | None:
+        served = self._served.get(name) or self._ending.get(name)
+        return (served.route.host, served.route.port) if served else None
 
     def _choose(
         self, connection: ssl.SSLObject | ssl.SSLSocket, name: str | None, _context: ssl.SSLContext

@@ -54,8 +54,8 @@ class Front:
         wire, chosen = await tls_wire(sock, tls, self._config.greeting_timeout, self._config.idle_timeout)
         try:
             name = name_of(chosen)
-            while name is not None and await self._request(wire, name):
-                pass
+            while name is not None and await self._request(wire, name, session):
+                session.busy = False
         except http1.HttpError as error:
             await self._refuse(wire, error)
         except EOFError:
@@ -73,12 +73,13 @@ class Front:
         else:
             await wire.send(http1.refusal(error.status, str(error)))
 
-    async def _request(self, wire: Wire, name: str) -> bool:
+    async def _request(self, wire: Wire, name: str, session: Session) -> bool:
         """Serve one request; whether another may follow on the connection. Raises HttpError, EOFError, OSError."""
         wire.answered = False
         head = await wire.head(first=KEEP_ALIVE, rest=self._config.greeting_timeout)
         if head is None:
             return False
+        session.busy = True
         request = http1.parse_request(head)
         if http1.host_of(request) != name:
             raise http1.HttpError(421, f"this connection was made for {name}")

@@ -181,6 +181,8 @@ class Session:
         """Key of the route that it was led to; "" before."""
         self.device = ""
         """On a gateway: the device at its other end. On a device: the gateway."""
+        self.busy = False
+        """Whether a request is under way, or about to come: the first one after the connection was made."""
 
 
 class Listener:

@@ -301,3 +301,27 @@ async def test_a_group_whose_notes_are_damaged_takes_down_nothing_else(attic: Be
     assert (await attic.call("Attic", "group.create", name="Group 2"))["name"] == "Group 2"
     await SystemClock().sleep(2)
     assert (await agent.guard.status())[key].pids == pid  # frozen by now or soon, but not killed
+
+
+async def test_before_a_planned_move_stops_an_app_no_route_leads_to_it(beds: Bed) -> None:
+    for name in ("Attic", "Kitchen"):
+        await beds.start(name)
+    await beds.found("Attic")
+    await beds.join("Kitchen", by="Attic")
+    await beds.install("Attic")
+    await beds.call("Attic", "route.add", group=beds.group, name="test.example", app="test")
+    attic = beds.agents["Attic"]
+    await beds.until(lambda: [r.name for r in attic.serving] == ["test.example"])
+    served: list[list[str]] = []
+    stop = attic.runtime.stop
+
+    async def watched(key: str) -> None:
+        served.append([r.name for r in attic.serving])
+        await stop(key)
+
+    attic.runtime.stop = watched  # type: ignore[method-assign]
+    await beds.call("Attic", "app.move", group=beds.group, app="test", device="Kitchen", wait_s=60)
+    await beds.until(lambda: beds.app("Kitchen").serving == 2)
+    assert served == [[]]
+    await beds.until(lambda: [r.name for r in beds.agents["Kitchen"].serving] == ["test.example"])
+    assert not attic.serving
