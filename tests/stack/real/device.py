@@ -127,6 +127,14 @@ roles = {json.dumps(list(self.roles))}
         except RuntimeError as error:
             raise Failed(f"{error}\n--- agent of {self.name}:\n{self.log()[-3000:]}") from error
 
+    def fails(self, *words: str) -> str:
+        """What a command says that must fail."""
+        try:
+            output = self.run(*words)
+        except Failed as error:
+            return str(error)
+        raise Failed(f"{self.name}: {' '.join(words)} should have failed: {output}")
+
     def ask(self, *words: str) -> dict[str, Any]:
         """Run a command with `--json`; its document."""
         found: dict[str, Any] = json.loads(self.run(*words, "--json"))

@@ -75,8 +75,10 @@ class Machine:
     on_boot: list[Callable[[], None]] = field(default_factory=list)
     """What its surroundings do when it comes up: cables, addresses."""
     leader: subprocess.Popen[bytes] | None = None
-    networks: set[int] = field(default_factory=set)
-    """Numbers of the network namespaces that it ever had."""
+    stuck: list[int] = field(default_factory=list)
+    """Processes that did not end when it was switched off."""
+    network: int = -1
+    """Its network namespace, held open: the number of one that is gone is soon another's."""
     boots: int = 0
     parts: list[Part] = field(default_factory=list)
     """What was started since the last boot."""
@@ -132,7 +134,7 @@ sleep infinity & wait
                     f"{self.name} does not boot: {(self.folder / 'boot.log').read_text()[-2000:]}"
                 )
             time.sleep(0.02)
-        self.networks.add(network_of(self.init))
+        self.network = os.open(f"/proc/{self.init}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         for act in self.on_boot:
             act()
 
@@ -156,11 +158,15 @@ sleep infinity & wait
         for part in self.parts:
             part.process.wait(10)
         self.parts.clear()
-        self.leader = None
+        self.stuck += self.left()
+        if self.network >= 0:
+            os.close(self.network)
+        self.network, self.leader = -1, None
 
     def left(self) -> list[int]:
-        """Processes in a network namespace that was this machine's."""
-        return [pid for pid in pids() if network_of(pid) in self.networks]
+        """Processes in its network namespace."""
+        number = os.fstat(self.network).st_ino if self.network >= 0 else -1
+        return [pid for pid in pids() if network_of(pid) == number]
 
     # --- processes ---------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,11 @@ table inet router {
   chain forward {
     type filter hook forward priority 0; policy drop;
     ct state established,related accept
+    ct status dnat accept
     iifname "lan0" oifname "wan0" accept
+  }
+  chain into {
+    type nat hook prerouting priority -100;
   }
   chain input {
     type filter hook input priority 0; policy drop;
@@ -123,7 +127,8 @@ class Home:
     router: Machine
 
     def lay(self) -> None:
-        """The cable between the two."""
+        """The cable between the two. The kernel takes a former one away in its own time."""
+        self.router.run("ip", "link", "delete", "lan0", check=False)
         _veth(self.machine, "eth0", self.router, "lan0")
         _ip(self.router, f"addr add {LAN}.1/24 dev lan0", "link set lan0 up")
         _ip(
@@ -140,6 +145,14 @@ class Home:
     def put_back(self) -> None:
         """Plug it in again."""
         _ip(self.router, "link set lan0 up")
+
+    def let_in(self, port: int) -> None:
+        """Forward a port, TCP and UDP, as people do in their router's web page."""
+        for protocol in ("tcp", "udp"):
+            rule = (
+                f'add rule inet router into iifname "wan0" {protocol} dport {port} dnat ip to {LAN}.2:{port}'
+            )
+            self.router.run("nft", rule)
 
     def new_address(self, address: str) -> None:
         """The provider gives the home another public address."""

@@ -19,8 +19,7 @@ APP_START = 20
 
 def local_log(world: World) -> str:
     """A log that all machines share as a file."""
-    path = world.folder / "shared" / "log.sqlite"
-    path.parent.mkdir(exist_ok=True)
+    path = world.shared / "log.sqlite"
     return f'[coordination]\nbackend = "sqlite"\n[coordination.sqlite]\npath = {json.dumps(str(path))}\n'
 
 
@@ -33,7 +32,7 @@ def pair(world: World) -> tuple[Device, Device]:
         assert device.engine is not None
         device.engine.load(archive, IMAGE, SETTINGS)
         device.start_agent()
-    world.found(devices[0], ["directory", f"path={world.folder / 'shared' / 'store'}"], timers="fast")
+    world.found(devices[0], ["directory", f"path={world.shared / 'store'}"], timers="fast")
     world.join(devices[0], devices[1])
     return devices[0], devices[1]
 

@@ -22,15 +22,25 @@ from tests.stack.real.machine import Machine
 from tests.stack.real.network import Network
 from tests.stack.real.watch import Watch
 
+PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 NEEDED = {
     "dockerd": "docker.io",
     "docker": "docker.io",
+    "podman": "podman",
+    "haproxy": "haproxy",
+    "wireguard-go": "wireguard-go",
+    "wg": "wireguard-tools",
+    "sshd": "openssh-server",
+    "caddy": "caddy",
+    "mmdebstrap": "mmdebstrap",
     "busybox": "busybox-static",
     "mkfs.btrfs": "btrfs-progs",
     "nft": "nftables",
     "ip": "iproute2",
     "unshare": "util-linux",
 }
+ROOM = 5 << 30
+"""Bytes that the largest test takes, and as much again."""
 BTRFS = """[snapshot]
 backend = "btrfs"
 [snapshot.btrfs]
@@ -45,7 +55,7 @@ def missing() -> str:
         return "machines of their own need root"
     if not Path("/etc/debian_version").exists():
         return "the images are made from Debian's packages"
-    gone = sorted({package for tool, package in NEEDED.items() if shutil.which(tool) is None})
+    gone = sorted({package for tool, package in NEEDED.items() if shutil.which(tool, path=PATH) is None})
     if gone:
         return f"{', '.join(gone)}: not installed"
     if "btrfs" not in Path("/proc/filesystems").read_text().split():
@@ -83,11 +93,21 @@ class World:
 
     # --- devices -----------------------------------------------------------------------------------------------------
 
-    def host(self, name: str, engine: Callable[[Machine], Engine], *parts: str) -> Device:
+    @property
+    def shared(self) -> Path:
+        """What all machines see as one folder: for parts that are no servers."""
+        path = self.folder / "shared"
+        path.mkdir(exist_ok=True)
+        return path
+
+    def host(
+        self, name: str, engine: Callable[[Machine], Engine], *parts: str | Callable[[Device], str]
+    ) -> Device:
         """A host at home: its machine and its engine run, its agent does not yet."""
         home = self.network.at_home(name)
         made = engine(home.machine)
-        device = Device(name, home.machine, [BTRFS, *parts], home, made)
+        device = Device(name, home.machine, [BTRFS], home, made)
+        device.parts += [part if isinstance(part, str) else part(device) for part in parts]
         device.configure()
         made.start()
         self.devices.append(device)
@@ -106,10 +126,11 @@ class World:
         founder.run("group", "create", group, "--timers", timers)
         founder.run("store", "add", "Shelf", "--group", group, *store)
 
-    def join(self, host: Device, device: Device, *options: str, group: str = GROUP) -> None:
-        """Let a device in by a code. `options` go to `group invite`."""
+    def join(self, host: Device, device: Device, *options: str, group: str = GROUP, member: str = "") -> None:
+        """Let a device in by a code. `options` go to `group invite`; `member` is what a new one is called."""
         code = json.loads(host.run("group", "invite", "--group", group, "--json", *options))["code"]
         words = ["--config", str(device.config), "group", "join", code, "--timeout", "60"]
+        words += ["--member", member] if member else []
         joining = subprocess.Popen(
             device.machine.words([*command(), *words]),
             stdin=subprocess.DEVNULL,
@@ -159,7 +180,7 @@ class World:
         """What is still there of it: processes, namespaces, mounts, loop devices, cgroups."""
         marker = str(self.folder)
         left = [f"cgroup {path}" for machine in self.network.machines for path in machine.cgroup.remove()]
-        left += [f"process {p} of {m.name}" for m in self.network.machines for p in m.left()]
+        left += [f"process {p} of {m.name}" for m in self.network.machines for p in m.stuck]
         left += [f"process {pid}" for pid in all_pids() if mentions(pid, marker)]
         left += [f"mount {line}" for line in Path("/proc/mounts").read_text().splitlines() if marker in line]
         for backing in Path("/sys/block").glob("loop*/loop/backing_file"):
@@ -178,10 +199,20 @@ def takeover_bound(timers: str) -> float:
     return seconds(sum(parts))
 
 
+def place() -> Path | None:
+    """Where everything lies: in memory if there is plenty, as engines unpack and delete a hundred thousand files."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or shutil.disk_usage(memory).free < ROOM:
+        return None
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    return memory if available > 2 * ROOM else None
+
+
 @contextmanager
 def world() -> Iterator[World]:
     """A world, and its end, also after a failure."""
-    folder = Path(tempfile.mkdtemp(prefix="fractal-stack-"))
+    folder = Path(tempfile.mkdtemp(prefix="fractal-stack-", dir=place()))
     made = World(folder)
     try:
         yield made
