@@ -88,7 +88,11 @@ class Transport(Protocol):
         """What others need to reach this device (addresses, public keys); published in the log when it changes."""
 
     async def serve(self, gateways: Sequence[Peer], routes: Sequence[LocalRoute]) -> None:
-        """On a device: reach exactly these gateways and serve exactly these routes."""
+        """On a device: reach exactly these gateways and serve exactly these routes.
+
+        Where a route is taken away nothing new is let in, so that gateways hold it, and requests under way may finish for
+        a second before their connections end: a planned move takes its routes away first.
+        """
 
     async def forward(self, peers: Sequence[Peer], targets: Sequence[Target]) -> None:
         """On a gateway: serve exactly these devices and lead exactly these names. A target whose device changed has its

@@ -326,6 +326,30 @@ class TransportContract(Contract[Bed]):
             await town.serve(0, [])
             assert await connection.closed()
 
+    @pytest.mark.parametrize("asked", [True, False], ids=["amid its answer", "amid its greeting"])
+    async def test_removed_route_finishes_what_is_under_way(self, town: Town, asked: bool) -> None:
+        """A planned move takes the route away before it stops the app: nobody's request is cut off, and nobody new comes."""
+
+        async def slowly(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            await asyncio.sleep(0.3)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+            writer.close()
+
+        server = await asyncio.start_server(slowly, town.bed.app_host, 0)
+        try:
+            await town.serve(0, [town.web_route(0, server.sockets[0].getsockname()[1])])
+            async with held(town.bed, town.names[0], town.certificates[0]) as connection:
+                asking = asyncio.create_task(connection.get()) if asked else None
+                await asyncio.sleep(0.1)
+                removing = asyncio.create_task(town.serve(0, []))
+                await asyncio.sleep(0.05)
+                assert await (asking or connection.get()) == (200, b"ok")
+                await removing
+            assert await refused(town.bed, town.names[0], town.certificates[0])
+        finally:
+            server.close()
+
     async def test_stranger_to_the_device_is_not_let_in(self, town: Town) -> None:
         """A gateway that the device was not given, or not any more, reaches nothing, and its connections end."""
         async with held(town.bed, town.names[0], town.certificates[0]) as connection:

@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fractal.api.context import Context
 from fractal.api.errors import BackendError, Conflict, FractalError, InvalidInput
@@ -22,6 +22,8 @@ from fractal_wireguard.link import Wanted
 from fractal_wireguard.network import Network
 from fractal_wireguard.relay import Place, TcpRelay, UdpRelay
 
+FINISH = 1.0
+"""Seconds in which requests under way may finish when an app is served no more, as before a planned move."""
 FAREWELL = 0.1
 """Seconds in which the ends of connections pass a tunnel before it is taken away."""
 _RESOLVE_LIMIT = 3.0
@@ -78,6 +80,7 @@ class Device:
         admitted = frozenset(of_device(device).v6 for device in known)
         if self._context.device in {gateway.device for gateway in gateways}:
             admitted |= {of_device(self._context.device).v6}  # a gateway that serves apps of its own
+        await self._finish({of_app(*app).v6 for app in self._apps - apps})
         self._apps = apps
         problems += await self._front.apply(admitted, sites, self._hold)
         problems += await self._apply_ports(ports)
@@ -89,6 +92,8 @@ class Device:
             apps=frozenset(of_app(*app).v4 for app in apps),
             leading=rules.leading,
             held=rules.held,
+            # Until the last: the address may stay for a moment longer than what served it.
+            leaving=frozenset(),
         )
         if gone:
             await self._context.clock.sleep(FAREWELL)
@@ -96,6 +101,17 @@ class Device:
         self._network.gateways = {of_device(device).v4 for device in known}
         await self._network.apply()
         return problems
+
+    async def _finish(self, leaving: set[str]) -> None:
+        """Let nothing new in to apps that are to be served no more, and have what is under way finish, for a moment."""
+        if not leaving:
+            return
+        self._network.rules = replace(self._network.rules, leaving=frozenset(leaving))
+        await self._network.apply_rules()
+        clock = self._context.clock
+        end = clock.boottime() + FINISH
+        while await self._front.busy(leaving) and clock.boottime() < end:
+            await clock.sleep(0.05)
 
     async def challenge(self, group: str, app: str, name: str, certificate: Certificate | None) -> None:
         """As `SupportsChallenge.challenge`."""

@@ -33,6 +33,8 @@ class Rules:
     """Public ports of this gateway."""
     held: frozenset[str] = frozenset()
     """Addresses of apps that are changing hands: nothing new is begun towards them."""
+    leaving: frozenset[str] = frozenset()
+    """IPv6 addresses of apps that are about to stop here: what is under way may finish, nothing new is let in."""
     apps: frozenset[str] = field(default_factory=frozenset)
     """IPv4 addresses of apps that this device holds."""
 
@@ -93,6 +95,7 @@ def _sets(rules: Rules) -> Iterable[str]:
     yield _set("gateways4", "ipv4_addr", (a for a in rules.gateways if ":" not in a))
     yield _set("held", "ipv6_addr", (a for a in rules.held if ":" in a))
     yield _set("held4", "ipv4_addr", (a for a in rules.held if ":" not in a))
+    yield _set("leaving", "ipv6_addr", rules.leaving)
     yield _set("apps4", "ipv4_addr", rules.apps)
     triple = "ipv4_addr . inet_proto . inet_service"
     yield _set("arriving", triple, (f"{p.address} . {p.kind} . {p.port}" for p in rules.arriving))
@@ -114,6 +117,8 @@ def _input(interface: str) -> Iterable[str]:
     yield f"  tcp dport {{ {ENTRY_PORT}, {CHALLENGE_PORT} }} fib daddr type local meta nfproto ipv6 drop"
     yield "}"
     yield "chain tunnel {"
+    # Dropped, not refused: the gateway tries again, until another device has the address.
+    yield "  ip6 daddr @leaving tcp flags & (syn | ack) == syn drop"
     yield '  iifname "lo" accept'
     yield "  ct state established,related accept"
     yield f"  ip6 daddr {NETWORK} udp dport {HEARTBEAT_PORT} accept"

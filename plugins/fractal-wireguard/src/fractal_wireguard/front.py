@@ -95,6 +95,13 @@ class Front:
                 await self._forget(name)
         return problems
 
+    async def busy(self, apps: Collection[str]) -> bool:
+        """Whether connections to these apps' addresses are open."""
+        return self._haproxy.up and any(
+            session.frontend == "entry" and session.came_to in apps
+            for session in await self._haproxy.sessions()
+        )
+
     async def _open(self) -> None:
         """Start it, with nothing to serve. Not before there is something: a gateway alone needs no front."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
