@@ -85,7 +85,7 @@ def planned_move(scene: Scene) -> None:
     world = scene.world
     target = scene.old if scene.owner() is not scene.old else scene.laptop
     scene.wait_for_copy(target)
-    stream = scene.stream(threads=3, pause=0.1)
+    stream = scene.stream(threads=6, pause=0.1)
     time.sleep(2)
     begin = time.monotonic()
     scene.pi.run("app", "move", APP, target.name, "--group", GROUP)
