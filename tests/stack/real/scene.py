@@ -90,7 +90,11 @@ class Scene:
         folder.mkdir(exist_ok=True)
         (folder / f"{APP}.yml").write_text(wordpress.MANIFEST)
         catalog = f'[[catalog]]\nbackend = "folder"\npath = "{folder}"\n'
-        return self.world.host(name, engine, self.log(), WAY_OUT, catalog)
+        authority = (
+            '[authority]\nbackend = "acme"\n[authority.acme]\naccept_terms = true\n'
+            f'directory = "{self.authority.directory}"\nca_file = "{self.authority.path}"\n'
+        )
+        return self.world.host(name, engine, self.log(), WAY_OUT, authority, catalog)
 
     def door(self) -> Device:
         """The gateway."""
@@ -141,7 +145,7 @@ class Scene:
         self.watch = self.world.watch(*self.hosts)
         until(lambda: bool(self.certificate()), 60, f"a certificate for {SITE}")
         address = self.world.network.address(self.gateway.machine)
-        self.blog = Blog(Browser(self.client, SITE, address, self.trusted()))
+        self.blog = Blog(Browser(self.client, SITE, address, self.authority.root))
         until(lambda: self.blog.browser.get("/").status in (200, 302), 60, f"{SITE} answers")
         self.blog.install()
         self.world.say(f"the client has installed WordPress at https://{SITE}")
@@ -152,10 +156,6 @@ class Scene:
         """The chain that the app's devices show, as the group's log has it."""
         routes = self.pi.ask("route", "list", "--group", GROUP)["routes"]
         return next((str(r["certificate"]) for r in routes if r["name"] == SITE), "")
-
-    def trusted(self) -> str:
-        """What a client trusts: the authority, or the app's own certificate while there is no other."""
-        return self.certificate()
 
     def stream(self, **options: float) -> Stream:
         """Requests to the site, again and again; they end with the test."""
