@@ -9,7 +9,7 @@ from fractal.agent.beats import AppBeat
 from fractal.api.runtime import Health
 from fractal.core.lease import check_timers
 from fractal.core.model import App, Desired, Device, DeviceRole
-from fractal.core.placement import images_of, refusal, standbys, successors
+from fractal.core.placement import cannot_restore, images_of, refusal, standbys, successors
 
 if TYPE_CHECKING:
     from fractal.agent.agent import Agent
@@ -153,7 +153,9 @@ def excluded(group: GroupAgent, app: App) -> list[dict[str, Any]]:
     """Hosts of the group that cannot take the app over, and why."""
     hosts = sorted(group.state.devices.values(), key=lambda d: d.name)
     reasons = {
-        d.name: refusal(group.state, app, d) for d in hosts if DeviceRole.HOST in d.roles and not d.removed
+        d.name: refusal(group.state, app, d) or cannot_restore(group.state, app, d)
+        for d in hosts
+        if DeviceRole.HOST in d.roles and not d.removed
     }
     return [{"device": name, "reason": reason} for name, reason in reasons.items() if reason]
 

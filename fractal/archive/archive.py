@@ -155,11 +155,14 @@ class Archive:
         shows no epoch above `epoch` (docs/explanation/failover.md, section 2); else it is a branch.
 
         `parent` is the stored snapshot to send against, `name_of(parent)` its name on this device. If the parent's record is no
-        longer in the store a full snapshot is written, which heals the line. Called again with the same epoch and name,
+        longer in the store, or of another format than this snapshotter's, a full snapshot is written, which heals the line. Called again with the same epoch and name,
         also after a crash, it goes on where it was. Raises BackendError, Ambiguous (call again).
         """
         async with self._writing:
             known = await self._parent(parent) if name_of is not None else None
+            if known is not None and known.format != snapshotter.format:
+                # A taker with another file system begins anew: a chain of two kinds is of use only to who receives both.
+                known = None
             source = Source(
                 epoch=epoch,
                 snapshotter=snapshotter,

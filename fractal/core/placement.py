@@ -46,6 +46,19 @@ def cannot_run(spec: Mapping[str, object], device: Device) -> str:
     return ""
 
 
+def cannot_restore(state: GroupState, app: App, device: Device) -> str:
+    """Why a device cannot make the app's data out of what its owner archives; "" if it can, or nobody knows.
+
+    No refusal: an owner that died before it archived anything has left what those before it archived.
+    """
+    owner = state.devices.get(app.owner)
+    if owner is None or owner.id == device.id or not owner.snapshot_format or not device.receives:
+        return ""
+    if owner.snapshot_format in device.receives:
+        return ""
+    return f"it receives {', '.join(sorted(device.receives))}, and {owner.name} archives as {owner.snapshot_format}"
+
+
 def images_of(spec: Mapping[str, object]) -> tuple[str, ...]:
     """Names of the container images that a specification (`AppSpec` as plain values) needs, each once.
 
@@ -74,15 +87,20 @@ def eligible(state: GroupState, app: App) -> tuple[Device, ...]:
 
 
 def ranking(state: GroupState, app: App) -> tuple[str, ...]:
-    """Eligible devices, best first: the policy's order, then free capacity by powers of two, then a hash.
+    """Eligible devices, best first: who can restore the app, the policy's order, then free capacity by powers of two, then a hash.
 
     Capacity counts by powers of two so that small changes of free memory do not reorder anybody.
     """
     preferred = {device: place for place, device in enumerate(app.policy.devices)}
 
-    def key(device: Device) -> tuple[int, int, bytes]:
+    def key(device: Device) -> tuple[bool, int, int, bytes]:
         place = preferred.get(device.id, len(preferred))
-        return (place, -device.capacity.bit_length(), _tie(app.id, device.id))
+        return (
+            bool(cannot_restore(state, app, device)),
+            place,
+            -device.capacity.bit_length(),
+            _tie(app.id, device.id),
+        )
 
     return tuple(d.id for d in sorted(eligible(state, app), key=key))
 
@@ -101,7 +119,8 @@ def successors(state: GroupState, app: App, *, without: Iterable[str] = ()) -> t
 
 def standbys(state: GroupState, app: App) -> tuple[str, ...]:
     """Devices that keep a warm copy: the best of the ranking besides the owner, and the target of a move."""
-    warm = [d for d in ranking(state, app) if d != app.owner][: app.policy.standby]
+    able = [d for d in ranking(state, app) if not cannot_restore(state, app, state.devices[d])]
+    warm = [d for d in able if d != app.owner][: app.policy.standby]
     if app.move_to and app.move_to != app.owner and app.move_to not in warm:
         warm.append(app.move_to)
     return tuple(warm)

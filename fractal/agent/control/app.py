@@ -26,7 +26,7 @@ from fractal.core.chain import branches, main_line
 from fractal.core.entries import AppChanged, AppMoved, AppRemoved, AppRestoreWished
 from fractal.core.model import App, Desired, Policy
 from fractal.core.moments import Moment, find
-from fractal.core.placement import refusal
+from fractal.core.placement import cannot_restore, refusal
 
 
 def local_zone(wall_ms: int) -> tzinfo:
@@ -287,7 +287,7 @@ def job_runs(group: GroupAgent, app: str) -> bool:
 async def app_move(agent: Agent, params: Params, _: Progress) -> Plan:
     group, app = named(agent, params)
     device = find_device(group.state, params.text("device"))
-    if why := refusal(group.state, app, device):
+    if why := refusal(group.state, app, device) or cannot_restore(group.state, app, device):
         raise Denied(f"{app.name} cannot move to {device.name}: {why}")
 
     async def wish(_: Progress) -> None:

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from fractal.api.errors import BackendError, Corrupt, Denied, NotFound
+from fractal.api.errors import BackendError, Corrupt, Denied, NotFound, NotSupported
 from fractal.archive import spool
 from fractal.core.model import Point
 from fractal.testing.archive_world import World
@@ -93,6 +93,26 @@ async def test_a_lost_parent_heals_by_a_full_snapshot(world: World) -> None:
     two = await attic.save(1, "t-2", {"a": b"2"}, one)
     assert two == P(epoch=1, number=2)
     assert await world.device("Kitchen").fetch(two) == {"a": b"2"}
+
+
+async def test_a_device_with_another_file_system_begins_anew(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attic, kitchen = world.device("Attic"), world.device("Kitchen")
+    one = await attic.save(1, "t-1", {"a": b"1"}, None)
+    two = await attic.save(1, "t-2", {"a": b"2"}, one)
+    monkeypatch.setattr(kitchen.volumes, "receives", frozenset({"memory/1", "other/1"}))
+    assert await kitchen.fetch(two) == {"a": b"2"}
+    monkeypatch.setattr(kitchen.volumes, "format", "other/1")
+    three = await kitchen.save(2, "t-3", {"a": b"3"}, two)
+    four = await kitchen.save(2, "t-4", {"a": b"4"}, three)
+    chain = await kitchen.archive.chain_to(four)
+    assert [(record.point, record.format, record.parent) for record in chain] == [
+        (three, "other/1", None),
+        (four, "other/1", three),
+    ]
+    with pytest.raises(NotSupported, match="other/1"):
+        await attic.fetch(four)
 
 
 async def test_an_interrupted_upload_goes_on_from_the_spool(world: World) -> None:
