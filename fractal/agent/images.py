@@ -57,8 +57,18 @@ class ImageCare:
 
     def digests(self) -> dict[str, str]:
         """For `AppRun.images`: which image a name means, as far as the group knows."""
-        pinned = self._job.app.pinned_images
-        return {name: pinned[name].digest for name in self.wanted if name in pinned}
+        return {name: image.digest for name, (image, _) in self._known().items()}
+
+    def _known(self) -> dict[str, tuple[ArchivedImage, AppJob]]:
+        """By name: an archived image, and the app whose key opens it. A fork begins with what its origin runs."""
+        job = self._job
+        origin = job.group.jobs.get(job.app.source.app) if job.app.source is not None else None
+        known: dict[str, tuple[ArchivedImage, AppJob]] = {}
+        for name in self.wanted:
+            for owner in (job, origin):
+                if owner is not None and (image := owner.app.pinned_images.get(name)) is not None:
+                    known.setdefault(name, (image, owner))
+        return known
 
     @property
     def unarchived(self) -> list[str]:
@@ -74,12 +84,12 @@ class ImageCare:
 
     async def bring(self) -> None:
         """Have every image that the group knows on this device. Raises BackendError naming the one that cannot be had."""
-        runtime, pinned = self._runtime, self._job.app.pinned_images
+        runtime = self._runtime
         if runtime is None:
             return
-        for name in self.wanted:
-            if name in pinned and not await self._is_here(runtime, pinned[name].digest):
-                await self._load(runtime, pinned[name])
+        for image, owner in self._known().values():
+            if not await self._is_here(runtime, image.digest):
+                await self._load(runtime, image, owner)
 
     async def _is_here(self, runtime: SupportsImages, digest: str) -> bool:
         try:
@@ -87,11 +97,11 @@ class ImageCare:
         except NotFound:
             return False
 
-    async def _load(self, runtime: SupportsImages, image: ArchivedImage) -> None:
+    async def _load(self, runtime: SupportsImages, image: ArchivedImage, owner: AppJob) -> None:
         job = self._job
         job.logger.info("%s: loading image %s, %d bytes", job.app.name, image.name, image.stored)
-        archive = await self._archive()
-        async with aclosing(archive.read(image, job.data.keyring())) as chunks:
+        archive = await job.group.images(owner.app.store)
+        async with aclosing(archive.read(image, owner.data.keyring())) as chunks:
             found = await runtime.load_image(image.name, chunks)
         if found != image.digest:
             raise Corrupt(
@@ -128,11 +138,11 @@ class ImageCare:
         if job.owns:
             if job.app.serving == job.app.epoch and job.app.release is None and job.health() is not None:
                 await self._keep_archived(runtime)
-        elif group.me in standbys(group.state, job.app):
-            pinned = job.app.pinned_images
-            for digest in {pinned[n].digest for n in self.wanted if n in pinned} - self._here:
-                await self.bring()
-                self._here.add(digest)
+            return
+        missing = set(self.digests().values()) - self._here
+        if missing and group.me in standbys(group.state, job.app):
+            await self.bring()
+            self._here |= missing
 
     async def _keep_archived(self, runtime: SupportsImages) -> None:
         """The owner's part: each image in the store once, its key sealed to the app's newest."""
@@ -177,7 +187,7 @@ class ImageCare:
     ) -> ArchivedImage:
         """The image in the store: another app's of the same content, or sealed now."""
         job, archive = self._job, await self._archive()
-        wanted = known.digest if known is not None else name
+        wanted = known.digest if known is not None else self.digests().get(name, name)
         digest, arch = await runtime.image_digest(wanted), await runtime.image_architecture(wanted)
         for other in self._same(digest):
             if await self._stands(other):
