@@ -102,7 +102,7 @@ async def two(tmp_path: Path) -> AsyncIterator[Bed]:
     async with bed(tmp_path) as made:
         for name in ("Attic", "Den"):
             agent = await made.start(name)
-            agent.runtime = Engine(agent.runtime)  # type: ignore[assignment]
+            agent.runtime = Engine(agent.runtime)
             assert isinstance(agent.runtime, SupportsImages)
         await made.found("Attic")
         await made.join("Den", by="Attic")
