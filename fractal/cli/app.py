@@ -59,15 +59,17 @@ def app() -> None:
 @pass_session
 def install(session: Session, name: str, group: str | None, **options: Any) -> None:
     """Install an app from a catalog, or from a manifest if APP is a path (`./app.yml`)."""
-    manifest = None
+    manifest, files = None, dict[str, str]()
     if "/" in name or name.endswith((".yml", ".yaml")):
-        manifest, name = read_manifest(Path(name)), Path(name).stem
+        manifest, files = read_manifest(Path(name)), read_env_files(Path(name))
+        name = Path(name).stem
     session.change(
         "app.install",
         {
             "group": group,
             "app": name,
             "manifest": manifest,
+            "files": files or None,
             "name": options["as_name"],
             "device": options["device"],
             "store": options["store"],
@@ -88,6 +90,18 @@ def read_manifest(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise click.UsageError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
+
+
+def read_env_files(manifest: Path) -> dict[str, str]:
+    """Texts of the env files that a manifest names and that are beside it. What is not there, the agent tells."""
+    from fractal.manifest.env_files import named, outside
+
+    folder = manifest.parent.resolve()
+    found = {path: (folder / path).resolve() for path in named(read_manifest(manifest)) if not outside(path)}
+    # A link that leads out of the folder is not followed: whoever wrote the manifest may have made it too.
+    return {
+        path: read_manifest(at) for path, at in found.items() if at.is_relative_to(folder) and at.is_file()
+    }
 
 
 def read_secrets(pairs: tuple[str, ...]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fractal.cli.app import AT_HELP, read_manifest, read_secrets, say_done
+from fractal.cli.app import AT_HELP, read_env_files, read_manifest, read_secrets, say_done
 from fractal.cli.output import clean, show_facts
 from fractal.cli.pairs import name_values
 from fractal.cli.session import Session, change_options, group_option, pass_session, wait_option
@@ -150,6 +150,7 @@ def update(session: Session, name: str, group: str | None, **options: Any) -> No
             "group": group,
             "app": name,
             "manifest": None if manifest is None else read_manifest(Path(manifest)),
+            "files": None if manifest is None else read_env_files(Path(manifest)) or None,
             "name": options["rename"],
             "env": name_values("--env", options["env"]) or None,
             "secrets": read_secrets(options["secret_file"]) or None,

@@ -11,7 +11,9 @@ from fractal.api import canonical
 from fractal.api.app import AppSpec, HealthSpec, Limits, Mount, Port, ServiceSpec
 from fractal.api.errors import InvalidInput
 from fractal.manifest import rules
+from fractal.manifest.deployment import Deployment, deployment
 from fractal.manifest.document import Items, Node, Problems, Scalar, Table, read
+from fractal.manifest.env_files import variables
 from fractal.manifest.homeserver import (
     AppSection,
     ServiceSection,
@@ -33,9 +35,13 @@ OPTION_KEYS = frozenset(
         "shm_size",
         "cap_add",
         "cap_drop",
+        "dns",
         "expose",
         "labels",
+        "logging",
+        "mem_reservation",
         "platform",
+        "privileged",
         "ulimits",
         "extra_hosts",
     }
@@ -55,6 +61,10 @@ SERVICE_KEYS = frozenset(
             "depends_on",
             "healthcheck",
             "restart",
+            "env_file",
+            "build",
+            "deploy",
+            "network_mode",
         ),
         *(
             "stop_grace_period",
@@ -82,13 +92,15 @@ CONDITIONS = {
     "service_healthy": "healthy",
     "service_completed_successfully": "completed",
 }
+NETWORK_MODES = {"bridge": "", "default": "", "none": "none"}
+"""An app has a bridge of its own; with `host` it would reach all that the device does."""
 _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@+-]{0,400}")
 
 
-def parse(text: str, source: str = "manifest") -> AppSpec:
+def parse(text: str, source: str = "manifest", files: Mapping[str, str] | None = None) -> AppSpec:
     """The app that a manifest describes. Raises InvalidInput with every problem, one `SOURCE:LINE: key: message` per line.
 
-    Where the text gives no `name`, the app is called after `source` (a file's name without its suffix).
+    `files` are the texts of env files that it names (`env_files.named`). Where the text gives no `name`, the app is called after `source` (a file's name without its suffix).
     """
     problems = Problems(source)
     root = Where("", read(text, problems), problems)
@@ -98,7 +110,8 @@ def parse(text: str, source: str = "manifest") -> AppSpec:
     section = app_section(top.get("x-homeserver"))
     declared = _volumes(top.get("volumes"))
     _networks(top.get("networks"))
-    services = [_service(where) for where in top["services"].table().values()] if "services" in top else []
+    tables = top["services"].table().values() if "services" in top else ()
+    services = [_service(where, files or {}) for where in tables]
     if not services:
         problems.add(root.node.line, "services", "an app needs at least one service")
     problems.check()
@@ -164,12 +177,14 @@ def _all_volumes(declared: tuple[str, ...], services: list[ServiceSpec]) -> tupl
     return tuple(dict.fromkeys([*declared, *used]))
 
 
-def _service(where: Where) -> ServiceSpec:
+def _service(where: Where, files: Mapping[str, str]) -> ServiceSpec:
     name = where.key.partition(".")[2]
     table = where.table(SERVICE_KEYS, extensions=True)
     own = service_section(table.get("x-homeserver"))
     _networks(table.get("networks"))
-    env = _environment(table.get("environment"))
+    env = {**variables(table.get("env_file"), files), **_environment(table.get("environment"))}
+    deploy = deployment(table.get("deploy"))
+    _build(table)
     service = ServiceSpec(
         name=name,
         image=table["image"].name(_IMAGE, "an image's name") if "image" in table else "",
@@ -180,20 +195,38 @@ def _service(where: Where) -> ServiceSpec:
         ports=_all_ports(ports(table["ports"]) if "ports" in table else (), own),
         depends_on=_depends(table.get("depends_on")),
         health=own.health or _healthcheck(table.get("healthcheck")),
-        limits=Limits(
-            memory=table["mem_limit"].size() if "mem_limit" in table else 0,
-            cpus=table["cpus"].number() if "cpus" in table else 0.0,
-            processes=table["pids_limit"].integer(0, 1 << 22) if "pids_limit" in table else 0,
-        ),
+        limits=_limits(table, deploy),
         stop_signal=_signal(table["stop_signal"].text()) if "stop_signal" in table else "SIGTERM",
         stop_grace=table["stop_grace_period"].seconds() if "stop_grace_period" in table else 10.0,
-        restart=_restart(table["restart"]) if "restart" in table else "always",
+        restart=deploy.restart or (_restart(table["restart"]) if "restart" in table else "always"),
         working_dir=table["working_dir"].text() if "working_dir" in table else "",
         user=table["user"].text() if "user" in table else "",
         process=own.process,
-        options=_options(table),
+        options=_options(table, deploy),
     )
     return replace(service, secrets=tuple(sorted({*own.secrets, *rules.secrets_used(service)})))
+
+
+def _build(table: Mapping[str, Where]) -> None:
+    """An image that has a name is looked for before it is built, by Compose's rules; here it is never built."""
+    if "build" in table and "image" not in table:
+        table["build"].wrong("images are not built here: build it elsewhere, and name it by `image`")
+    if "pull_policy" in table and table["pull_policy"].loose_text() == "build":
+        table["pull_policy"].wrong("images are not built here")
+
+
+def _limits(table: Mapping[str, Where], deploy: Deployment) -> Limits:
+    memory = table["mem_limit"].size() if "mem_limit" in table else deploy.memory
+    cpus = table["cpus"].number() if "cpus" in table else deploy.cpus
+    processes = table["pids_limit"].integer(0, 1 << 22) if "pids_limit" in table else deploy.processes
+    for key, own, other in (
+        ("mem_limit", memory, deploy.memory),
+        ("cpus", cpus, deploy.cpus),
+        ("pids_limit", processes, deploy.processes),
+    ):
+        if other and own != other:
+            table[key].wrong("`deploy.resources.limits` says otherwise")
+    return Limits(memory=memory, cpus=cpus, processes=processes)
 
 
 def _all_mounts(given: tuple[Mount, ...], own: ServiceSection) -> tuple[Mount, ...]:
@@ -280,8 +313,14 @@ def _signal(text: str) -> str:
     return text if text.startswith("SIG") else f"SIG{text}"
 
 
-def _options(table: Mapping[str, Where]) -> dict[str, str]:
+def _options(table: Mapping[str, Where], deploy: Deployment) -> dict[str, str]:
     found = {key: _option(table[key]) for key in sorted(OPTION_KEYS & set(table))}
+    if deploy.reserved:
+        found["mem_reservation"] = str(deploy.reserved)
+    if "network_mode" in table and table["network_mode"].choice(NETWORK_MODES):
+        found["network_mode"] = '"none"'
+        if "networks" in table:
+            table["networks"].wrong("`network_mode: none` leaves no network")
     health = table["healthcheck"].node if "healthcheck" in table else None
     if isinstance(health, Table) and _switched_off(health):
         found["healthcheck.disable"] = "true"  # not the same as saying nothing: an image may bring a check

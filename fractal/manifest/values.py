@@ -160,6 +160,10 @@ class Where:
             return ""
         return options[text] if isinstance(options, Mapping) else text
 
+    def resolved(self, text: str) -> str:
+        """A text that belongs here but stands elsewhere, with `${NAME}` and `$$` resolved."""
+        return self._resolve(text)
+
     def _resolve(self, text: str) -> str:
         if len(text) > MAX_TEXT or "\0" in text:
             self.wrong(f"longer than {MAX_TEXT} characters, or holds NUL")

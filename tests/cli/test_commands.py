@@ -175,6 +175,20 @@ def test_a_manifest_of_ones_own_is_sent_along(config: Path, agent: SampleAgent, 
     assert "absent.yml" in missing.stderr
 
 
+def test_env_files_beside_a_manifest_are_sent_along_and_no_others(
+    config: Path, agent: SampleAgent, tmp_path: Path
+) -> None:
+    (tmp_path / "private").write_text("KEY=1\n")
+    folder = tmp_path / "app"
+    folder.mkdir()
+    (folder / "own.env").write_text("A=1\n")
+    (folder / "link.env").symlink_to(tmp_path / "private")
+    names = "[own.env, link.env, ../private, absent.env]"
+    (folder / "app.yml").write_text(f"services: {{main: {{image: x, env_file: {names}}}}}\n")
+    run(config, "app", "install", str(folder / "app.yml"))
+    assert agent.last[1]["files"] == {"own.env": "A=1\n"}
+
+
 def test_a_separator_before_the_command_is_not_part_of_it(config: Path, agent: SampleAgent) -> None:
     agent.results["app.exec"] = {"exit_code": 0, "output": ""}
     run(config, "app", "exec", "cal", "--", "ls", "--", "x")

@@ -35,7 +35,7 @@ async def read_manifest(agent: Agent, name: str, params: Params) -> tuple[str, d
     if not text:
         catalog, text = await find_manifest(agent, name)
         source = f"{name} in catalog {catalog}"
-    return text, to_plain_spec(parse(text, source=source))
+    return text, to_plain_spec(parse(text, source=source, files=params.table("files")))
 
 
 def refuse_env(params: Params) -> None:

@@ -17,9 +17,12 @@ from fractal_containers.options import REACHING_OUT, READERS, settings
 from fractal_containers.runtime import ContainerRuntime
 from fractal_containers.testing import TestEngine, opened
 from fractal_containers.testing_images import BUSYBOX
+from fractal_podman.engine import PodmanEngine
 
 from fractal.api.app import AppRun, AppSpec, ServiceSpec
+from fractal.api.errors import BackendError
 from fractal.manifest import compose, parse
+from fractal.manifest.env_files import named
 
 MANIFEST = f"""
 name: keys of all kinds
@@ -62,8 +65,32 @@ services:
     pids_limit: 77
     platform: linux/amd64
     healthcheck: {{test: [CMD, test, -d, /scratch], interval: 1s, timeout: 2s, retries: 4, start_period: 7s}}
+  plainer:
+    image: {BUSYBOX}
+    build: ./here
+    network_mode: none
+    privileged: false
+    env_file: [given.env, {{path: absent.env, required: false}}]
+    environment: {{COLOUR: green}}
+    deploy:
+      mode: replicated
+      replicas: 1
+      resources: {{limits: {{memory: 48m, cpus: "0.25", pids: 55}}, reservations: {{memory: 24m}}}}
+      restart_policy: {{condition: on-failure, max_attempts: 3}}
+  watched:
+    image: {BUSYBOX}
+    network_mode: bridge
+    dns: [203.0.113.53]
+    logging: {{driver: json-file, options: {{max-size: 1m, max-file: "3"}}}}
   able: {{image: "{BUSYBOX}", cap_add: [NET_RAW, CAP_NET_ADMIN], cap_drop: [CHOWN]}}
   unwatched: {{image: "{BUSYBOX}", healthcheck: {{disable: true}}}}
+"""
+ENV_FILE = """\
+# what a file beside the manifest holds
+COLOUR=red
+export SHAPE="round ball"  # quoted
+EDGE=a#b
+LINK=db://${PASSWORD}@db
 """
 CHOWN, NET_ADMIN, NET_RAW = 0, 12, 13
 """Bits of capability sets, capabilities(7)."""
@@ -89,7 +116,8 @@ def world(engine: TestEngine, tmp_path_factory: pytest.TempPathFactory) -> Itera
     folder = tmp_path_factory.mktemp("keys")
     root = folder / "root"
     root.mkdir()
-    spec = parse(MANIFEST)
+    assert named(MANIFEST) == ("given.env", "absent.env")
+    spec = parse(MANIFEST, files={"given.env": ENV_FILE})
     run = AppRun(
         group="group",
         app="app",
@@ -135,6 +163,19 @@ def stop_signal(c: Any) -> str:
 def check(c: Any) -> dict[str, Any]:
     """Podman is given no interval, as the runtime repeats checks there."""
     return {"Interval": 10**9, **c["Config"]["Healthcheck"]}
+
+
+def cpus(c: Any) -> float:
+    """Docker counts billionths, Podman microseconds of a period."""
+    found = c["HostConfig"]
+    return (
+        float(found["NanoCpus"]) / 1e9 if found["NanoCpus"] else float(found["CpuQuota"]) / found["CpuPeriod"]
+    )
+
+
+def restart_label(c: Any) -> str:
+    """The agent's to do; see `restart-never-by-engine`."""
+    return str(c["Config"]["Labels"]["org.fractal-homeserver.restart"])
 
 
 def capabilities(name: str) -> Callable[[Any], Any]:
@@ -210,6 +251,17 @@ def config(name: str) -> Callable[[Any], Any]:
             },
             id="healthcheck",
         ),
+        pytest.param("plainer", host("NetworkMode"), "none", id="network_mode-none"),
+        pytest.param("plainer", host("Memory"), 48 << 20, id="deploy-limits-memory"),
+        pytest.param("plainer", cpus, 0.25, id="deploy-limits-cpus"),
+        pytest.param("plainer", host("PidsLimit"), 55, id="deploy-limits-pids"),
+        pytest.param("plainer", host("MemoryReservation"), 24 << 20, id="deploy-reservations-memory"),
+        pytest.param("plainer", restart_label, "on-failure", id="deploy-restart_policy"),
+        pytest.param("plainer", config("Image"), None, id="build-beside-image"),
+        pytest.param("watched", host("Dns"), ["203.0.113.53"], id="dns"),
+        pytest.param(
+            "watched", lambda c: c["HostConfig"]["NetworkMode"] == "none", False, id="network_mode-bridge"
+        ),
         pytest.param("unwatched", config("Healthcheck"), {"Test": ["NONE"]}, id="healthcheck-disable"),
         pytest.param("plain", capabilities("CapDrop"), ["NET_RAW"], id="no-raw-sockets-unasked"),
         pytest.param("plain", host("SecurityOpt"), ["no-new-privileges"], id="no-new-privileges"),
@@ -231,6 +283,13 @@ def test_the_engine_was_told(world: World, service: str, seen: Callable[[Any], A
         ),
         pytest.param("given", ["cat", "/run/secrets/TOKEN"], TOKEN, id="secret-as-file"),
         pytest.param("given", ["ls", "/run/secrets"], "TOKEN", id="only-the-unnamed-secrets-are-files"),
+        pytest.param(
+            "plainer",
+            ["sh", "-c", "echo $COLOUR/$SHAPE/$EDGE/$LINK"],
+            f"green/round ball/a#b/db://{PASSWORD}@db",
+            id="env_file",
+        ),
+        pytest.param("plainer", ["ls", "/sys/class/net"], "lo\n", id="network_mode-none"),
         pytest.param("given", ["id", "-u"], "1000", id="user"),
         pytest.param("given", ["pwd"], "/tmp", id="working_dir"),
         pytest.param("given", ["hostname"], "oak", id="hostname"),
@@ -295,14 +354,21 @@ def test_ports_are_published_on_loopback_only(world: World) -> None:
 
 
 def test_every_option_of_the_manifest_is_known_here() -> None:
-    assert set(READERS) == compose.OPTION_KEYS | {"healthcheck.disable"}
+    assert set(READERS) == compose.OPTION_KEYS | {"healthcheck.disable", "network_mode"}
 
 
 @pytest.mark.parametrize(
     ("key", "text", "words"),
     [
         ("devices", '["/dev/kvm"]', "not supported"),
-        ("privileged", "true", "not supported"),
+        ("privileged", "true", "reach"),
+        ("privileged", '"yes"', "true or false"),
+        ("network_mode", '"host"', "not supported"),
+        ("dns", '["resolver"]', "address"),
+        ("logging", '{"driver":"syslog"}', "driver"),
+        ("logging", '{"options":{"tag":"x"}}', "tag"),
+        ("logging", '{"options":{"max-size":"10g"}}', "at most"),
+        ("mem_reservation", '"some"', "size"),
         ("cap_add", '["SYS_ADMIN"]', "reach"),
         ("cap_add", '["ALL"]', "reach"),
         ("cap_add", '["nonsense"]', "capability"),
@@ -326,6 +392,33 @@ def test_what_cannot_be_honoured_is_refused_by_name(key: str, text: str, words: 
     (refusal,) = refusals(spec, EngineConfig())
     assert (refusal.service, refusal.key) == ("main", key)
     assert words in f"{refusal.key}: {refusal.reason}"
+
+
+def test_logs_are_bounded_as_asked(world: World) -> None:
+    """Docker keeps three files; Podman one that is as large as the two older ones."""
+    container, engine = world.inspected["watched"], world.runtime._engine
+    if isinstance(engine, PodmanEngine):
+        path = f"/containers/{container['Id']}/json"
+        found = world.runner.run(engine.ask("looking", engine._json, "GET", path))
+        assert found["HostConfig"]["LogConfig"]["Size"] == "2.097MB"
+    else:
+        assert container["HostConfig"]["LogConfig"]["Config"] == {"max-size": str(1 << 20), "max-file": "3"}
+
+
+async def test_a_device_may_allow_even_privileged_services(
+    engine: TestEngine, inside: None, tmp_path: Path
+) -> None:
+    spec = parse(f"services: {{main: {{image: '{BUSYBOX}', command: [sleep, '99'], privileged: true}}}}")
+    run = AppRun(group="group", app="app", epoch=1, spec=spec, volume_root=tmp_path)
+    client = engine.api()
+    try:
+        async with opened(engine, tmp_path, capabilities=("ALL",)) as runtime:
+            with contextlib.suppress(BackendError):  # where this machine has not all capabilities itself
+                await runtime.start(run)
+            (container,) = await runtime._containers(run.key)
+            assert client.inspect_container(container.id)["HostConfig"]["Privileged"] is True
+    finally:
+        client.close()
 
 
 def test_a_device_may_allow_what_reaches_out() -> None:

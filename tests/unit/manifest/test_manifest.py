@@ -112,7 +112,7 @@ def test_every_problem_is_told_at_once_with_its_line() -> None:
             image: nginx
             ports: [99999]
             restart: maybe
-            privileged: true
+            isolation: hyperv
             environment: {A: }
         volums: {}
         """)
@@ -121,7 +121,7 @@ def test_every_problem_is_told_at_once_with_its_line() -> None:
     assert str(caught.value).splitlines() == [
         "app.yml:9: volums: not supported; did you mean 'volumes'?",
         "app.yml:3: services.web.imgae: not supported; did you mean 'image'?",
-        "app.yml:7: services.web.privileged: not supported",
+        "app.yml:7: services.web.isolation: not supported",
         "app.yml:8: services.web.environment.A: has no value; an app sees nothing of the device's own environment",
         "app.yml:5: services.web.ports[0]: '99999' is not a port from 1 to 65535 (ranges are not supported)",
         "app.yml:6: services.web.restart: 'maybe' is not one of always, false, no, on-failure, unless-stopped",

@@ -47,6 +47,7 @@ SPECS: tuple[Spec, ...] = (
         {
             "app": Param(Kind.TEXT, "Name of the app in a catalog; with `manifest` only its name here."),
             "manifest": Param(Kind.TEXT, "The manifest's text, instead of a catalog's."),
+            "files": Param(Kind.TABLE, "Texts of the env files that it names, by path; never logged."),
             "name": Param(Kind.TEXT, "Its name in the group, if it is to differ."),
             "device": Param(Kind.TEXT, "Device to run on, by name or id. Left out: the best placed one."),
             "store": Param(Kind.TEXT, "Store for its archive. Left out: the group's only one."),
@@ -190,6 +191,7 @@ SPECS: tuple[Spec, ...] = (
         {
             "app": NAME,
             "manifest": Param(Kind.TEXT, "The new manifest's text. Left out: the catalog's present one."),
+            "files": Param(Kind.TABLE, "Texts of the env files that it names, by path; never logged."),
             "name": Param(Kind.TEXT, "New name."),
             "env": Param(Kind.TABLE, "Values for the manifest's variables."),
             "secrets": Param(Kind.TABLE, "New secret values by name; never logged."),

@@ -32,6 +32,8 @@ def _service(service: ServiceSpec, config: EngineConfig) -> Iterator[Refusal]:
     for port in service.ports:
         if not 1 <= port.container <= 65535:
             yield Refusal(service.name, f"ports.{port.name}", "needs the number that the service listens on")
+    if "network_mode" in service.options and service.ports:
+        yield Refusal(service.name, "network_mode", "leaves no network for the service's ports")
     targets = [mount.target for mount in service.mounts]
     for target in targets:
         if bad_target(target) or targets.count(target) > 1:

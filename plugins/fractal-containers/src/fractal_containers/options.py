@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -26,14 +27,24 @@ class Options:
 
     cap_add: tuple[str, ...] = ()
     cap_drop: tuple[str, ...] = ()
+    dns: tuple[str, ...] = ()
+    """Addresses of resolvers for names that are not the app's own."""
     expose: tuple[tuple[int, str], ...] = ()
     extra_hosts: Mapping[str, str] = field(default_factory=dict)
     hostname: str = ""
     init: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
+    log_bytes: int = 0
+    """Size at which the log is rotated; 0: the device's."""
+    log_files: int = 0
+    """Files that are kept of it; 0: the device's."""
+    mem_reservation: int = 0
+    """Bytes."""
     no_health: bool = False
     """Not even the image's own check."""
+    no_network: bool = False
     platform: str = ""
+    privileged: bool = False
     read_only: bool = False
     shm_size: int = 0
     """Bytes; 0: the engine's default."""
@@ -63,6 +74,8 @@ REACHING_OUT = frozenset(
     }
 )
 """With these a program inside can reach the device, other apps, or the guard."""
+MAX_LOG_BYTES, MAX_LOG_FILES = 64 << 20, 10
+"""What an app's logs may take of a device at most, per service."""
 _CAPABILITY = re.compile(r"(?:CAP_)?([A-Z][A-Z0-9_]{1,30})")
 _SIZE = re.compile(r"(\d{1,15})\s*(b|k|kb|kib|m|mb|mib|g|gb|gib)?", re.IGNORECASE)
 _UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
@@ -88,6 +101,12 @@ def settings(options: Mapping[str, str], allowed: frozenset[str] = frozenset()) 
 
 
 def _restricted(options: Options, allowed: frozenset[str]) -> Options:
+    if options.privileged:
+        if "ALL" not in allowed:
+            raise ValueError(
+                'privileged: lets the app reach the device itself; allow it by `capabilities = ["ALL"]` of the runtime'
+            )
+        return options
     add, drop = options.cap_add, options.cap_drop
     if refused := sorted((set(add) & REACHING_OUT) - {_capability(name) for name in allowed}):
         raise ValueError(
@@ -146,11 +165,50 @@ def _read_tmpfs(value: Any, found: Found) -> None:
     found["tmpfs"] = mounts
 
 
-def _read_size(value: Any, found: Found) -> None:
+def _size(value: Any) -> int:
     match = _SIZE.fullmatch(str(value)) if isinstance(value, str | int) else None
     if match is None:
         raise ValueError(f"{str(value)[:40]!r} is not a size such as 64m")
-    found["shm_size"] = int(match[1]) * _UNITS[(match[2] or "b")[0].lower()]
+    return int(match[1]) * _UNITS[(match[2] or "b")[0].lower()]
+
+
+def _read_shm_size(value: Any, found: Found) -> None:
+    found["shm_size"] = _size(value)
+
+
+def _read_mem_reservation(value: Any, found: Found) -> None:
+    found["mem_reservation"] = _size(value)
+
+
+def _read_logging(value: Any, found: Found) -> None:
+    if unknown := sorted(set(value) - {"driver", "options"}):
+        raise ValueError(f"{unknown[0][:40]!r} is not supported")
+    if value.get("driver", "json-file") not in ("json-file", "local"):
+        raise ValueError(
+            f"driver {str(value['driver'])[:40]!r} is not supported: logs are kept on the device"
+        )
+    given = value.get("options") or {}
+    if unknown := sorted(set(given) - {"max-size", "max-file"}):
+        raise ValueError(f"option {unknown[0][:40]!r} is not supported")
+    files = str(given.get("max-file", 0))
+    size = _size(given.get("max-size", 0))
+    if not files.isdecimal() or int(files) > MAX_LOG_FILES or size > MAX_LOG_BYTES:
+        raise ValueError(f"at most {MAX_LOG_FILES} files of {MAX_LOG_BYTES >> 20} MiB")
+    found["log_bytes"], found["log_files"] = size, int(files)
+
+
+def _read_dns(value: Any, found: Found) -> None:
+    found["dns"] = tuple(str(ipaddress.ip_address(word)) for word in _words(value))
+
+
+def _read_privileged(value: Any, found: Found) -> None:
+    found["privileged"] = _flag(value)
+
+
+def _read_network_mode(value: Any, found: Found) -> None:
+    if value != "none":
+        raise ValueError(f"{str(value)[:40]!r} is not supported")
+    found["no_network"] = True
 
 
 def _read_ulimits(value: Any, found: Found) -> None:
@@ -224,15 +282,20 @@ def _read_disabled(value: Any, found: Found) -> None:
 READERS: Mapping[str, Callable[[Any, Found], None]] = {
     "cap_add": _read_cap_add,
     "cap_drop": _read_cap_drop,
+    "dns": _read_dns,
     "expose": _read_expose,
     "extra_hosts": _read_hosts,
     "healthcheck.disable": _read_disabled,
     "hostname": _read_hostname,
     "init": _read_init,
     "labels": _read_labels,
+    "logging": _read_logging,
+    "mem_reservation": _read_mem_reservation,
+    "network_mode": _read_network_mode,
     "platform": _read_platform,
+    "privileged": _read_privileged,
     "read_only": _read_only,
-    "shm_size": _read_size,
+    "shm_size": _read_shm_size,
     "tmpfs": _read_tmpfs,
     "ulimits": _read_ulimits,
 }

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from fractal.api.app import AppRun, ServiceSpec
 from fractal.api.context import Context
-from fractal.api.errors import BackendError
+from fractal.api.errors import BackendError, Misconfigured
 from fractal_containers.ending import strike
 from fractal_containers.engine import Engine
 from fractal_containers.files import make_volumes, write_secrets
@@ -96,11 +96,21 @@ class Start:
                     continue
             await self._conditions(spec)
             await self._begin(spec, order, found)
-            try:
-                self.isolation.check(network)
-            except BackendError:
-                await strike(self.context.clock, self.place.cgroup, key)  # what nothing shuts in does not run
-                raise
+            if "network_mode" not in spec.options:
+                await self._shut_in(spec, network)
+
+    async def _shut_in(self, spec: ServiceSpec, network: Network) -> None:
+        """What nothing shuts in does not run: its bridge must be where the firewall is. Raises Misconfigured."""
+        if self.isolation.sees(network):
+            return
+        found = {c.service: c for c in await self.containers()}.get(spec.name)
+        if found is None or not found.running or self.isolation.sees(network):
+            return  # it has ended, and Podman takes a bridge away with its last container
+        await strike(self.context.clock, self.place.cgroup, self.run.key)
+        raise Misconfigured(
+            "socket",
+            f"the engine's bridge {network.bridge} is not to be seen: engine and agent must be in one network namespace",
+        )
 
     def _ended_for_good(self, container: Container) -> bool:
         policy = container.labels.get(RESTART, "always")

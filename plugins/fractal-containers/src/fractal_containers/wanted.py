@@ -33,7 +33,7 @@ class Wanted:
     """A container to make.
 
     Whatever it asks for, an engine adds: `no-new-privileges`, no restarts by the engine, every published port on
-    127.0.0.1 at a number of the engine's choice, and `log_bytes` as the bound of its log.
+    127.0.0.1 at a number of the engine's choice, and `log_files` of `log_bytes` as the bound of its log.
     """
 
     name: str
@@ -61,6 +61,7 @@ class Wanted:
     limits: Limits = field(default_factory=Limits)
     ulimits: tuple[Ulimit, ...] = ()
     log_bytes: int
+    log_files: int = 2
     options: Options = field(default_factory=Options)
 
     @property
@@ -113,7 +114,8 @@ def wanted(
         ports=tuple(dict.fromkeys((port.container, port.protocol) for port in service.ports)),
         limits=service.limits,
         ulimits=_ulimits(service, options),
-        log_bytes=place.config.log_bytes,
+        log_bytes=options.log_bytes or place.config.log_bytes,
+        log_files=options.log_files or 2,
         options=options,
     )
 

@@ -37,17 +37,21 @@ def payload(wanted: Wanted) -> dict[str, Any]:
         "ports": list(wanted.exposed),
         "stop_signal": wanted.stop_signal or None,
         "healthcheck": _healthcheck(wanted.health, disabled=options.no_health),
-        "networking_config": NetworkingConfig({wanted.network: EndpointConfig(API, aliases=[wanted.alias])}),
+        "networking_config": None if options.no_network else _networking(wanted),
         "host_config": _host(wanted),
     }
 
 
+def _networking(wanted: Wanted) -> NetworkingConfig:
+    return NetworkingConfig({wanted.network: EndpointConfig(API, aliases=[wanted.alias])})
+
+
 def _host(wanted: Wanted) -> HostConfig:
     limits, options = wanted.limits, wanted.options
-    log = {"max-size": str(wanted.log_bytes), "max-file": "2"}
+    log = {"max-size": str(wanted.log_bytes), "max-file": str(wanted.log_files)}
     return HostConfig(
         version=API,
-        network_mode=wanted.network,
+        network_mode="none" if options.no_network else wanted.network,
         mounts=[Mount(b.target, str(b.source), type="bind", read_only=b.read_only) for b in wanted.binds],
         port_bindings={f"{number}/{protocol}": (LOOPBACK, None) for number, protocol in wanted.ports},
         cgroup_parent=wanted.cgroup_parent,
@@ -58,6 +62,9 @@ def _host(wanted: Wanted) -> HostConfig:
         pids_limit=limits.processes or None,
         ulimits=[DockerUlimit(Name=u.name, Soft=u.soft, Hard=u.hard) for u in wanted.ulimits],
         log_config=LogConfig(type="json-file", config=log),
+        dns=list(options.dns) or None,
+        privileged=options.privileged,
+        mem_reservation=options.mem_reservation or None,
         cap_add=list(options.cap_add),
         cap_drop=list(options.cap_drop),
         extra_hosts=dict(options.extra_hosts) or None,

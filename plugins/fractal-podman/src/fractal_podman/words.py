@@ -36,8 +36,10 @@ def payload(wanted: Wanted) -> dict[str, Any]:
         "user": wanted.user,
         "work_dir": wanted.working_dir,
         "hostname": options.hostname,
-        "netns": {"nsmode": "bridge"},
-        "Networks": {wanted.network: {"aliases": [wanted.alias]}},
+        "netns": {"nsmode": "none" if options.no_network else "bridge"},
+        "Networks": {} if options.no_network else {wanted.network: {"aliases": [wanted.alias]}},
+        "dns_server": list(options.dns),
+        "privileged": options.privileged,
         "portmappings": [
             {"container_port": number, "protocol": protocol, "host_ip": LOOPBACK}
             for number, protocol in wanted.ports
@@ -49,7 +51,7 @@ def payload(wanted: Wanted) -> dict[str, Any]:
         "cgroups_mode": "no-conmon",
         "restart_policy": "no",  # an engine that restarts apps would start them without a lease
         "no_new_privileges": True,
-        "log_configuration": {"driver": "k8s-file", "size": wanted.log_bytes},
+        "log_configuration": {"driver": "k8s-file", "size": _log_bytes(wanted)},
         "resource_limits": _limits(wanted),
         "r_limits": [{"type": u.name, "soft": u.soft, "hard": u.hard} for u in wanted.ulimits],
         "cap_add": [f"CAP_{name}" if name != "ALL" else name for name in options.cap_add],
@@ -77,6 +79,11 @@ def _exposed(wanted: Wanted) -> dict[int, str]:
     return found
 
 
+def _log_bytes(wanted: Wanted) -> int:
+    """Podman's monitor keeps one file and begins it anew: as large as Docker's older ones together."""
+    return wanted.log_bytes * max(1, wanted.log_files - 1)
+
+
 def _bind(source: str, target: str, *, read_only: bool) -> dict[str, Any]:
     options = ["rbind", "ro" if read_only else "rw"]
     return {"type": "bind", "source": source, "destination": target, "options": options}
@@ -94,6 +101,8 @@ def _limits(wanted: Wanted) -> dict[str, Any]:
     limits, found = wanted.limits, dict[str, Any]()
     if limits.memory:
         found["memory"] = {"limit": limits.memory}
+    if reserved := wanted.options.mem_reservation:
+        found["memory"] = {**found.get("memory", {}), "reservation": reserved}
     if limits.cpus:
         found["cpu"] = {"quota": round(limits.cpus * PERIOD), "period": PERIOD}
     if limits.processes:

@@ -1,0 +1,98 @@
+"""`env_file` of a Compose service: files beside the manifest, read by whoever gives it.
+
+An app that is in the log has no files beside it any more, so their variables become the service's own. The form is that of
+Docker Compose's env files: https://docs.docker.com/compose/how-tos/environment-variables/variable-interpolation/#env-file-syntax
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from fractal.api.errors import InvalidInput
+from fractal.manifest.document import Items, Node, Problems, Scalar, Table, read
+from fractal.manifest.values import Where
+
+_LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_.-]*)\s*(?:=(.*))?", re.DOTALL)
+_DOUBLE = re.compile(r'"((?:[^"\\]|\\.)*)"\s*(?:#.*)?')
+_SINGLE = re.compile(r"'([^']*)'\s*(?:#.*)?")
+_ESCAPE = re.compile(r"\\(.)")
+_ESCAPED = {"n": "\n", "r": "\r", "t": "\t"}
+MAX_FILES = 64
+
+
+def named(text: str) -> tuple[str, ...]:
+    """Paths of the env files that a manifest names, each once. None if it cannot be read: `parse` says what is wrong."""
+    try:
+        root = read(text, Problems("manifest"))
+    except InvalidInput:
+        return ()
+    _, services = root.entries.get("services", (0, None))
+    found = [
+        path
+        for _, service in (services.entries.values() if isinstance(services, Table) else ())
+        if isinstance(service, Table) and "env_file" in service.entries
+        for path in _paths(service.entries["env_file"][1])
+    ]
+    return tuple(dict.fromkeys(found))[:MAX_FILES]
+
+
+def _paths(node: Node) -> Iterator[str]:
+    for item in node.items if isinstance(node, Items) else (node,):
+        if isinstance(item, Table):
+            _, item = item.entries.get("path", (0, item))
+        if isinstance(item, Scalar) and item.text:
+            yield item.text
+
+
+def outside(path: str) -> bool:
+    """Whether a path may lead out of the manifest's own folder: it is not for a manifest to name other files."""
+    return path.startswith(("/", "~")) or "\\" in path or ".." in path.split("/")
+
+
+def variables(where: Where | None, files: Mapping[str, str]) -> dict[str, str]:
+    """The variables of all files that a service names, later files first in rank."""
+    if where is None:
+        return {}
+    found: dict[str, str] = {}
+    for item in where.items() if isinstance(where.node, Items) else [where]:
+        table = (
+            item.table(frozenset({"path", "required"})) if isinstance(item.node, Table) else {"path": item}
+        )
+        if "path" not in table:
+            item.wrong("needs `path`")
+            continue
+        path = table["path"].text()
+        if outside(path):
+            item.wrong(f"{path[:80]!r} leads out of the manifest's folder")
+        elif path in files:
+            found |= _read(item, path, files[path])
+        elif "required" not in table or table["required"].flag():
+            item.wrong(f"{path[:80]!r} is not beside the manifest; put its variables into `environment`")
+    return found
+
+
+def _read(where: Where, path: str, text: str) -> dict[str, str]:
+    found = {}
+    for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        match = _LINE.fullmatch(line)
+        if match is None:
+            where.wrong(f"{path[:80]}:{number}: expected NAME=VALUE")
+        elif match[2] is None:
+            where.wrong(
+                f"{path[:80]}:{number}: {match[1][:80]} has no value; an app sees nothing of the device's own environment"
+            )
+        else:
+            found[match[1]] = _value(where, match[2].strip())
+    return found
+
+
+def _value(where: Where, text: str) -> str:
+    if match := _SINGLE.fullmatch(text):
+        return match[1]
+    if match := _DOUBLE.fullmatch(text):
+        return where.resolved(_ESCAPE.sub(lambda m: _ESCAPED.get(m[1], m[1]), match[1]))
+    return where.resolved(re.split(r"(?:^|\s)#", text, maxsplit=1)[0].rstrip())

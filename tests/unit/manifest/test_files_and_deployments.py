@@ -1,0 +1,88 @@
+"""`env_file`, `deploy`, `build`, `network_mode`: what of them is taken, and what is refused by name."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from fractal.api.app import Limits
+from fractal.api.errors import InvalidInput
+from fractal.manifest import parse
+from fractal.manifest.env_files import named
+
+FILES = {
+    "one.env": "A=1\nB=${PASSWORD}\nC='$literal # all of it'\nD=\"two\\nlines\"\r\n",
+    "two.env": "\ufeff# a comment\n\nexport A = 2 # another\nE=\nF=x#y\nG=${NOT_SET:-fallback}$$\n",
+}
+
+
+def test_later_files_and_the_environment_itself_come_first() -> None:
+    text = """
+x-homeserver: {secrets: {generate: [PASSWORD]}}
+services:
+  main: {image: x, env_file: [one.env, {path: two.env}], environment: {E: own}}
+"""
+    assert named(text) == ("one.env", "two.env")
+    (service,) = parse(text, files=FILES).services
+    assert service.env == {
+        "A": "2",
+        "B": "{secret.PASSWORD}",
+        "C": "$literal # all of it",
+        "D": "two\nlines",
+        "E": "own",
+        "F": "x#y",
+        "G": "fallback$",
+    }
+    assert service.secrets == ("PASSWORD",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "- x",
+        "services: 7",
+        "services: {a: 7}",
+        "services: {a: {env_file: {}}}",
+        "services: {a: {env_file: [[]]}}",
+        "{{",
+    ],
+)
+def test_names_of_files_are_sought_in_anything(text: str) -> None:
+    assert named(text) == ()
+
+
+def test_a_deployment_on_one_device() -> None:
+    deploy = "{resources: {limits: {memory: 64M, cpus: '1.5', pids: 9}, reservations: {memory: 1m}}, restart_policy: {condition: none}}"
+    (service,) = parse(f"services: {{main: {{image: x, restart: always, deploy: {deploy}}}}}").services
+    assert service.limits == Limits(memory=64 << 20, cpus=1.5, processes=9)
+    assert (service.restart, service.options) == ("no", {"mem_reservation": "1048576"})
+
+
+@pytest.mark.parametrize(
+    ("service", "problem"),
+    [
+        ("build: .", "images are not built here"),
+        ("image: x, build: ., pull_policy: build", "images are not built here"),
+        ("image: x, network_mode: host", "not one of"),
+        ("image: x, network_mode: none, networks: [default]", "leaves no network"),
+        ("image: x, env_file: ../../secrets", "leads out"),
+        ("image: x, env_file: /etc/passwd", "leads out"),
+        ("image: x, env_file: gone.env", "not beside the manifest"),
+        ("image: x, env_file: bad.env", "bad.env:2: expected NAME=VALUE"),
+        ("image: x, env_file: unset.env", "NAME has no value"),
+        ("image: x, deploy: {replicas: 2}", "runs once"),
+        ("image: x, deploy: {mode: global}", "not one of"),
+        ("image: x, deploy: {placement: {}}", "deploy.placement: not supported"),
+        (
+            "image: x, deploy: {resources: {reservations: {devices: []}}}",
+            "reservations.devices: not supported",
+        ),
+        ("image: x, mem_limit: 1g, deploy: {resources: {limits: {memory: 2g}}}", "says otherwise"),
+    ],
+)
+def test_wrong_env_files_deployments_builds_and_networks(service: str, problem: str) -> None:
+    files = {"bad.env": "A=1\nnot a line", "unset.env": "NAME"}
+    with pytest.raises(InvalidInput, match=re.escape(problem)):
+        parse(f"services: {{main: {{{service}}}}}", files=files)
