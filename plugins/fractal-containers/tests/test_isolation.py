@@ -233,6 +233,20 @@ async def test_sockets_and_folders_of_the_device_are_not_there(
     assert others <= {"/etc/resolv.conf", "/etc/hostname", "/etc/hosts", "/run/.containerenv", "/run/secrets"}
 
 
+async def test_an_engine_that_was_killed_finds_its_apps_shut_in_as_before(
+    engine: TestEngine, runtime: RememberingRuntime, around: Surroundings, tmp_path: Path
+) -> None:
+    """Docker ends what ran when it comes back, Podman does not even notice; the agent starts again what does not run."""
+    run = run_of(tmp_path, service())
+    await up(runtime, run)
+    engine.kill()
+    await runtime.start(run)
+    assert [s.running for s in (await seen(runtime, run)).services] == [True]
+    assert not await reaches(runtime, run, f"{LAN}.1")
+    assert not await reaches(runtime, run, await gateway(runtime, run))
+    assert await reaches(runtime, run, f"{INTERNET}.2")
+
+
 async def test_what_a_device_allows_is_reached(
     engine: TestEngine, around: Surroundings, tmp_path: Path
 ) -> None:

@@ -109,12 +109,12 @@ class TestEngine(ABC):
         self.folder.mkdir(parents=True, exist_ok=True)
         namespaces = ["--mount", "--propagation=slave", "--pid", "--fork", "--kill-child", "--mount-proc"]
         enter = ["unshare", "--net"] if self.netns is None else ["nsenter", f"--net={self.netns}", "unshare"]
-        # The shell is the namespace's first process and reaps what the engine leaves.
+        # The shell is the namespace's first process, reaps what the engine leaves, and starts it again as systemd would.
         lines = ["ip link set lo up"]
         for path in self.private():
             own = self.folder / "private" / path.strip("/").replace("/", "-")
             lines.append(f"mkdir -p {path} {own} && mount --bind {own} {path}")
-        script = "\n".join([*lines, '"$@" & wait'])
+        script = "\n".join([*lines, 'while :; do "$@"; sleep 0.2; done'])
         argv = [
             "setpriv",
             "--pdeathsig=KILL",
@@ -137,18 +137,36 @@ class TestEngine(ABC):
                 env={**os.environ, **self.env()},
             )
         self.leader = process.pid
+        try:
+            self.await_answer()
+        except RuntimeError:
+            process.kill()
+            process.wait()
+            raise
+        return process
+
+    def await_answer(self) -> None:
+        """Wait until it answers. Raises RuntimeError with its last words."""
         client = self.api()
         try:
             end = time.monotonic() + READY
             while not _answers(client):
-                if time.monotonic() > end or process.poll() is not None:
-                    process.kill()
-                    process.wait()
-                    raise RuntimeError(f"{self.program} does not start: {self.log.read_text()[-2000:]}")
+                if time.monotonic() > end:
+                    raise RuntimeError(f"{self.program} does not answer: {self.log.read_text()[-2000:]}")
                 time.sleep(0.05)
         finally:
             client.close()
-        return process
+
+    def kill(self) -> None:
+        """SIGKILL it, and wait until it is there again."""
+        before = self.pid
+        os.kill(before, signal.SIGKILL)
+        end = time.monotonic() + READY
+        while Path(f"/proc/{before}").exists():
+            if time.monotonic() > end:
+                raise RuntimeError(f"{self.program} outlives SIGKILL")
+            time.sleep(0.02)
+        self.await_answer()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
