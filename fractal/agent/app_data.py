@@ -36,8 +36,10 @@ class AppData:
         self._line: list[Moment] | None = None
         """The main line as last listed, with what was committed here since; None before the first look."""
         self._fulls: set[Point] = set()
-        self._in_use: frozenset[str] = frozenset()
+        self._in_use: list[str] = []
         """Local snapshots that something reads just now."""
+        self._open_until: dict[str, float] = {}
+        """Local snapshots that people look into, and until when (boottime)."""
         self._bases: dict[int, Point] = {}
         self._archive: tuple[object, Archive] | None = None
         """With the keys that it was last given."""
@@ -170,11 +172,23 @@ class AppData:
     @contextmanager
     def holding(self, points: Collection[Point]) -> Iterator[None]:
         """Keep the snapshots of these moments, which are being read."""
-        self._in_use = frozenset(self._job.facts.now.name_of(p) for p in points)
+        names = [self._job.facts.now.name_of(p) for p in points]
+        self._in_use += names
         try:
             yield
         finally:
-            self._in_use = frozenset()
+            for name in names:
+                self._in_use.remove(name)
+
+    async def open(self, point: Point, seconds: float) -> Path:
+        """Where a moment can be read on this device, for so long. Raises NotFound, Corrupt, Denied, BackendError."""
+        clock, snapshotter = self._job.group.agent.clock, self._job.group.agent.snapshotter
+        name = self._job.facts.now.name_of(point)
+        self._open_until[name] = max(self._open_until.get(name, 0.0), clock.boottime() + seconds)
+        name = await self._restore(point)
+        self._open_until.setdefault(name, clock.boottime() + seconds)
+        found = {s.name: s.path for s in await snapshotter.snapshots(self.volume)}
+        return found[name]
 
     async def fetch(self) -> None:
         """Bring the newest snapshot of the main line here, beside whatever runs."""
@@ -221,7 +235,9 @@ class AppData:
         if wish is not None:
             keep.add(facts.name_of(wish.point))  # fetched, and about to be put in place
         newest = sorted(facts.names, key=_point)[-KEEP:]
-        keep |= {facts.names[k] for k in newest} | self._in_use
+        now = self._job.group.agent.clock.boottime()
+        self._open_until = {name: end for name, end in self._open_until.items() if end > now}
+        keep |= {facts.names[k] for k in newest} | {*self._in_use, *self._open_until}
         if self._line is None:
             keep |= set(facts.names.values())  # what coming merges need is not known before the first look
         else:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from fractal.agent.app_job import AppJob
     from fractal.api.context import Clock
     from fractal.archive.archive import Archive
+    from fractal.archive.collecting import Leaving
     from fractal.archive.records import Record
     from fractal.archive.thinning import Outlook, Thinned
     from fractal.core.model import Point, Policy
@@ -65,6 +66,10 @@ class Thinning:
         await job.group.list_epochs(job.app.store)
         archive, rules = await job.data.archive(), await self.rules()
         return await archive.outlook(rules, await job.data.held() if job.owns else frozenset())
+
+    async def leaving(self) -> list[Leaving]:
+        """What was let go and still stands. Raises BackendError."""
+        return await (await self._job.data.archive()).leaving()
 
     async def thin(self) -> list[Thinned]:
         """Merge what is due and let go what may. Raises what the archive's `thin` raises."""

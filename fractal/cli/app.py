@@ -22,7 +22,8 @@ from fractal.cli.session import (
 from fractal.cli.status import app_row, show_apps
 
 AT_HELP = (
-    "A moment: EPOCH.NUMBER, a time (2026-05-01T12:00) or an age (90s, 10m, 2h, 3d). [default: the newest]"
+    "A moment: EPOCH.NUMBER, a time ('yesterday 10:00', 2026-05-01T12:00) or an age (2h, '3 days ago'). "
+    "[default: the newest]"
 )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from fractal.cli.app import AT_HELP, read_env_files, read_manifest, read_secrets, say_done
-from fractal.cli.output import clean, show_facts
+from fractal.cli.output import clean, show_facts, size
 from fractal.cli.pairs import name_values
 from fractal.cli.session import Session, change_options, group_option, pass_session, wait_option
 
@@ -94,6 +94,22 @@ def fork(session: Session, name: str, new_name: str, group: str | None, **option
 @click.option(
     "--trust", type=click.Choice(["group", "member", "list"]), help="Whose devices get the app's key."
 )
+@click.option(
+    "--keep-all", type=click.FloatRange(min=0), metavar="HOURS", help="How long every snapshot stays."
+)
+@click.option(
+    "--keep-hourly", type=click.IntRange(0, 1000), metavar="COUNT", help="How many hourly ones stay."
+)
+@click.option("--keep-daily", type=click.IntRange(0, 1000), metavar="COUNT", help="How many daily ones stay.")
+@click.option(
+    "--keep-weekly", type=click.IntRange(0, 1000), metavar="COUNT", help="How many weekly ones stay."
+)
+@click.option(
+    "--keep-gib",
+    type=click.FloatRange(min=0),
+    metavar="GIB",
+    help="What all may take in the store; 0: no limit. The oldest go first.",
+)
 @change_options
 @pass_session
 def policy(session: Session, name: str, group: str | None, **options: Any) -> None:
@@ -109,10 +125,22 @@ def policy(session: Session, name: str, group: str | None, **options: Any) -> No
             "standby": options["standby"],
             "devices": list(options["devices"]) or None,
             "trust": options["trust"],
+            "keep_all_s": None if options["keep_all"] is None else options["keep_all"] * 3600,
+            "keep_hourly": options["keep_hourly"],
+            "keep_daily": options["keep_daily"],
+            "keep_weekly": options["keep_weekly"],
+            "keep_bytes": None if options["keep_gib"] is None else int(options["keep_gib"] * 2**30),
         },
         _show_policy,
         options=options,
     )
+
+
+def keep_words(keep: Mapping[str, Any]) -> str:
+    """What a policy keeps."""
+    counts = ", ".join(f"{keep[k]} {k}" for k in ("hourly", "daily", "weekly"))
+    limit = f", {size(keep['bytes'])} at most" if keep["bytes"] else ""
+    return f"all for {keep['all_s'] / 3600:g} h, {counts}{limit}"
 
 
 def _show_policy(result: Mapping[str, Any]) -> None:
@@ -125,6 +153,7 @@ def _show_policy(result: Mapping[str, Any]) -> None:
             "Standby": str(now["standby"]),
             "Devices": ", ".join(now["devices"]) or "all eligible",
             "Trust": now["trust"],
+            "Keep": keep_words(now["keep"]),
         }
     )
 

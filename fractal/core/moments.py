@@ -5,14 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime, tzinfo
+from datetime import datetime, timedelta, tzinfo
 
 from fractal.api.errors import InvalidInput, NotFound
 from fractal.core.model import Point
 
 _UNITS = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000, "w": 604_800_000}
 _POINT = re.compile(r"([1-9]\d{0,8})\.([1-9]\d{0,8})")
-_AGE = re.compile(r"(\d{1,9})\s*([smhdw])(?:\s+ago)?")
+_AGE = re.compile(
+    r"(\d{1,9}|an?)\s*(s|m|h|d|w|sec(?:ond)?s?|min(?:ute)?s?|hours?|days?|weeks?)(?:\s+ago)?", re.IGNORECASE
+)
+_DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
+_CLOCK = re.compile(
+    rf"(?:(today|yesterday|{'|'.join(_DAYS)})(?:[\s,]+(?:at\s+)?|$))?(?:(\d{{1,2}}):(\d\d)(?::(\d\d))?)?",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +37,47 @@ def parse_point(text: str) -> Point | None:
 
 
 def parse_time(text: str, now_ms: int, zone: tzinfo) -> int:
-    """An age (`90s`, `10m`, `2h`, `3d`, `1w`, with or without "ago") or an ISO time as wall-clock milliseconds.
+    """A time as people write it, as wall-clock milliseconds.
 
-    A time without an offset is in `zone`. Raises InvalidInput.
+    An age (`90s`, `10m`, `2h`, `3d`, `1w`, `2 hours ago`, `a day ago`), a day and a time of the clock (`yesterday 10:00`,
+    `monday 9:30`, `today 08:00`, `14:15`: the last time that it was so), or an ISO time, in `zone` unless it has an offset.
+    Raises InvalidInput.
     """
     text = text.strip()
+    if text.lower() == "now":
+        return now_ms
     if age := _AGE.fullmatch(text):
-        return now_ms - int(age[1]) * _UNITS[age[2]]
+        count = int(age[1]) if age[1].isdecimal() else 1
+        return now_ms - count * _UNITS[age[2][0].lower()]
     try:
+        if text and (clock := _CLOCK.fullmatch(text)):
+            return _by_the_clock(clock, datetime.fromtimestamp(now_ms / 1000, zone))
         when = datetime.fromisoformat(text)
         if when.tzinfo is None:
             when = when.replace(tzinfo=zone)
         return int(when.timestamp() * 1000)
     except (ValueError, OverflowError) as error:
         raise InvalidInput(
-            f"{text[:60]!r} is no moment: write EPOCH.NUMBER, a time such as 2026-05-01T12:00, or an age such as 2h"
+            f"{text[:60]!r} is no moment: write EPOCH.NUMBER, a time such as 2026-05-01T12:00 or `yesterday 10:00`, "
+            "or an age such as 2h or `2 hours ago`"
         ) from error
+
+
+def _by_the_clock(match: re.Match[str], now: datetime) -> int:
+    """The last time that it was that time on that day; without a time of the clock, the time of now."""
+    day = (match[1] or "").lower()
+    when = now
+    if match[2]:
+        when = now.replace(hour=int(match[2]), minute=int(match[3]), second=int(match[4] or 0), microsecond=0)
+    if day == "yesterday":
+        when -= timedelta(days=1)
+    elif day in _DAYS:
+        when -= timedelta(days=(now.weekday() - _DAYS.index(day)) % 7)
+        if when > now or (not match[2] and when == now):
+            when -= timedelta(days=7)
+    elif not day and when > now:
+        when -= timedelta(days=1)
+    return int(when.timestamp() * 1000)
 
 
 def find(moments: Iterable[Moment], line: Iterable[Point], wanted: str, now_ms: int, zone: tzinfo) -> Moment:

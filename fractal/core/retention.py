@@ -207,7 +207,7 @@ def _wanted(
         newest = max(p for p in sides if p.epoch == epoch)
         if horizon is None or newest >= horizon:
             wanted[newest] = "branch"
-    wanted.update(dict.fromkeys(anchors(line, fulls), "parent of the next merge"))
+    wanted.update(dict.fromkeys(anchors(line, fulls), "merge"))
     wanted.update(dict.fromkeys((m.point for m in _last(line, keep.ticks)), "recent"))
     wanted.update(dict.fromkeys(_last(hours, keep.hourly), "hourly"))
     wanted.update(dict.fromkeys(daily, "daily"))

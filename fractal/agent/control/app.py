@@ -24,6 +24,7 @@ from fractal.api.errors import Denied, InvalidInput, NotFound
 from fractal.api.runtime import Health
 from fractal.core.chain import branches, main_line
 from fractal.core.entries import AppChanged, AppMoved, AppRemoved, AppRestoreWished
+from fractal.core.fold_apps import MAX_KEPT, MAX_NUMBER, MAX_TICKS
 from fractal.core.model import App, Desired, Policy
 from fractal.core.moments import Moment, find
 from fractal.core.placement import cannot_restore, refusal
@@ -159,6 +160,13 @@ def policy_plain(group: GroupAgent, policy: Policy) -> dict[str, object]:
         "standby": policy.standby,
         "devices": [group.state.device_name(d) for d in policy.devices],
         "trust": policy.trust,
+        "keep": {
+            "all_s": policy.keep_ticks / 1000,
+            "hourly": policy.keep_hourly,
+            "daily": policy.keep_daily,
+            "weekly": policy.keep_weekly,
+            "bytes": policy.keep_bytes,
+        },
     }
 
 
@@ -182,6 +190,7 @@ def changed_policy(group: GroupAgent, policy: Policy, params: Params) -> Policy:
         policy = replace(
             policy, devices=tuple(find_device(group.state, d).id for d in params.items("devices"))
         )
+    policy = _changed_keep(policy, params)
     if policy.on_isolation == "keep" and policy.failover != "manual":
         raise InvalidInput(
             "on_isolation `keep` goes only with failover `manual`: otherwise two copies could run"
@@ -189,6 +198,27 @@ def changed_policy(group: GroupAgent, policy: Policy, params: Params) -> Policy:
     if policy.trust == "list" and not policy.devices:
         raise InvalidInput("trust `list` needs devices: name them with --devices")
     return policy
+
+
+def _changed_keep(policy: Policy, params: Params) -> Policy:
+    """The policy with what the parameters change of what stays. Raises InvalidInput."""
+    changes: dict[str, int] = {}
+    if "keep_all_s" in params:
+        if not 0 <= params.number("keep_all_s") <= MAX_TICKS / 1000:
+            raise InvalidInput(
+                "all snapshots can be kept for at most a week: keep hourly or daily ones longer"
+            )
+        changes["keep_ticks"] = int(params.number("keep_all_s") * 1000)
+    for name in ("keep_hourly", "keep_daily", "keep_weekly"):
+        if name in params:
+            if not 0 <= params.integer(name) <= MAX_KEPT:
+                raise InvalidInput(f"{name} must be between 0 and {MAX_KEPT}")
+            changes[name] = params.integer(name)
+    if "keep_bytes" in params:
+        if not 0 <= params.integer("keep_bytes") <= MAX_NUMBER:
+            raise InvalidInput(f"keep_bytes must be between 0 (no limit) and {MAX_NUMBER}")
+        changes["keep_bytes"] = params.integer("keep_bytes")
+    return replace(policy, **changes)  # type: ignore[arg-type]  # dataclasses.replace checks names itself
 
 
 def interval_ms(params: Params) -> int:

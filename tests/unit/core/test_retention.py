@@ -88,7 +88,7 @@ def test_all_that_is_new_stays_then_ends_of_hours_days_and_weeks() -> None:
     assert [n for n in names(kept) if kept[p(n)] == "hourly"] == [last - 18, last - 12, last - 6, last]
     assert [n for n in names(kept) if kept[p(n)] == "daily"] == [144 * d for d in (17, 18, 19)]
     assert [n for n in names(kept) if kept[p(n)] == "weekly"] == [144 * 14]
-    assert kept[p(144 * 7)] == "parent of the next merge"
+    assert kept[p(144 * 7)] == "merge"
 
 
 def test_what_a_kept_moment_builds_on_stays_without_being_kept() -> None:

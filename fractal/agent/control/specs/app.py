@@ -22,8 +22,8 @@ from fractal.agent.control.specs.status import APP
 NAME = Param(Kind.TEXT, "App, by name or id.", required=True)
 AT = Param(
     Kind.TEXT,
-    "A moment: EPOCH.NUMBER of a snapshot, a time (`2026-05-01T12:00`, local unless it says otherwise) or an age (`90s`, "
-    "`10m`, `2h`, `3d`). A time or age means the newest snapshot that is not younger. Left out: the newest.",
+    "A moment: EPOCH.NUMBER of a snapshot, a time (`2026-05-01T12:00`, `yesterday 10:00`, local unless it says otherwise) or "
+    "an age (`90s`, `2h`, `3 days ago`). A time or age means the newest snapshot that is not younger. Left out: the newest.",
 )
 WAIT = Param(Kind.NUMBER, "Seconds to wait until it is so; 0 returns at once. 120 if left out.")
 DONE: Shape = {
@@ -38,6 +38,16 @@ POLICY: Shape = {
     "standby": integer("How many devices keep a warm copy."),
     "devices": texts("Names of preferred devices, best first; empty: all eligible ones."),
     "trust": text("`group`, `member` or `list`: whose devices get the app's key."),
+    "keep": Nested(
+        "Which snapshots stay. Pinned ones always do.",
+        {
+            "all_s": number("Seconds for which every snapshot stays."),
+            "hourly": integer("How many last snapshots of an hour stay."),
+            "daily": integer("Likewise of days."),
+            "weekly": integer("Likewise of weeks."),
+            "bytes": integer("What all of them may take in the store; 0: no limit. The oldest go first."),
+        },
+    ),
 }
 
 SPECS: tuple[Spec, ...] = (
@@ -182,6 +192,11 @@ SPECS: tuple[Spec, ...] = (
             "standby": Param(Kind.INTEGER, "How many devices keep a warm copy."),
             "devices": Param(Kind.LIST, "Preferred devices, best first."),
             "trust": Param(Kind.TEXT, "`group`, `member` or `list`."),
+            "keep_all_s": Param(Kind.NUMBER, "Seconds for which every snapshot stays; at most a week."),
+            "keep_hourly": Param(Kind.INTEGER, "How many last snapshots of an hour stay, 0 to 1000."),
+            "keep_daily": Param(Kind.INTEGER, "Likewise of days."),
+            "keep_weekly": Param(Kind.INTEGER, "Likewise of weeks."),
+            "keep_bytes": Param(Kind.INTEGER, "What all of them may take in the store; 0: no limit."),
         },
         {"app": text("Id of the app."), "policy": Nested("As it is now.", POLICY)},
     ),

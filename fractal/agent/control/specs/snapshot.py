@@ -6,6 +6,7 @@ from fractal.agent.control.contract import (
     Items,
     Kind,
     Param,
+    Shape,
     Spec,
     changes,
     flag,
@@ -15,6 +16,40 @@ from fractal.agent.control.contract import (
     text,
 )
 from fractal.agent.control.specs.app import AT, NAME, WAIT
+
+PLAN: Shape = {
+    "kept": Items(
+        "Moments that stay, oldest first.",
+        {
+            "moment": text("EPOCH.NUMBER."),
+            "wall_ms": integer("When, by its device's clock, in milliseconds since 1970."),
+            "why": text("`newest`, `pinned`, `weekly`, `daily`, `hourly`, `recent`, `branch` or `merge`."),
+        },
+    ),
+    "let_go": Items(
+        "Records that are let go next, oldest first.",
+        {
+            "moment": text("EPOCH.NUMBER."),
+            "level": integer("0: the snapshot's own; 1 to 3: a merge of an hour, a day, a week."),
+            "wall_ms": integer("When, by its device's clock."),
+            "bytes": integer("Stored bytes."),
+        },
+    ),
+    "leaving": Items(
+        "What was let go and is still in the store.",
+        {
+            "moment": text("EPOCH.NUMBER."),
+            "level": integer("As above."),
+            "bytes": integer("Stored bytes."),
+            "left_s": number("Seconds of looking until it is removed; known where the app runs."),
+        },
+    ),
+    "merge": text("What is merged next; empty if nothing is, or if the app does not run on this device."),
+    "kept_bytes": integer("What the kept moments need."),
+    "let_go_bytes": integer("What is let go next."),
+    "leaving_bytes": integer("What was let go and is still in the store."),
+    "over_bytes": integer("Above the policy's limit, though nothing more can be let go."),
+}
 
 SPECS: tuple[Spec, ...] = (
     reads(
@@ -65,5 +100,39 @@ SPECS: tuple[Spec, ...] = (
         "Keep a moment for ever, or no longer.",
         {"app": NAME, "at": AT, "off": Param(Kind.FLAG, "Let retention have it again.")},
         {"moment": text("EPOCH.NUMBER."), "pinned": flag("As it is now.")},
+    ),
+    reads(
+        "snapshot.plan",
+        "What an app's policy keeps of its snapshots as they are, what it lets go, and what is merged next.",
+        {"app": NAME},
+        PLAN,
+    ),
+    reads(
+        "snapshot.open",
+        "Have a moment in a folder of this device, read-only, for a while.",
+        {
+            "app": NAME,
+            "at": AT,
+            "for_s": Param(
+                Kind.NUMBER, "Seconds for which the folder stays. 3600 if left out; at most a week."
+            ),
+        },
+        {
+            "moment": text("EPOCH.NUMBER."),
+            "wall_ms": integer("When, by its device's clock, in milliseconds since 1970."),
+            "path": text("The folder. What is in it is the app's: never follow its links."),
+            "for_s": number("Seconds for which it stays, unless the agent ends before."),
+        },
+    ),
+    changes(
+        "snapshot.prune",
+        "Do now what the app's owner does by itself: merge, let go, and remove what was let go a day ago.",
+        {"app": NAME},
+        {
+            "merged": integer("Merges written."),
+            "let_go": integer("Snapshots let go."),
+            "removed": integer("Records removed from the store."),
+            "bytes": integer("Bytes removed from the store."),
+        },
     ),
 )

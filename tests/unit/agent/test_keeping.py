@@ -1,0 +1,122 @@
+"""A whole agent keeps its app's archive small, shows what it is going to do, and opens moments."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from fractal.api.errors import Denied, InvalidInput, NotFound
+from fractal.core.retention import HOUR_MS
+from fractal.shell.clock import SystemClock
+from fractal.testing.agents import Bed, bed
+
+REAL = SystemClock.wall_ms
+
+
+class Labels:
+    """How far the wall clock is put on; only labels follow it."""
+
+    ahead = 0
+
+
+@pytest.fixture
+async def attic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bed]:
+    """One device with a group, a store and the app, at the beginning of an hour."""
+    Labels.ahead = HOUR_MS - REAL(SystemClock()) % HOUR_MS
+    monkeypatch.setattr(SystemClock, "wall_ms", lambda self: REAL(self) + Labels.ahead)
+    async with bed(tmp_path) as made:
+        await made.start("Attic")
+        await made.found("Attic")
+        await made.install("Attic", interval_s=3600)
+        yield made
+
+
+async def hours(attic: Bed, count: int) -> list[str]:
+    """Let hours pass, with two snapshots in each; the moments."""
+    root = await attic.job("Attic").data.root()
+    found = []
+    for hour in range(count):
+        for half in range(2):
+            (root / "data" / "word").write_text(f"{hour}.{half}")
+            (root / "data" / "bulk").write_bytes(bytes([hour, half]) * 40_000)
+            taken = await attic.call("Attic", "snapshot.create", app="test", wait_s=30)
+            assert taken["done"]
+            found.append(str(taken["moment"]))
+        Labels.ahead += HOUR_MS
+    return found
+
+
+async def test_an_archive_is_thinned_by_its_policy_and_what_stays_restores(attic: Bed) -> None:
+    shown = await attic.call(
+        "Attic", "app.policy", app="test", keep_all_s=3600, keep_hourly=3, keep_daily=1, keep_weekly=1
+    )
+    assert shown["policy"]["keep"] == {"all_s": 3600.0, "hourly": 3, "daily": 1, "weekly": 1, "bytes": 0}
+    moments = await hours(attic, 6)
+    outlook = await attic.call("Attic", "snapshot.plan", app="test")
+    assert "into one" in outlook["merge"]
+    assert outlook["kept"][-1] == {**outlook["kept"][-1], "moment": moments[-1], "why": "newest"}
+    tried = await attic.call("Attic", "snapshot.prune", app="test", dry_run=True)
+    assert tried["dry_run"] and "merge" in tried["plan"][0]["what"]
+    before = [s["moment"] for s in (await attic.call("Attic", "snapshot.list", app="test"))["snapshots"]]
+    done = await attic.call("Attic", "snapshot.prune", app="test")
+    assert done["merged"] >= 1 and done["let_go"] >= 1 and done["removed"] == 0
+    listed = [s["moment"] for s in (await attic.call("Attic", "snapshot.list", app="test"))["snapshots"]]
+    assert set(listed) < set(before) and moments[-1] in listed
+    assert (await attic.call("Attic", "snapshot.verify", app="test", deep=True))["problems"] == []
+    gone = next(m for m in moments if m not in listed)
+    with pytest.raises(NotFound, match="there is no snapshot"):
+        await attic.call("Attic", "app.restore", app="test", at=gone, wait_s=0)
+    # The next look finds nothing more to do; after a day what was let go leaves.
+    assert (await attic.call("Attic", "snapshot.prune", app="test", dry_run=True))["plan"] == []
+    archive = await attic.job("Attic").data.archive()
+    leaving = await archive.leaving()
+    assert leaving and (await attic.call("Attic", "snapshot.plan", app="test"))["leaving_bytes"] > 0
+    removed = await archive.collect(attic.job("Attic").care.thinning.owns_highest, grace=0.0)
+    assert len(removed) == len(leaving)
+    for moment in listed:
+        opened = await attic.call("Attic", "snapshot.open", app="test", at=moment)
+        word = Path(opened["path"]) / "data" / "word"
+        if moment in moments:
+            number = moments.index(moment)
+            assert word.read_text() == f"{number // 2}.{number % 2}"
+    assert (await attic.call("Attic", "snapshot.verify", app="test", deep=True))["problems"] == []
+
+
+async def test_an_opened_moment_stays_while_snapshots_go_on_and_a_restore_can_be_undone(attic: Bed) -> None:
+    moments = await hours(attic, 2)
+    opened = await attic.call("Attic", "snapshot.open", app="test", at="90 minutes ago")
+    path = Path(opened["path"])
+    assert opened["moment"] == moments[0] or opened["moment"] == moments[1]
+    await hours(attic, 2)
+    assert (path / "data" / "word").exists(), "the next snapshots let it alone"
+    with pytest.raises(InvalidInput, match="at most a week"):
+        await attic.call("Attic", "snapshot.open", app="test", for_s=10**9)
+    # What is not stored yet is stored before a restore, so going back again brings it.
+    root = await attic.job("Attic").data.root()
+    (root / "data" / "word").write_text("the present")
+    await attic.call("Attic", "app.restore", app="test", at=moments[0], wait_s=40)
+    root = await attic.job("Attic").data.root()
+    assert (root / "data" / "word").read_text() == "0.0"
+    listed = (await attic.call("Attic", "snapshot.list", app="test"))["snapshots"]
+    found = []
+    for one in listed:
+        then = await attic.call("Attic", "snapshot.open", app="test", at=one["moment"])
+        word = Path(then["path"]) / "data" / "word"
+        if word.exists() and word.read_text() == "the present":
+            found.append(one["moment"])
+    assert found
+    await attic.call("Attic", "app.restore", app="test", at=found[-1], wait_s=40)
+    assert (await attic.job("Attic").data.root() / "data" / "word").read_text() == "the present"
+
+
+async def test_a_device_without_the_apps_key_opens_nothing_and_says_who_can(
+    attic: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hours(attic, 1)
+    data = attic.job("Attic").data
+    held = data.keyring()
+    monkeypatch.setattr(data, "keyring", lambda: type(held)(generation=1, public=held.public))
+    with pytest.raises(Denied, match=r"open it on one that does \(Attic\)"):
+        await attic.call("Attic", "snapshot.open", app="test")
