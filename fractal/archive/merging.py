@@ -73,6 +73,10 @@ class Merging(Backup):
             raise Corrupt(f"{key} is taken by something that is no merge of this snapshot: check the store")
         return standing
 
+    async def tidy(self) -> None:
+        """Nothing is to be merged: what a merge that was broken off left in the spool goes."""
+        await self.workers.run(spool.keep_only, self.folder, ())
+
     async def _write(
         self,
         source: Source,

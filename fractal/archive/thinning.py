@@ -104,9 +104,15 @@ class Thinner:
     _refused: set[Slot] = field(default_factory=set)
     _trimmed: float | None = None
 
-    async def outlook(self, rules: Rules, held: Collection[Point] = frozenset()) -> Outlook:
+    async def outlook(
+        self, rules: Rules, held: Collection[Point] = frozenset(), stream_format: str = ""
+    ) -> Outlook:
         """What the rules make of the archive as it stands. Raises Rollback, BackendError."""
         timeline = await self.records.timeline()
+        if stream_format:
+            # Of what another file system stored, a merge would be a chain of two kinds.
+            here = {p: timeline.records[p] for p in held if p in timeline.records}
+            held = {p for p, record in here.items() if record.format == stream_format}
         pending = [r for r in _pending(timeline) if r.slot not in self._refused]
         pieces = timeline.fitting(also=[r.slot for r in pending])
         line = [Moment(r.point, r.wall_ms) for r in timeline.main(rules.bases, rules.epoch)]
@@ -133,10 +139,12 @@ class Thinner:
         Ambiguous, BackendError.
         """
         done = Thinned()
-        found = await self.outlook(rules, here.held)
+        found = await self.outlook(rules, here.held, here.snapshotter.format)
         if found.merge is not None:
             done = await self._merge(found, found.merge, here, app_keys, progress)
-            found = await self.outlook(rules, here.held)
+            found = await self.outlook(rules, here.held, here.snapshotter.format)
+        else:
+            await self.merging.tidy()
         proved = await self._prove(found, app_keys)
         done = replace(done, proved=proved, over=found.retained.over)
         return await self._trim(found, rules, proof, done)
@@ -170,6 +178,7 @@ class Thinner:
 
     async def _prove(self, found: Outlook, app_keys: AppKeyring) -> tuple[Record, ...]:
         """Read merges back that stand and do not count yet. One that is not whole is never trusted, and goes in the end."""
+        await self.fetcher.keep_only(record.body.object.id for record in found.pending)
         proved = []
         for record in found.pending:
             try:

@@ -70,7 +70,8 @@ async def is_tidy(world: World, *, tries: int = 0) -> None:
     timeline = await shed.archive.timeline()
     assert timeline.stored.keys() == timeline.counting.keys(), "what was let go left"
     assert len(timeline.trims) == 1
-    assert not list(world.device("Attic").spool.glob("merge/*"))
+    for name in ("merge", "proof"):
+        assert not list(world.device("Attic").spool.glob(f"{name}/*"))
 
 
 async def finished(folder: Path) -> tuple[World, dict[Point, Files], set[Point]]:
