@@ -10,13 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from fractal_btrfs.crc32c import MAX_LENGTH, by_byte, crc32c
 from fractal_btrfs.snapshotter import BtrfsSnapshotter
-from fractal_btrfs.stream import Decoder, Field, Kind
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fractal.api.errors import Corrupt
+from fractal.streams.btrfs_send import Decoder, Field, Kind
+from fractal.streams.crc32c import MAX_LENGTH, by_byte, crc32c
 from fractal.testing.trees import again, alter, plant, undo
 
 Fields = dict[Field, bytes]

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from fractal.api.context import Workers
 from fractal.api.errors import BackendError
-from fractal_btrfs.replay import FOLDER
+from fractal.streams.replay import FOLDER
 
 T = TypeVar("T")
 _ADVICE = {

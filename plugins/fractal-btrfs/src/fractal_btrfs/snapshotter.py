@@ -13,13 +13,13 @@ from fractal.api.context import Context
 from fractal.api.errors import Corrupt, NotSupported
 from fractal.api.names import check_name
 from fractal.api.snapshot import Snapshot, Snapshotter, Usage
+from fractal.streams.btrfs_send import FORMAT
+from fractal.streams.replay import FOLDER, Receiver
 from fractal_btrfs import ioctls
 from fractal_btrfs.blocking import explained, in_worker, opened
 from fractal_btrfs.config import BtrfsConfig
 from fractal_btrfs.pool import Place, open_place
-from fractal_btrfs.replay import FOLDER, Receiver
 from fractal_btrfs.sending import sent
-from fractal_btrfs.stream import FORMAT
 from fractal_btrfs.volumes import Volume, Volumes, delete_subvolume
 
 T = TypeVar("T")
@@ -119,7 +119,7 @@ class BtrfsSnapshotter(Snapshotter):
             former = None if base is None else stack.enter_context(opened(base))
             begin = _Beginning(scratch, former)
             stack.callback(begin.close)
-            receiver = stack.enter_context(closing(Receiver(begin, former)))
+            receiver = stack.enter_context(closing(Receiver(begin, former, ioctls.share)))
             try:
                 await self._fed(volume, receiver, chunks)
                 uuid, transaction = await self._do(volume, receiver.finish)

@@ -19,9 +19,9 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from fractal.api.errors import BackendError, Conflict, NotFound
+from fractal.streams.replay import Places
 from fractal_btrfs import ioctls
 from fractal_btrfs.blocking import opened
-from fractal_btrfs.replay import Places
 
 _NUMBERED = re.compile(r"(\d{12})-(.+)")
 _NEW = ".new-"

@@ -198,6 +198,20 @@ class Lines:
         await self._zfs("promote", dataset)
         return dataset
 
+    async def open_line(self, volume: Volume, parent: Kept | None) -> Line:
+        """A mounted line to write to: an empty one, or one that equals the parent. It holds nothing of use until it has a snapshot."""
+        if parent is None:
+            await self.make_volume(volume)
+            dataset = self.fresh(volume)
+            await self._zfs("create", "-o", "canmount=noauto", dataset)
+        else:
+            dataset = await self.line_after(volume, parent)
+            await self._zfs("set", "canmount=noauto", dataset)
+            line = (await self.load(volume.name)).lines[dataset]
+            await self._zfs("rollback", line.snapshots[-1].path)
+        await self._mount(dataset)
+        return Line(dataset, "", True, self._path(dataset), root=False)
+
     async def reunite(self, volume: Volume, kept: Kept, parent: Kept) -> tuple[Kept, Kept]:
         """Both snapshots as of one line, where one is the other's descendant: ZFS sends a difference only within one."""
         for _ in range(len(volume.lines)):

@@ -13,12 +13,14 @@ from fractal.api.context import Context
 from fractal.api.errors import BackendError, Corrupt, NotFound, NotSupported
 from fractal.api.names import check_name
 from fractal.api.snapshot import Snapshot, Snapshotter, Usage
+from fractal.streams.btrfs_send import FORMAT as BTRFS
 from fractal_zfs.command import Zfs
 from fractal_zfs.config import ZfsConfig
 from fractal_zfs.lines import Lines
 from fractal_zfs.place import find_place, lock
+from fractal_zfs.replaying import begun, refuse_other, replayed
 from fractal_zfs.streaming import FORMAT, RECORD, Head, read_head, received, sent
-from fractal_zfs.volumes import ASIDE, NAME, Kept, Volume, name_options
+from fractal_zfs.volumes import ASIDE, IDENTITY, NAME, Kept, Volume, name_options
 
 
 class ZfsSnapshotter(Snapshotter):
@@ -39,8 +41,8 @@ class ZfsSnapshotter(Snapshotter):
 
     @property
     def receives(self) -> frozenset[str]:
-        """Only `zfs-send/1`."""
-        return frozenset({FORMAT})
+        """`zfs-send/1`, and `btrfs-send/1` by replaying it."""
+        return frozenset({FORMAT, BTRFS})
 
     async def create_root(self, volume: str) -> Path:
         """An empty dataset, or the one that is there."""
@@ -130,14 +132,18 @@ class ZfsSnapshotter(Snapshotter):
         stream_format: str,
         parent: str | None = None,
     ) -> Snapshot:
-        """`zfs receive` into a line of its own or after the parent, where it was looked at before."""
+        """Into a line of its own or after the parent: by `zfs receive`, or replayed there."""
         check_name(name, "snapshot")
-        if stream_format != FORMAT:
-            raise NotSupported(f"snapshot zfs: cannot receive {stream_format!r}, only {FORMAT}")
+        if stream_format not in self.receives:
+            raise NotSupported(
+                f"snapshot zfs: cannot receive {stream_format!r}, only {', '.join(sorted(self.receives))}"
+            )
         async with self._held(volume):
             found = await self._lines.load(volume)
             found.refuse_existing(name)
             base = None if parent is None else found.find(parent)
+        if stream_format == BTRFS:
+            return await self._replayed(volume, name, chunks, base)
         head, data = await _begun(chunks)
         async with self._held(volume):
             found = await self._lines.load(volume)
@@ -193,6 +199,32 @@ class ZfsSnapshotter(Snapshotter):
         check_name(volume, "volume")
         async with self._locks[volume]:
             yield
+
+    async def _replayed(
+        self, volume: str, name: str, chunks: AsyncIterator[bytes], base: Kept | None
+    ) -> Snapshot:
+        """Replay a stream of btrfs in a line, and make a snapshot of what came of it."""
+        begin, data = await begun(chunks)
+        async with self._held(volume):
+            found = await self._lines.load(volume)
+            former = None
+            if begin is not None and base is not None:
+                base = found.find(base.name)
+                former = (await self._lines.shown(found, base)).path
+            line = await self._lines.open_line(found, refuse_other(begin, base))
+        try:
+            identity = await replayed(self._context.workers, line.mountpoint, former, data)
+            async with self._held(volume):
+                found = await self._lines.load(volume)
+                line = found.lines[line.dataset]
+                kept = await self._lines.snapshot(found, line, name, "-o", f"{IDENTITY}={identity}")
+                await self._lines.hide(line)
+                return await self._lines.shown(found, kept)
+        except BaseException:
+            async with self._held(volume):
+                await self._lines.hide(line)
+                await self._lines.collect(volume)
+            raise
 
     async def _target(self, volume: Volume, head: Head, base: Kept | None) -> str:
         """The dataset to receive into."""

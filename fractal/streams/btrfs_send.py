@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from fractal.api.errors import Corrupt
-from fractal_btrfs.crc32c import crc32c
+from fractal.streams.crc32c import crc32c
 
 FORMAT = "btrfs-send/1"
 MAX_COMMAND = 65_536

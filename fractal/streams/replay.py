@@ -1,4 +1,4 @@
-"""Does what a send stream says, inside one new subvolume and nowhere else.
+"""Does what a `btrfs-send/1` stream says, inside one folder and nowhere else: a subvolume on btrfs, a dataset elsewhere.
 
 `btrfs receive` opens the stream's paths as they come, so a stream that makes a symbolic link and writes through it reaches any
 file of the machine. Here every folder is opened from the one above without following links, only regular files are opened, and
@@ -14,8 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from fractal.api.errors import Corrupt
-from fractal_btrfs import ioctls
-from fractal_btrfs.stream import FORMAT, Command, Decoder, Field, Kind
+from fractal.streams.btrfs_send import FORMAT, Command, Decoder, Field, Kind
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -46,15 +45,23 @@ _STREAMS_FAULT = frozenset(
 """What the kernel says to names and numbers that do not fit the tree; all else is the disk's fault."""
 
 
+Share = Callable[[int, int, int, int, int], None]
+_COPIED = 1 << 20
+
+
 class Receiver:
     """`feed` any number of chunks, then `finish`; `close` in any case. The tree counts only after `finish`.
 
-    `begin` is called once, with the parent's identity or None, and gives the descriptor of a writable subvolume: an empty one, or
-    a snapshot of the parent. `parent` is a descriptor of the parent itself.
+    `begin` is called once, with the parent's identity or None, and gives the descriptor of a writable folder: an empty one, or
+    a copy of the parent. `parent` is a descriptor of the parent itself. `share` puts a range of a file into another one:
+    (source, start, length, target, offset), by copying where the file system cannot let two files have the same blocks.
     """
 
-    def __init__(self, begin: Callable[[bytes | None], int], parent: int | None) -> None:
+    def __init__(
+        self, begin: Callable[[bytes | None], int], parent: int | None, share: Share | None = None
+    ) -> None:
         self._begin = begin
+        self._share = copy_range if share is None else share
         self._parent = parent
         self._decoder = Decoder()
         self._places: Places | None = None
@@ -128,7 +135,7 @@ class Receiver:
             sources.close()
         try:
             start, length = command.offset(Field.CLONE_OFFSET), command.offset(Field.CLONE_LENGTH)
-            ioctls.share(source, start, length, target, command.offset(Field.OFFSET))
+            self._share(source, start, length, target, command.offset(Field.OFFSET))
         finally:
             os.close(source)
 
@@ -318,6 +325,16 @@ def _write(target: int, data: bytes, offset: int) -> None:
         written = os.pwrite(target, view, offset)
         view = view[written:]
         offset += written
+
+
+def copy_range(source: int, start: int, length: int, target: int, offset: int) -> None:
+    """The range's bytes, holes as zeros. Raises Corrupt if the source ends before it."""
+    while length > 0:
+        data = os.pread(source, min(_COPIED, length), start)
+        if not data:
+            raise Corrupt(f"{FORMAT} stream: it takes data from beyond the end of a file")
+        _write(target, data, offset)
+        start, offset, length = start + len(data), offset + len(data), length - len(data)
 
 
 @contextmanager
