@@ -18,29 +18,37 @@ if TYPE_CHECKING:
 APPLY_EVERY = 1.0
 """Seconds between two looks when nothing wakes the job."""
 APPLY_LIMIT = 20.0
+APPLY_AGAIN = 60.0
+RETRY_MOST = 5.0
+"""Seconds between tries of what has failed; the first ones follow sooner."""
 
 
 async def route(agent: Agent) -> None:
     """Apply the full desired set whenever it changed; again every minute, in case the backend lost something."""
-    applied: object = None
+    tried: object = None
     pulse = 0
-    last = agent.clock.boottime()
+    wait, last = 0.0, agent.clock.boottime()
     while True:
         desired = (desired_serving(agent), desired_forwarding(agent))
         now = agent.clock.boottime()
-        if desired != applied or now - last > 60:
+        if desired != tried or now - last > wait:
             (gateways, routes), (peers, targets) = desired
             problems = [await _apply(agent.transport.serve(gateways, routes))]
             if not problems[0]:
                 agent.serving = routes
-            if peers or targets or applied is not None:
+            if peers or targets or tried is not None:
                 # Also when serving failed: one bad route of this device must not stop its work as a gateway.
                 problems.append(await _apply(agent.transport.forward(peers, targets)))
             problem = "; ".join(p for p in problems if p)
             if problem and problem != agent.link_problem:
                 agent.logger.warning("routes: %s", problem)
             agent.link_problem = problem
-            applied, last = (desired, now) if not problem else (applied, last)
+            if not problem:
+                wait = APPLY_AGAIN
+            else:
+                # What does not work now seldom does in a moment; what changes is tried at once.
+                wait = APPLY_EVERY if desired != tried else min(2 * wait, RETRY_MOST)
+            tried, last = desired, now
         pulse = await agent.pulse.wait(pulse, APPLY_EVERY)
 
 

@@ -7,6 +7,9 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,8 +18,9 @@ from fractal_wireguard.addresses import interface_name, of_app
 from fractal_wireguard.daemon import kill_orphans
 from fractal_wireguard.testing import GATEWAY, Streets, WireguardBed, stream, wireguard_bed, wireguard_town
 
+from fractal.api.errors import BackendError
 from fractal.api.transport import RouteKind
-from fractal.testing.transport_parts import GROUP, Town, held, target, web_client
+from fractal.testing.transport_parts import GROUP, Town, datagram_service, held, target, web_client
 
 
 @contextlib.asynccontextmanager
@@ -87,8 +91,6 @@ async def test_dead_device_loses_only_what_was_under_way(town: Town, bed: Wiregu
 
 async def test_udp_and_tcp_ports_move_with_the_app(town: Town, bed: WireguardBed) -> None:
     """The client's flow goes on at the new device, from the same port."""
-    from fractal.testing.transport_parts import datagram_service
-
     loop = asyncio.get_running_loop()
     async with datagram_service(bed.app_host) as port:
         name = f":{bed.udp_port}"
@@ -221,8 +223,6 @@ async def test_nothing_is_left_behind(tmp_path: Path, made_streets: Streets) -> 
 
 
 def test_orphans_of_a_killed_agent_are_ended(tmp_path: Path) -> None:
-    import subprocess
-
     mark = str(tmp_path / "haproxy.cfg")
     Path(mark).write_text(f"global\n  stats socket {tmp_path}/s mode 600\n")
     mine = subprocess.Popen(["haproxy", "-db", "-f", mark], stderr=subprocess.DEVNULL)
@@ -242,3 +242,68 @@ def test_orphans_of_a_killed_agent_are_ended(tmp_path: Path) -> None:
 def test_an_apps_addresses_do_not_depend_on_where_it_runs() -> None:
     """They are in every gateway's and device's table: changed, old and new agents would not meet."""
     assert of_app(GROUP, "app0").allowed == ("10.74.130.20/32", "fd68:7366:7261:d9c3:90ec:34d4:8d8d:618/128")
+
+
+KILLED = """
+import asyncio, sys
+from pathlib import Path
+from fractal.testing.context import real_context
+from fractal_wireguard.config import WireguardConfig
+from fractal_wireguard.transport import open_wireguard
+
+async def main():
+    async with real_context(Path(sys.argv[1]), device=sys.argv[2]) as context:
+        async with open_wireguard(context, WireguardConfig(advertise="198.51.100.1", https_port=443)) as transport:
+            print(transport.contact()["key"], flush=True)
+            await asyncio.sleep(3600)
+
+asyncio.run(main())
+"""
+
+
+def test_killed_agent_leaves_nothing_that_hinders_the_next(tmp_path: Path, made_streets: Streets) -> None:
+    """SIGKILL: wireguard-go goes with it; HAProxy, which has the port, when the next one starts."""
+    device = f"killed{tmp_path.name}{os.getpid()}"
+    argv = ["nsenter", f"--net=/run/netns/{made_streets.names['gateway']}", sys.executable, "-c", KILLED]
+    keys = set()
+    for _ in range(3):
+        with subprocess.Popen(
+            [*argv, str(tmp_path), device], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as agent:
+            try:
+                assert agent.stdout is not None and agent.stderr is not None
+                key = agent.stdout.readline()
+                assert key, agent.stderr.read()
+                keys.add(key)
+                assert processes("wireguard-go", interface_name(device))
+            finally:
+                agent.kill()
+    assert len(keys) == 1
+    for _ in range(200):
+        if not processes("wireguard-go", interface_name(device)):
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("wireguard-go outlives its agent")
+    for pid in processes("haproxy", str(tmp_path)):
+        os.kill(pid, signal.SIGKILL)
+    made_streets.run("gateway", "nft", "delete", "table", "inet", f"fractal_{interface_name(device)}")
+
+
+async def test_stopped_agent_of_a_gateway_does_not_stop_what_passes(town: Town, bed: WireguardBed) -> None:
+    """Its heart is silent, its tunnels and HAProxy work on: devices let them, as long as data comes."""
+    await answered(town)
+    key = bed.gateway.contact()["key"]
+    interface = interface_name(town.ids[0])
+    bed.remotes["gateway"].transport.heartbeat._known = lambda _address: False
+    async with held(bed, town.names[0], town.certificates[0]) as connection:
+        for _ in range(40):
+            assert (await connection.get())[0] == 200
+            await asyncio.sleep(0.1)
+    assert key in bed.streets.run("homea", "wg", "show", interface, "latest-handshakes")
+
+
+async def test_folder_too_deep_for_sockets_is_named(tmp_path: Path, made_streets: Streets) -> None:
+    with pytest.raises(BackendError, match="too long"):
+        async with wireguard_bed(tmp_path / ("x" * 60), made_streets) as bed, wireguard_town(bed):
+            pass

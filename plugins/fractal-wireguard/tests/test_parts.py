@@ -149,7 +149,7 @@ def test_rules_are_taken_empty_and_full(somewhere: Streets, tmp_path: Path) -> N
         arriving=frozenset({Port("udp", 53, app.v4)}),
         leading=frozenset({Port("tcp", 25, app.v4), Port("udp", 53, app.v4)}),
         held=frozenset({app.v4, app.v6}),
-        apps=frozenset({app.v4}),
+        apps=frozenset({app.v4, app.v6}),
     )
     for rules in (Rules(), full, full, Rules()):
         file = tmp_path / "rules"

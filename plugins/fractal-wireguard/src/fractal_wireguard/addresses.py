@@ -12,6 +12,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fractal.api.errors import BackendError
 
@@ -39,11 +40,13 @@ class Addresses:
         return f"{self.v4}/32", f"{self.v6}/128"
 
 
+@lru_cache(4096)
 def of_device(device: str) -> Addresses:
     """A device's own."""
     return _derived(f"device {device}")
 
 
+@lru_cache(4096)
 def of_app(group: str, app: str) -> Addresses:
     """An app's, wherever it runs."""
     return _derived(f"app {group} {app}")

@@ -89,7 +89,7 @@ class Device:
             gateways=frozenset(a for device in known for a in (of_device(device).v6, of_device(device).v4))
             | admitted,
             arriving=frozenset(self._ports),
-            apps=frozenset(of_app(*app).v4 for app in apps),
+            apps=frozenset(a for app in apps for a in (of_app(*app).v4, of_app(*app).v6)),
             leading=rules.leading,
             held=rules.held,
             # Until the last: the address may stay for a moment longer than what served it.

@@ -36,7 +36,7 @@ class Rules:
     leaving: frozenset[str] = frozenset()
     """IPv6 addresses of apps that are about to stop here: what is under way may finish, nothing new is let in."""
     apps: frozenset[str] = field(default_factory=frozenset)
-    """IPv4 addresses of apps that this device holds."""
+    """Addresses of apps that this device holds."""
 
 
 class Firewall:
@@ -96,7 +96,8 @@ def _sets(rules: Rules) -> Iterable[str]:
     yield _set("held", "ipv6_addr", (a for a in rules.held if ":" in a))
     yield _set("held4", "ipv4_addr", (a for a in rules.held if ":" not in a))
     yield _set("leaving", "ipv6_addr", rules.leaving)
-    yield _set("apps4", "ipv4_addr", rules.apps)
+    yield _set("apps", "ipv6_addr", (a for a in rules.apps if ":" in a))
+    yield _set("apps4", "ipv4_addr", (a for a in rules.apps if ":" not in a))
     triple = "ipv4_addr . inet_proto . inet_service"
     yield _set("arriving", triple, (f"{p.address} . {p.kind} . {p.port}" for p in rules.arriving))
     yield _set("leading", triple, (f"{p.address} . {p.kind} . {p.port}" for p in rules.leading))
@@ -112,8 +113,10 @@ def _input(interface: str) -> Iterable[str]:
     yield "chain input {"
     yield "  type filter hook input priority filter; policy accept;"
     yield f'  iifname {{ "{interface}", "lo" }} goto tunnel'
-    yield f"  ip6 daddr {NETWORK} drop"
+    yield "  ip6 daddr @apps drop"
     yield "  ip daddr @apps4 drop"
+    yield '  iifname "hs*" return'  # of another agent on this machine
+    yield f"  ip6 daddr {NETWORK} drop"
     yield f"  tcp dport {{ {ENTRY_PORT}, {CHALLENGE_PORT} }} fib daddr type local meta nfproto ipv6 drop"
     yield "}"
     yield "chain tunnel {"

@@ -50,7 +50,7 @@ class Front:
 
     def __init__(self, context: Context, config: WireguardConfig) -> None:
         self._config = config
-        self._folder = context.runtime_dir / "front"
+        self._folder = context.runtime_dir / "f"
         self._haproxy = Haproxy(context, self._folder, self._fill)
         self._apps = self._folder / "apps.map"
         self._gateways_file = self._folder / "gateways.acl"

@@ -19,6 +19,9 @@ from fractal.api.errors import BackendError
 from fractal_wireguard.daemon import Daemon, kill_orphans
 
 _ANSWER_LIMIT = 10.0
+_PATH_LIMIT = 90
+"""Bytes; the kernel allows 107, and HAProxy appends something while it starts. So names are short."""
+_RUNTIME_SOCKET, _ROOT = "s", "r"
 _SESSION = re.compile(r"^(0x[0-9a-f]+): .* source=(\S+)$")
 _FRONTEND = re.compile(r"^  frontend=(\S+) .* addr=(\S+)$")
 _SERVER = re.compile(r"^  server=\S+ .* addr=(\S+)$")
@@ -47,12 +50,16 @@ class Haproxy:
     def __init__(self, context: Context, folder: Path, started: Callable[[], Awaitable[None]]) -> None:
         self._context = context
         self._file = folder / "haproxy.cfg"
-        self._socket = folder / "runtime.sock"
+        self._socket = folder / _RUNTIME_SOCKET
         self._started = started
         self._daemon: Daemon | None = None
 
     async def open(self, settings: str) -> None:
         """Start it. Raises BackendError with HAProxy's words, such as a port that is in use."""
+        if len(os.fsencode(self._socket)) + 2 > _PATH_LIMIT:
+            raise BackendError(
+                f"transport wireguard: {self._socket} is too long for a socket: choose a runtime folder of fewer characters"
+            )
         kill_orphans("haproxy", str(self._file))
         self._file.write_text(settings)
         argv = ["haproxy", "-db", "-f", str(self._file)]
@@ -144,7 +151,7 @@ def _host(address: str) -> str:
 
 def common_settings(folder: Path, connections: int) -> str:
     """The section `global`, without more rights than needed once the ports are bound."""
-    root = folder / "root"
+    root = folder / _ROOT
     root.mkdir(mode=0o755, exist_ok=True)
     root.chmod(0o755)
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -152,7 +159,7 @@ def common_settings(folder: Path, connections: int) -> str:
     most = connections if hard == resource.RLIM_INFINITY else max(10, min(connections, (hard - 200) // 4))
     lines = [
         "global",
-        f"  stats socket {folder / 'runtime.sock'} mode 600 level admin",
+        f"  stats socket {folder / _RUNTIME_SOCKET} mode 600 level admin",
         f"  maxconn {2 * most}",
         "  tune.bufsize 32768",
         "  ssl-default-bind-options ssl-min-ver TLSv1.2 no-tls-tickets",
@@ -176,7 +183,7 @@ def _unprivileged() -> pwd.struct_passwd:
 
 def front_socket(folder: Path) -> tuple[Path, str, str]:
     """Where the front listens, as its process connects to it, and the options that let it."""
-    path = folder / "root" / "front.sock"
+    path = folder / _ROOT / "s"
     if os.geteuid() == 0:
-        return path, "/front.sock", f"uid {_unprivileged().pw_uid} mode 600"
+        return path, "/s", f"uid {_unprivileged().pw_uid} mode 600"
     return path, str(path), "mode 600"

@@ -24,7 +24,7 @@ class Passing:
 
     def __init__(self, context: Context, config: WireguardConfig) -> None:
         self._config = config
-        self._folder = context.runtime_dir / "passing"
+        self._folder = context.runtime_dir / "p"
         self._map = self._folder / "names.map"
         self._haproxy = Haproxy(context, self._folder, self._started)
         self._names: dict[str, str] = {}

@@ -218,7 +218,8 @@ class Remote:
     async def stop(self) -> None:
         """Close it."""
         if self._loop is not None and self._stop is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop.set)
+            with contextlib.suppress(RuntimeError):  # its loop has ended by itself
+                self._loop.call_soon_threadsafe(self._stop.set)
         if self._thread.ident is not None:
             await asyncio.to_thread(self._thread.join)
 

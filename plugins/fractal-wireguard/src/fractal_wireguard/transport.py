@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -26,12 +26,19 @@ from fractal.api.transport import (
 from fractal_wireguard.addresses import interface_name, of_device, write_contact
 from fractal_wireguard.config import WireguardConfig
 from fractal_wireguard.device import Device, resolve
+from fractal_wireguard.device import Gateway as UsedGateway
 from fractal_wireguard.gateway import SAVE_EVERY, Gateway
 from fractal_wireguard.heartbeat import MISSES, Heartbeat
 from fractal_wireguard.keys import own_key, write_private
 from fractal_wireguard.link import Found, TunnelLink
 from fractal_wireguard.network import Network
 from fractal_wireguard.tools import check
+
+LONG_SILENCE = 60
+"""Beats that were missed, after which a way is renewed less often."""
+SELDOM = 10
+_HANDSHAKE_BYTES = 512
+"""More than that since the last look is data, not answers to our own handshakes and keepalives."""
 
 
 class WireguardTransport:
@@ -53,6 +60,8 @@ class WireguardTransport:
         self._device = device
         self._gateway = gateway
         self._applying = asyncio.Lock()
+        self._renewing: dict[str, asyncio.Task[None]] = {}
+        self._heard_bytes: dict[str, int] = {}
         self.heartbeat = Heartbeat(context.clock, self._known)
 
     def contact(self) -> Mapping[str, str]:
@@ -109,27 +118,43 @@ class WireguardTransport:
 
     async def beat(self) -> None:
         """Ask each gateway for a sign of life, and renew the way to those that have missed three, until cancelled."""
-        while True:
-            for device, gateway in list(self._device.gateways.items()):
-                pulse = self.heartbeat.ask(of_device(device).v6)
-                if pulse.missed and pulse.missed % MISSES == 0:
-                    gateway.endpoint = await resolve(gateway.contact) or gateway.endpoint
-                    await self._quietly(self._network.apply([gateway.contact.key]))
-            await self._context.clock.sleep(self._config.heartbeat)
+        try:
+            while True:
+                for device, gateway in self._device.gateways.items():
+                    missed = self.heartbeat.ask(of_device(device).v6).missed
+                    if missed and missed % (MISSES if missed < LONG_SILENCE else SELDOM) == 0:
+                        old = self._renewing.get(device)
+                        if old is None or old.done():
+                            self._renewing[device] = asyncio.create_task(self._renew(gateway))
+                await self._context.clock.sleep(self._config.heartbeat)
+        finally:
+            for task in self._renewing.values():
+                await _end(task)
+
+    async def _renew(self, gateway: UsedGateway) -> None:
+        """Look the gateway up anew and shake hands again, unless only its agent is silent while the tunnel carries data."""
+        key = gateway.contact.key
+        try:
+            peer = (await self._network.peers()).get(key)
+            before, now = self._heard_bytes.get(key, 0), peer.received if peer is not None else 0
+            self._heard_bytes[key] = now
+            if now - before > _HANDSHAKE_BYTES:
+                return
+            gateway.endpoint = await resolve(gateway.contact) or gateway.endpoint
+            await self._network.apply([key])
+            self._heard_bytes[key] = 0
+        except (BackendError, OSError) as error:
+            self._context.logger.debug("transport wireguard: %s", error)  # tried again with later beats
 
     async def save(self) -> None:
         """Remember endpoints, until cancelled."""
         while True:
             await self._context.clock.sleep(SAVE_EVERY)
             if self._gateway.devices:
-                await self._quietly(self._gateway.save())
-
-    async def _quietly(self, work: Awaitable[None]) -> None:
-        """What fails now is tried again with the next beat."""
-        try:
-            await work
-        except (BackendError, OSError) as error:
-            self._context.logger.debug("transport wireguard: %s", error)
+                try:
+                    await self._gateway.save()
+                except (BackendError, OSError) as error:
+                    self._context.logger.debug("transport wireguard: %s", error)  # tried again in a second
 
     def _known(self, address: str) -> bool:
         return address in {
