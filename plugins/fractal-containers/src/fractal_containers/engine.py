@@ -23,7 +23,7 @@ from fractal.api.errors import BackendError, Misconfigured
 from fractal_containers.config import EngineConfig
 from fractal_containers.found import Container, Image, Network
 from fractal_containers.streams import CHUNK, Wire, frames
-from fractal_containers.wanted import Wanted
+from fractal_containers.wanted import Filling, Wanted
 
 T = TypeVar("T")
 THREADS = 12
@@ -160,8 +160,8 @@ class Engine(ABC):
         """Remove it."""
 
     @abstractmethod
-    async def fill(self, name: str, image: str, target: str, labels: Mapping[str, str], what: str) -> Path:
-        """Make a volume `name` of the engine's, holding what the image has at `target`; its folder on this device.
+    async def fill(self, filling: Filling, what: str) -> Path:
+        """Make a volume of the engine's, holding what an image has at a place; its folder on this device.
 
         A container of the same name that never runs may be made for it.
         """

@@ -15,8 +15,10 @@ from pathlib import Path
 from fractal.api.app import AppRun, ServiceSpec
 from fractal.api.context import Context
 from fractal.api.errors import BackendError
+from fractal_containers.cgroup import RunCgroup
 from fractal_containers.engine import Engine
 from fractal_containers.labels import run_labels, run_name
+from fractal_containers.wanted import Filling
 
 COPYING = 900.0
 """Seconds after which copying is given up."""
@@ -56,9 +58,14 @@ async def _filled(
     """What the image has at `target`, in a folder of the engine's; None if it has nothing there."""
     await drop(context, engine, run.key)
     try:
-        source = await engine.fill(
-            _name(context, run.key), image, target, run_labels(context.device, run), what
+        filling = Filling(
+            name=_name(context, run.key),
+            image=image,
+            target=target,
+            labels=run_labels(context.device, run),
+            cgroup_parent=RunCgroup(run_name(context.device, run.key)).parent,
         )
+        source = await engine.fill(filling, what)
         with os.scandir(source) as entries:
             empty = not any(entries)
         plain = source.stat().st_uid == source.stat().st_gid == 0 and source.stat().st_mode & 0o777 == 0o755

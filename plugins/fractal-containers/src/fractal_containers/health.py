@@ -89,6 +89,53 @@ class Watch:
             self.health = Health.UNHEALTHY
 
 
+class Watches:
+    """Our own looks at all that runs. The outcome of a look is in the next answer if it is slow."""
+
+    def __init__(self, *, repeated: bool, frozen: Callable[[Container], bool], test: Test) -> None:
+        self._repeated = repeated
+        self._frozen = frozen
+        self._test = test
+        self._watches: dict[tuple[str, str], Watch] = {}
+
+    def of(self, container: Container) -> Watch | None:
+        """What is known of this start of the container."""
+        return self._watches.get(_start(container))
+
+    def spec(self, container: Container) -> HealthSpec | None:
+        """How we look: as the app says; where the engine does not run the image's own check, that one."""
+        return container.health or (None if self._repeated else container.test)
+
+    def begin(self, container: Container, now: float) -> asyncio.Task[None] | None:
+        """Begin a look if one is due; the one that is under way, if any."""
+        spec = self.spec(container)
+        if spec is None or not container.running or self._frozen(container):
+            return None
+        repeated = self._repeated and bool(spec.test)
+        watch = self._watches.setdefault(_start(container), Watch(spec, repeated, now))
+        if watch.due(now):
+            watch.begin(now, container, self._test)
+        return watch.task
+
+    def forget(self, containers: Sequence[Container]) -> None:
+        """Those of what is not among these, or does not run."""
+        living = {_start(c) for c in containers if c.running}
+        for name, watch in list(self._watches.items()):
+            if name not in living and watch.task is None:
+                del self._watches[name]
+
+    async def stop(self) -> None:
+        """Cancel every look."""
+        for watch in list(self._watches.values()):
+            await watch.stop()
+        self._watches.clear()
+
+
+def _start(container: Container) -> tuple[str, str]:
+    """One start of one container."""
+    return container.id, container.started
+
+
 def judged(container: Container, watch: Watch | None) -> tuple[Health, str]:
     """A running container's health, and why."""
     if watch is not None and not watch.repeated:

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fractal.api.app import AppRun, AppSpec, HealthSpec
+from fractal.api.app import AppRun, AppSpec
 from fractal.api.context import Context
 from fractal.api.errors import BackendError, NotFound
 from fractal.api.runtime import ExecResult, Freezable, Health, Refusal, RunStatus, ServiceStatus
@@ -23,7 +23,7 @@ from fractal_containers.ending import DYING, STEP, strike
 from fractal_containers.engine import Engine
 from fractal_containers.filling import drop
 from fractal_containers.found import Container, Network
-from fractal_containers.health import Watch, judged
+from fractal_containers.health import Watches, judged
 from fractal_containers.images import Images
 from fractal_containers.isolation import Isolation
 from fractal_containers.labels import APP, BOOT, DEVICE, EPOCH, GROUP, RUN, bridge_name, run_name
@@ -59,13 +59,15 @@ class ContainerRuntime:
         )
         self._isolating = asyncio.Lock()
         """Held while a network is made and shut in, and while it is found that none is left."""
-        self._watches: dict[tuple[str, str], Watch] = {}
+        self._watches = Watches(
+            repeated=engine.repeats_checks,
+            frozen=lambda container: self._cgroup(container.key).frozen(),
+            test=self._test,
+        )
 
     async def close(self) -> None:
         """Stop looking; containers run on."""
-        for watch in list(self._watches.values()):
-            await watch.stop()
-        self._watches.clear()
+        await self._watches.stop()
         for change in [c for changes in self._changes.values() for c in changes]:
             change.cancel()
 
@@ -298,10 +300,10 @@ class ContainerRuntime:
             runs.setdefault(container.key, (dict(container.labels), []))[1].append(container)
         now = self._context.clock.boottime()
         containers = [c for _, cs in runs.values() for c in cs]
-        tasks = [task for c in containers if (task := self._begin_probe(c, now)) is not None]
+        tasks = [task for c in containers if (task := self._watches.begin(c, now)) is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=CHECK_WAIT)
-        self._forget_watches(containers)
+        self._watches.forget(containers)
         return [
             await self._run_status(key, labels, containers)
             for key, (labels, containers) in sorted(runs.items())
@@ -328,7 +330,7 @@ class ContainerRuntime:
     async def _service_status(self, container: Container) -> ServiceStatus:
         health, detail = Health.STOPPED, ""
         if container.running:
-            health, detail = judged(container, self._watches.get(_watch_key(container)))
+            health, detail = judged(container, self._watches.of(container))
         elif container.exit_code or container.error:
             detail = container.error or await self._last_line(container)
         return ServiceStatus(
@@ -384,36 +386,16 @@ class ContainerRuntime:
 
     # -- health
 
-    def _begin_probe(self, container: Container, now: float) -> asyncio.Task[None] | None:
-        spec = self._check_of(container)
-        if spec is None or not container.running or self._cgroup(container.key).frozen():
-            return None
-        repeated = self._engine.repeats_checks and bool(spec.test)
-        watch = self._watches.setdefault(_watch_key(container), Watch(spec, repeated, now))
-        if watch.due(now):
-            watch.begin(now, container, self._test)
-        return watch.task
-
-    def _check_of(self, container: Container) -> HealthSpec | None:
-        """How we look: as the app says; where the engine does not run the image's own check, that one."""
-        return container.health or (None if self._engine.repeats_checks else container.test)
-
     async def _test(self, container: Container, argv: Sequence[str], timeout: float) -> bool:
         # It is given up, and killed, at its own time-out; ours must not come before the check's.
         cgroup = self._cgroup(container.key)
         result = await execute(self._context, self._engine, cgroup, container, argv, b"", timeout + 1.0)
         return result.exit_code == 0
 
-    def _forget_watches(self, containers: Sequence[Container]) -> None:
-        living = {_watch_key(c) for c in containers if c.running}
-        for name, watch in list(self._watches.items()):
-            if name not in living and watch.task is None:
-                del self._watches[name]
-
     async def _until_healthy(self, key: str, name: str, needed_by: str) -> None:
         clock = self._context.clock
         container = await self._find(key, name)
-        spec = self._check_of(container)
+        spec = self._watches.spec(container)
         limit = (
             COMPLETION
             if spec is None
@@ -422,7 +404,7 @@ class ContainerRuntime:
         end, ends, status = clock.boottime() + limit, self._ends[key], None
         while clock.boottime() < end and self._ends[key] == ends:
             container = await self._find(key, name)
-            if (task := self._begin_probe(container, clock.boottime())) is not None:
+            if (task := self._watches.begin(container, clock.boottime())) is not None:
                 await asyncio.wait([task], timeout=CHECK_WAIT)
             status = await self._service_status(container)
             if status.health is Health.HEALTHY:
@@ -463,11 +445,6 @@ class ContainerRuntime:
 
     def _folder(self, kind: str, key: str) -> Path:
         return self._context.runtime_dir / kind / run_name(self._context.device, key)
-
-
-def _watch_key(container: Container) -> tuple[str, str]:
-    """One start of one container."""
-    return container.id, container.started
 
 
 @contextlib.asynccontextmanager

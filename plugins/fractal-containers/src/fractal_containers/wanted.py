@@ -71,6 +71,18 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Filling:
+    """A volume of the engine's to make and fill."""
+
+    name: str
+    image: str
+    target: str
+    """The place in the image whose content it is to hold."""
+    labels: Mapping[str, str]
+    cgroup_parent: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
     """Where a run's containers are made."""
 

@@ -15,7 +15,7 @@ from docker.types import Mount
 from docker.types.containers import HostConfig
 from fractal_containers.engine import THREADS, Engine, split
 from fractal_containers.found import Container, Image, Network
-from fractal_containers.wanted import Wanted
+from fractal_containers.wanted import Filling, Wanted
 
 from fractal.api.backend import Probe
 from fractal.api.errors import BackendError, Conflict, NotFound
@@ -144,19 +144,22 @@ class DockerEngine(Engine):
         """As `Engine.remove_network`."""
         await self.ask(what, self.api.remove_network, name)
 
-    async def fill(self, name: str, image: str, target: str, labels: Mapping[str, str], what: str) -> Path:
+    async def fill(self, filling: Filling, what: str) -> Path:
         """As `Engine.fill`: Docker fills the volumes of a container when it is made."""
-        mount = Mount(target, name, type="volume")
+        mount = Mount(filling.target, filling.name, type="volume")
+        host = HostConfig(
+            version=API, network_mode="none", mounts=[mount], cgroup_parent=filling.cgroup_parent
+        )
         await self.ask(
             what,
             self.api.create_container,
-            image,
+            filling.image,
             command=["-"],
-            name=name,
-            labels=dict(labels),
-            host_config=HostConfig(version=API, network_mode="none", mounts=[mount]),
+            name=filling.name,
+            labels=dict(filling.labels),
+            host_config=host,
         )
-        volume: dict[str, Any] = await self.ask(what, self.api.inspect_volume, name)
+        volume: dict[str, Any] = await self.ask(what, self.api.inspect_volume, filling.name)
         return Path(str(volume["Mountpoint"]))
 
     async def drop(self, name: str, what: str) -> None:

@@ -14,7 +14,7 @@ import requests.exceptions
 import urllib3.exceptions
 from fractal_containers.engine import THREADS, Engine, split
 from fractal_containers.found import Container, Image, Network
-from fractal_containers.wanted import Wanted
+from fractal_containers.wanted import Filling, Wanted
 from podman.api.client import APIClient
 
 from fractal.api.backend import Probe
@@ -168,15 +168,18 @@ class PodmanEngine(Engine):
         """As `Engine.remove_network`."""
         self._none_failed(await self.ask(what, self._json, "DELETE", f"/networks/{name}"), what)
 
-    async def fill(self, name: str, image: str, target: str, labels: Mapping[str, str], what: str) -> Path:
+    async def fill(self, filling: Filling, what: str) -> Path:
         """As `Engine.fill`: Podman fills the volumes of a container when it is readied to run."""
+        name = filling.name
         body = {
-            "image": image,
+            "image": filling.image,
             "name": name,
             "entrypoint": [THERE],
-            "labels": dict(labels),
+            "labels": dict(filling.labels),
             "netns": {"nsmode": "none"},
-            "volumes": [{"Name": name, "Dest": target}],
+            "volumes": [{"Name": name, "Dest": filling.target}],
+            "cgroup_parent": filling.cgroup_parent,
+            "cgroups_mode": "no-conmon",
         }
         await self.ask(what, self._json, "POST", "/containers/create", body)
         await self.ask(what, self._json, "POST", f"/containers/{name}/init")
