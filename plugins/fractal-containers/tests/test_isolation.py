@@ -21,7 +21,7 @@ from fractal_containers.testing_images import BUSYBOX
 
 from fractal.api.app import AppRun, AppSpec, Port, ServiceSpec
 from fractal.api.errors import BackendError, Misconfigured
-from fractal.testing.runtime_parts import seen
+from fractal.testing.runtime_parts import seen, until_async
 
 pytestmark = pytest.mark.usefixtures("inside")
 INTERNET, LAN, TUNNEL = "203.0.113", "192.168.77", "10.99.0"
@@ -231,6 +231,24 @@ async def test_sockets_and_folders_of_the_device_are_not_there(
     of_the_kernel = ("/proc", "/sys", "/dev")
     others = {t for t in targets if t != "/" and not t.startswith(of_the_kernel)}
     assert others <= {"/etc/resolv.conf", "/etc/hostname", "/etc/hosts", "/run/.containerenv", "/run/secrets"}
+
+
+async def test_the_device_is_not_reached_by_its_link_local_address_either(
+    runtime: RememberingRuntime, around: Surroundings, tmp_path: Path
+) -> None:
+    """Docker switches IPv6 off in a container whose network has none; Podman does not."""
+    run = run_of(tmp_path, service())
+    await up(runtime, run)
+    (network,) = await runtime._engine.networks(runtime._labels(run.key))
+    lines = Path("/proc/thread-self/net/if_inet6").read_text().splitlines()
+    (host,) = {socket.inet_ntop(socket.AF_INET6, bytes.fromhex(x[:32])) for x in lines if network.bridge in x}
+    words = ["cat", "/proc/net/if_inet6"]
+    has_one = b"eth0" in (await runtime.exec(run.key, "main", words)).output
+    if has_one:  # it takes a while until an address counts as nobody else's
+        without(runtime)
+        await until_async(lambda: reaches(runtime, run, f"{host}%eth0"))
+        await runtime._isolation.ensure([network])
+    assert not await reaches(runtime, run, f"{host}%eth0")
 
 
 async def test_an_engine_that_was_killed_finds_its_apps_shut_in_as_before(

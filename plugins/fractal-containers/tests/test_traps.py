@@ -32,7 +32,7 @@ DEVICE = "0" * 20
 
 @pytest.fixture
 async def runtime(engine: TestEngine, tmp_path: Path, inside: None) -> AsyncIterator[RememberingRuntime]:
-    async with opened(engine, tmp_path, timeout=8.0) as made:
+    async with opened(engine, tmp_path, timeout=15.0) as made:
         yield made
 
 

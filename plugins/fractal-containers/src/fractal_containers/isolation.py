@@ -127,6 +127,8 @@ def rules(prefix: str, reach: Sequence[str], networks: Iterable[Network]) -> str
         private6=", ".join(PRIVATE6),
     )
     for network in networks:
+        if not network.bridge:
+            continue
         text += f"add {_inside(prefix, network)}\n"
         if network.resolver:
             text += f"add {_resolver(prefix, network)}\n"

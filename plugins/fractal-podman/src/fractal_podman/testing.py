@@ -34,6 +34,14 @@ network_backend = "netavark"
 network_config_dir = "{folder}/networks"
 """
 
+# As Docker does with the loopback. No other registry is known, nor any short name.
+REGISTRIES = """
+unqualified-search-registries = []
+[[registry]]
+location = "127.0.0.1:5000"
+insecure = true
+"""
+
 
 def missing() -> str:
     """Why no engine can be started here, or ""."""
@@ -59,6 +67,7 @@ class PodmanTestEngine(TestEngine):
     def argv(self) -> Sequence[str]:
         """As `TestEngine.argv`."""
         settings = self.folder / "containers.conf"
+        (self.folder / "registries.conf").write_text(REGISTRIES)
         settings.write_text(SETTINGS.format(folder=self.folder))
         folders = [
             f"--root={self.folder}/root",
@@ -70,7 +79,10 @@ class PodmanTestEngine(TestEngine):
 
     def env(self) -> Mapping[str, str]:
         """As `TestEngine.env`."""
-        return {"CONTAINERS_CONF": str(self.folder / "containers.conf")}
+        return {
+            "CONTAINERS_CONF": str(self.folder / "containers.conf"),
+            "CONTAINERS_REGISTRIES_CONF": str(self.folder / "registries.conf"),
+        }
 
     def private(self) -> Sequence[str]:
         """Networks, their namespaces, and what the OCI runtime keeps of containers."""
