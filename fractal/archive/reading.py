@@ -56,10 +56,11 @@ class Records:
         self._line = line
         self._known: dict[Slot, Record] = {}
         self._trims: dict[int, Trim] = {}
+        self._trims_seen: dict[int, float] = {}
         self._last: Trim | None = None
         self._seen: dict[Slot, float] = {}
         self._raw: dict[str, bytes] = {}
-        """Fetched and not yet judged. What turns out to be nothing valid is fetched again next time: log or store may have changed."""
+        """Fetched and not valid so far. It is fetched again next time: log or store may have changed."""
         self._note = f"archive/{group}/{app}/highest/"
         self._trim_note = f"archive/{group}/{app}/trim"
 
@@ -133,7 +134,8 @@ class Records:
         numbers = [layout.parse_trim_key(self._group, self._app, key) async for key in names]
         found = [number for number in numbers if number is not None]
         await self._fetch([self._trim_key(n) for n in found if n not in self._trims])
-        return sorted(found)
+        recent = self._clock.boottime() - self._store.staleness
+        return sorted({*found, *(n for n, seen in self._trims_seen.items() if seen > recent)})
 
     def _trim_key(self, number: int) -> str:
         return layout.trim_key(self._group, self._app, number)
@@ -209,7 +211,7 @@ class Records:
 
     def _open(self, kind: str, key: str) -> Statement:
         return open_statement(
-            kind, key, self._raw.pop(key), sign_key_of=self._sign_key_of, group_key=self._group_key
+            kind, key, self._raw[key], sign_key_of=self._sign_key_of, group_key=self._group_key
         )
 
     def _parse(self, slot: Slot, burnt: dict[str, str]) -> None:
@@ -220,6 +222,7 @@ class Records:
             if owner is not None and owner != said.by:
                 raise Corrupt(f"{key}: written by {said.by}, which does not own epoch {epoch}")
             self._known[slot] = record_of(key, slot, said.by, said.body)
+            del self._raw[key]
         except Corrupt as error:
             burnt[key] = str(error)
 
@@ -228,6 +231,8 @@ class Records:
         try:
             said = self._open(trims.KIND, key)
             self._trims[number] = trim_of(key, number, said.by, said.body, self._owner_of)
+            self._trims_seen[number] = self._clock.boottime()
+            del self._raw[key]
         except Corrupt as error:
             burnt[key] = str(error)
 
@@ -245,7 +250,7 @@ class Records:
                 del self._known[slot]
                 self._seen.pop(slot, None)
         for number in self._trims.keys() - set(timeline.trims):
-            del self._trims[number]
+            del self._trims[number], self._trims_seen[number]
 
     # --- what a store may not do -----------------------------------------------------------------------------------
 
