@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fractal.agent.agent import Agent, Shell
 from fractal.agent.group import GroupAgent
 from fractal.agent.notes import MemoryNotes
+from fractal.api.authority import Answer, AuthorityBackend, Issued
 from fractal.api.context import Completed, Context
 from fractal.api.coordination import CoordinationBackend
-from fractal.api.errors import FractalError
+from fractal.api.errors import FractalError, NotSupported
 from fractal.api.events import Event
 from fractal.api.runtime import RuntimeBackend
 from fractal.api.snapshot import SnapshotBackend
@@ -129,6 +130,17 @@ class SimTransport:
         return ()
 
 
+class SimAuthority:
+    """An `Authority` that nobody asks: no app has a public name."""
+
+    identity = "simulated"
+    needs_traffic = False
+
+    async def issue(self, name: str, account: bytes, answer: Answer) -> Issued:
+        """None."""
+        raise NotSupported(f"no certificates are simulated, not even for {name}")
+
+
 class SimPlugins(Plugins):
     """Offers this device's simulated backends under any name."""
 
@@ -166,6 +178,10 @@ class SimPlugins(Plugins):
     def coordinator(self, name: str) -> CoordinationBackend[Any]:
         """The log."""
         return self._record(CoordinationBackend, lambda c: SimCoordinator(c, self._machine))
+
+    def authority(self, name: str) -> AuthorityBackend[Any]:
+        """One that is asked for nothing."""
+        return self._record(AuthorityBackend, lambda _: SimAuthority())
 
     def event(self, event: Event) -> None:
         """Part of the timeline."""
