@@ -22,6 +22,8 @@ from fractal.cli.session import (
 )
 from fractal.cli.trees import Item, copy_out, differences, entries
 
+MERGED = ("", "end of an hour", "end of a day", "end of a week")
+
 
 @click.group()
 def snapshot() -> None:
@@ -39,17 +41,18 @@ def list_(session: Session, name: str, group: str | None, as_json: bool) -> None
 
 
 def _show_list(result: Mapping[str, Any]) -> None:
-    rows = [
-        (
-            s["moment"],
-            moment(s["wall_ms"]),
-            s["device"],
-            size(s["bytes"]),
-            ", ".join(word for word in ("pinned", "branch") if s[word]),
+    """A timeline: each day once, then what was kept of it."""
+    rows, shown = [], ""
+    for one in result["snapshots"]:
+        day, _, time = moment(one["wall_ms"]).partition(" ")
+        remarks = [word for word in ("pinned", "branch") if one[word]] + [MERGED[one["level"]]]
+        words = ", ".join(word for word in remarks if word)
+        rows.append(
+            (" " if day == shown else day, time, one["moment"], one["device"], size(one["bytes"]), words)
         )
-        for s in result["snapshots"]
-    ]
-    show_table(("MOMENT", "TIME", "DEVICE", "STORED", "REMARKS"), rows, empty="No snapshots yet.")
+        shown = day
+    head = ("DAY", "TIME", "MOMENT", "DEVICE", "STORED", "REMARKS")
+    show_table(head, rows, empty="No snapshots yet.")
 
 
 @snapshot.command()

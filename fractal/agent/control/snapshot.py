@@ -36,6 +36,7 @@ async def snapshot_list(agent: Agent, params: Params, _: Progress) -> Result:
                 "wall_ms": m.wall_ms,
                 "device": group.state.device_name(timeline.record(m.point).device),
                 "bytes": timeline.record(m.point).stored,
+                "level": timeline.record(m.point).level,
                 "pinned": m.point in app.pins,
                 "branch": m.point in off,
             }

@@ -63,7 +63,10 @@ SPECS: tuple[Spec, ...] = (
                     "moment": text("EPOCH.NUMBER."),
                     "wall_ms": integer("When, by its device's clock, in milliseconds since 1970."),
                     "device": text("Device that took it."),
-                    "bytes": integer("What it added to the store."),
+                    "bytes": integer("Stored bytes of the record that leads there."),
+                    "level": integer(
+                        "0: it is stored as it was taken; 1 to 3: merged with what was before it in its hour, day or week."
+                    ),
                     "pinned": flag("Whether it is kept for ever."),
                     "branch": flag("Whether it is off the app's main line: work of a replaced owner."),
                 },
