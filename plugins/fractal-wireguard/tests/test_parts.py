@@ -21,6 +21,7 @@ from fractal_wireguard.addresses import (
 )
 from fractal_wireguard.config import WireguardConfig
 from fractal_wireguard.firewall import Port, Rules, table
+from fractal_wireguard.gateway import _meeting
 from fractal_wireguard.haproxy import parse_sessions
 from fractal_wireguard.keys import own_key
 from fractal_wireguard.link import TunnelLink, Wanted
@@ -29,6 +30,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fractal.api.errors import BackendError, Misconfigured
+from fractal.api.transport import RouteKind, Target
 from fractal.shell.entropy import SystemEntropy
 from fractal.testing.context import real_context
 
@@ -91,6 +93,23 @@ def test_addresses_are_told_apart_and_stay_in_their_network() -> None:
     assert all(ipaddress.IPv6Address(text) in NETWORK for text in found)
     assert of_app("ab", "c") != of_app("a", "bc")
     assert len(interface_name("d" * 64)) <= 15
+
+
+def test_two_apps_with_one_ipv4_address_are_told() -> None:
+    """24 bits meet sooner or later; TLS uses the other address, which does not."""
+    seen: dict[str, str] = {}
+    number = 0
+    while (app := str(number)) not in seen and (first := seen.setdefault(of_app("g", app).v4, app)) == app:
+        number += 1
+    assert of_app("g", first).v6 != of_app("g", app).v6
+    targets = [
+        Target(group="g", app=one, name=name, kind=kind, device="d")
+        for one in (first, app)
+        for name, kind in ((f":{len(one)}", RouteKind.TCP), (f"{one}.example", RouteKind.HTTPS))
+    ]
+    (problem,) = _meeting([("g", first), ("g", app)], ["d"], targets)
+    assert app in str(problem) and of_app("g", app).v4 in str(problem)
+    assert not _meeting([("g", first)], ["d"], targets[:2])
 
 
 async def test_key_is_made_once_for_its_owner_only_and_refused_when_damaged(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from fractal.api.context import Context
@@ -90,6 +90,7 @@ class Gateway:
         problems += wrong
         before, self._apps = self._apps, _led(self._apps, targets)
         self._keys = keys
+        problems += _meeting(self._apps, keys, targets)
         had, wrong = self._reserve(ports)
         problems += wrong
         held = [of_app(*app) for app, led in self._apps.items() if not led.device]
@@ -176,6 +177,22 @@ def _ended(
         if had and (new is None or (new.device or new.last) != had or had not in keys):
             ended.add(app)
     return ended
+
+
+def _meeting(
+    apps: Iterable[tuple[str, str]], devices: Iterable[str], targets: Sequence[Target]
+) -> list[FractalError]:
+    """TCP and UDP routes of apps whose IPv4 address somebody else has already, as `Gateway.peers` shares them out."""
+    taken: dict[str, object] = {of_device(device).v4: device for device in devices}
+    without = {app for app in apps if taken.setdefault(of_app(*app).v4, app) != app}
+    return [
+        Conflict(
+            f"route {target.name} of app {target.app}: its tunnel address {of_app(target.group, target.app).v4} is another's by "
+            "chance: install the app anew, which gives it another"
+        )
+        for target in targets
+        if target.kind is not RouteKind.HTTPS and (target.group, target.app) in without
+    ]
 
 
 def _sorted_out(
