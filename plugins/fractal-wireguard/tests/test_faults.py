@@ -288,6 +288,7 @@ def test_killed_agent_leaves_nothing_that_hinders_the_next(tmp_path: Path, made_
     for pid in processes("haproxy", str(tmp_path)):
         os.kill(pid, signal.SIGKILL)
     made_streets.run("gateway", "nft", "delete", "table", "inet", f"fractal_{interface_name(device)}")
+    Path(f"/var/run/wireguard/{interface_name(device)}.sock").unlink(missing_ok=True)
 
 
 async def test_stopped_agent_of_a_gateway_does_not_stop_what_passes(town: Town, bed: WireguardBed) -> None:
