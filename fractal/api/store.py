@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from fractal.api.backend import Backend, C, Offer
 
@@ -54,6 +55,20 @@ class Store(Protocol):
 
     async def delete(self, key: str) -> None:
         """Delete; nothing if absent. Raises NotSupported on an append-only store."""
+
+
+@runtime_checkable
+class SupportsLinks(Protocol):
+    """Keeps objects as files of this device: what is on its disk already is not copied, in or out."""
+
+    async def adopt(self, key: str, path: Path) -> bool:
+        """As `put_new` of the file's bytes, by giving the file a second name; nobody writes to it any more.
+
+        False, and nothing was done, where that is impossible, e.g. across file systems. Raises as `put_new`.
+        """
+
+    async def lend(self, key: str, path: Path) -> bool:
+        """Give the object's file the name `path` as well, to be read only; False as in `adopt`. Raises NotFound, BackendError."""
 
 
 class StoreOffer(Offer):

@@ -11,10 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from fractal.api.context import Clock, Entropy, Workers
-from fractal.api.errors import Ambiguous, BackendError, Corrupt, NotFound
+from fractal.api.errors import Ambiguous, BackendError, Conflict, Corrupt, NotFound
 from fractal.api.plain import to_plain
 from fractal.api.snapshot import Snapshotter
-from fractal.api.store import Store
+from fractal.api.store import Store, SupportsLinks
 from fractal.archive import layout, spool
 from fractal.archive.keyring import AppKeyring
 from fractal.archive.reading import Records
@@ -172,11 +172,24 @@ class Backup:
         while await writer.begun(index):
             key = layout.segment_key(self.group, self.app, object_id, index)
             try:
-                if await create(self.store, key, partial(writer.segment, index, self.workers), self.clock):
+                adopted = isinstance(self.store, SupportsLinks) and await self._adopt(
+                    key, await writer.complete(index)
+                )
+                stream = partial(writer.segment, index, self.workers)
+                if adopted or await create(self.store, key, stream, self.clock):
                     ahead.add(index)
             except BackendError:
                 return
             index += 1
+
+    async def _adopt(self, key: str, path: Path | None) -> bool:
+        """Whether the store took the spool's very file for the object: then it is written once, not twice."""
+        if path is None or not isinstance(self.store, SupportsLinks):
+            return False
+        try:
+            return await self.store.adopt(key, path)
+        except (Ambiguous, Conflict):
+            return False  # `create` finds out what stands there
 
     async def _upload(
         self,
@@ -192,8 +205,9 @@ class Backup:
         for index, segment in enumerate(plan.object.segments):
             key = layout.segment_key(self.group, self.app, plan.object.id, index)
             if index not in ahead and not (check and await self._stands(key, segment)):
-                data = partial(self._read, folder / str(index)) if held is None else partial(_each, held)
-                if not await create(self.store, key, data, self.clock):
+                path = folder / str(index) if held is None else None
+                data = partial(self._read, path) if path is not None else partial(_each, held or ())
+                if not (await self._adopt(key, path) or await create(self.store, key, data, self.clock)):
                     await self._require(key, segment)
             done += segment.size
             if progress is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from fractal.api.canonical import Value
 from fractal.api.context import Workers
 from fractal.api.errors import BackendError, Corrupt, NotFound, NotSupported
 from fractal.api.snapshot import Snapshot, Snapshotter
-from fractal.api.store import Store
+from fractal.api.store import Store, SupportsLinks
 from fractal.archive import layout, spool
 from fractal.archive.keyring import AppKeyring
 from fractal.archive.records import ObjectRef, Record, Segment, object_header
@@ -21,6 +22,9 @@ from fractal.core.model import Point
 from fractal.crypto.stream import ObjectReader
 
 Progress = Callable[[int, int], None]
+
+IN_FLIGHT = 2
+"""Frames opened at once."""
 
 
 @dataclass(kw_only=True)
@@ -35,29 +39,44 @@ class Fetcher:
 
     async def fetch(self, ref: ObjectRef) -> None:
         """Have every segment of an object here, as it was signed. Raises Corrupt, NotFound, BackendError."""
+        folder = self.folder / ref.id
         for index, segment in enumerate(ref.segments):
-            folder = self.folder / ref.id
             if not await self.workers.run(spool.holds, folder, index, segment):
-                await self._download(
-                    layout.segment_key(self.group, self.app, ref.id, index), folder / str(index), segment
-                )
+                await self._bring(ref, index, segment)
+
+    async def _bring(self, ref: ObjectRef, index: int, segment: Segment) -> None:
+        key, folder = layout.segment_key(self.group, self.app, ref.id, index), self.folder / ref.id
+        path = await self.workers.run(spool.room_for, folder, index)
+        try:
+            lent = isinstance(self.store, SupportsLinks) and await self.store.lend(key, path)
+            if lent and not await self.workers.run(spool.holds, folder, index, segment):
+                raise Corrupt(f"{key}: not the bytes that its record names")
+            if not lent:
+                await self._download(key, path, segment)
+        except NotFound as error:
+            raise Corrupt(f"{key} is missing in the store") from error
 
     async def open(self, ref: ObjectRef, key: bytes, header: Value, what: str) -> AsyncGenerator[bytes, None]:
-        """The raw stream of a fetched object, a frame ahead of its reader; `what` names it in errors. Raises Corrupt."""
+        """The raw stream of a fetched object, some frames ahead of its reader; `what` names it in errors. Raises Corrupt."""
         segments = spool.SegmentsReader(self.folder / ref.id, len(ref.segments))
-        reader = ObjectReader(key, header, segments.read)
-        ahead = asyncio.create_task(self.workers.run(reader.next_frame))
+        reader, run = ObjectReader(key, header, segments.read), self.workers.run
+        opening: deque[asyncio.Task[tuple[bytes, bytes]]] = deque()
         try:
-            while (frame := await ahead) is not None:
-                ahead = asyncio.create_task(self.workers.run(reader.next_frame))
-                view = memoryview(frame)
+            sealed = await run(reader.next_sealed)
+            while sealed is not None or opening:
+                while sealed is not None and len(opening) < IN_FLIGHT:
+                    opening.append(asyncio.create_task(run(reader.open, *sealed)))
+                    sealed = await run(reader.next_sealed)
+                view = memoryview(reader.add(*await opening.popleft()))
                 for start in range(0, len(view), spool.CHUNK):
                     yield bytes(view[start : start + spool.CHUNK])
+            reader.finish()
         except Corrupt as error:
             raise Corrupt(f"object {ref.id} of {what}: {error}") from error
         finally:
-            ahead.cancel()
-            await asyncio.gather(ahead, return_exceptions=True)
+            for task in opening:
+                task.cancel()
+            await asyncio.gather(*opening, return_exceptions=True)
 
     def open_record(self, record: Record, app_keys: AppKeyring) -> AsyncGenerator[bytes, None]:
         """The raw stream of a record's object, which was fetched. Raises Corrupt, Denied."""
@@ -75,15 +94,12 @@ class Fetcher:
 
     async def _download(self, key: str, path: Path, segment: Segment) -> None:
         size, digest = 0, hashlib.sha256()
-        try:
-            async for chunk in self.store.get(key):
-                if size + len(chunk) > segment.size:
-                    raise Corrupt(f"{key}: longer than its record says")
-                digest.update(chunk)
-                await spool.to_its_end(self.workers, spool.append, path, chunk, size)
-                size += len(chunk)
-        except NotFound as error:
-            raise Corrupt(f"{key} is missing in the store") from error
+        async for chunk in self.store.get(key):
+            if size + len(chunk) > segment.size:
+                raise Corrupt(f"{key}: longer than its record says")
+            digest.update(chunk)
+            await spool.to_its_end(self.workers, spool.append, path, chunk, size)
+            size += len(chunk)
         if size != segment.size or digest.digest() != segment.hash:
             raise Corrupt(f"{key}: not the bytes that its record names")
 

@@ -128,6 +128,14 @@ class ObjectWriter:
         """Wait until there are bytes of segment `index`; False if there are none going to be."""
         return await self._beyond(index * SEGMENT)
 
+    async def complete(self, index: int) -> Path | None:
+        """Wait until nothing more is written to segment `index`; its file, None if the object stays in memory.
+
+        The last one is complete only after `end`.
+        """
+        await self._beyond((index + 1) * SEGMENT - 1)
+        return None if self.held is not None else self._segment(index)
+
     async def segment(self, index: int, workers: Workers) -> AsyncIterator[bytes]:
         """The bytes of a segment as they are written: out of memory, or from the disk for whoever lags behind.
 
@@ -245,6 +253,15 @@ def holds(folder: Path, index: int, segment: Segment) -> bool:
         return False
     except OSError as error:
         raise _failed(path, error) from error
+
+
+def room_for(folder: Path, index: int) -> Path:
+    """Where segment `index` goes: nothing is there, and nothing is written through a name that was given to another file."""
+    path = folder / str(index)
+    with _disk_errors(path):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+    return path
 
 
 def read_at(path: Path, offset: int) -> bytes:

@@ -11,6 +11,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from fractal.api.backend import Probe
@@ -59,6 +60,21 @@ class DirectoryStore(Store):
             await self._do(key, upload.commit)
         finally:
             await self._do(key, upload.discard)
+
+    async def adopt(self, key: str, path: Path) -> bool:
+        """As `SupportsLinks.adopt`: its temporary file is the one that is there already."""
+        upload = Upload(self._path, check_key(key), self._context.entropy.bytes(16).hex())
+        try:
+            if not await self._do(key, upload.adopt, path):
+                return False
+            await self._do(key, upload.commit)
+        finally:
+            await self._do(key, upload.discard)
+        return True
+
+    async def lend(self, key: str, path: Path) -> bool:
+        """As `SupportsLinks.lend`."""
+        return await self._do(key, Reader(self._path, check_key(key)).lend, path)
 
     async def get(self, key: str, *, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
         """The object's bytes in chunks of at most 1 MiB."""

@@ -66,6 +66,22 @@ def _chain(path: Path, folders: Sequence[str], *, create: bool = False) -> Itera
             os.close(descriptor)
 
 
+_NO_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP)
+"""A second name is impossible here: another file system, another owner, too many names already, none at all."""
+
+
+def _linked(
+    source: Path | str, target: Path | str, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None
+) -> bool:
+    try:
+        os.link(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in _NO_LINK:
+            return False
+        raise
+    return True
+
+
 class Upload:
     """One object being created: `begin`, `write` any number of times, `commit`; always `discard` in the end."""
 
@@ -84,6 +100,17 @@ class Upload:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         self._temporary = os.open(self._name, flags, 0o600, dir_fd=self._folder)
         fcntl.flock(self._temporary, fcntl.LOCK_EX)
+
+    def adopt(self, source: Path) -> bool:
+        """`begin` with a file that is whole already and gets its second name here; False where that cannot be."""
+        self._refuse_existing()
+        self._folder = os.open(self._path / TEMPORARY, _FOLDER)
+        if not _linked(source, self._name, dst_dir_fd=self._folder):
+            return False
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._temporary = os.open(self._name, flags, dir_fd=self._folder)
+        fcntl.flock(self._temporary, fcntl.LOCK_EX)
+        return True
 
     def write(self, data: bytes) -> None:
         """Append `data`."""
@@ -177,6 +204,15 @@ class Reader:
         if not stat.S_ISREG(found.st_mode):
             raise BackendError(f"store directory {self._path}: {self._key} is not a plain file: remove it")
         self.size = found.st_size
+
+    def lend(self, target: Path) -> bool:
+        """Give the object's file another name; False where that cannot be. Raises NotFound. Needs no `open`."""
+        try:
+            with _chain(self._path, self._folders) as chain:
+                return _linked(self._file, target, src_dir_fd=chain[-1])
+        except FileNotFoundError as error:
+            _refuse_unmounted(self._path)
+            raise NotFound(f"store directory {self._path}: no object {self._key}") from error
 
     def read(self, offset: int, count: int) -> bytes:
         """1 to `count` bytes from `offset`."""

@@ -63,6 +63,7 @@ def fractal_stores() -> Iterable[StoreOffer]:
         config=DirectoryConfig,
         open=_open_directory,
         probe=_probe_directory,
+        capabilities=frozenset({"SupportsLinks"}),
     )
     yield StoreBackend(
         name="memory",

@@ -174,12 +174,21 @@ class ObjectReader:
         self._index = -1
         self._length = 0
         self._hashes = RawHash()
+        self._trailer: bytes | None = None
         self.raw: Raw | None = None
         """Known once everything was read and found whole, in order and complete."""
 
     def next_frame(self) -> bytes | None:
         """The next raw bytes; None after the trailer was checked. Raises Corrupt."""
-        if self.raw is not None:
+        sealed = self.next_sealed()
+        if sealed is None:
+            self.finish()
+            return None
+        return self.add(*self.open(*sealed))
+
+    def next_sealed(self) -> tuple[int, bytes] | None:
+        """The next frame as it is stored, with its number, to be opened by `open`; None at the trailer. Raises Corrupt."""
+        if self._trailer is not None:
             return None
         if self._index < 0:
             if self._exactly(len(MAGIC)) != MAGIC:
@@ -188,13 +197,27 @@ class ObjectReader:
         size, kind = self._seal.open_head(self._index, self._exactly(_HEAD_SIZE))
         sealed = self._exactly(size)
         if kind == _TRAILER:
-            self.raw = self._check_trailer(self._seal.open_body(self._index, sealed))
+            self._trailer = self._seal.open_body(self._index, sealed)
             return None
-        raw, digest = self._seal.open_data(self._index, sealed)
+        self._index += 1
+        return self._index - 1, sealed
+
+    def open(self, index: int, sealed: bytes) -> tuple[bytes, bytes]:
+        """A frame's raw bytes and their hash, in any order and several at once. Raises Corrupt."""
+        return self._seal.open_data(index, sealed)
+
+    def add(self, raw: bytes, digest: bytes) -> bytes:
+        """Count a frame that was opened, in order; its raw bytes."""
         self._hashes.add(digest)
         self._length += len(raw)
-        self._index += 1
         return raw
+
+    def finish(self) -> None:
+        """After the last frame: check that the object is whole. Raises Corrupt."""
+        if self.raw is None:
+            if self._trailer is None:
+                raise Corrupt("the object was not read to its end")
+            self.raw = self._check_trailer(self._trailer)
 
     def _exactly(self, size: int) -> bytes:
         parts, missing = [], size

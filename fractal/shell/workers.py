@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -11,6 +12,8 @@ from typing import Self, TypeVar
 from fractal.api.context import Workers
 
 T = TypeVar("T")
+
+_M_ARENA_MAX = -8
 
 
 class ThreadWorkers(Workers):
@@ -21,6 +24,7 @@ class ThreadWorkers(Workers):
     """
 
     def __init__(self, threads: int = 3) -> None:
+        one_arena()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="worker")
 
     async def __aenter__(self) -> Self:
@@ -34,6 +38,18 @@ class ThreadWorkers(Workers):
     async def run(self, function: Callable[..., T], /, *arguments: object) -> T:
         """Run `function(*arguments)` in a thread and return its result or raise its exception."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, _call, function, arguments)
+
+
+def one_arena() -> None:
+    """Have all threads allocate from one heap, where the C library is glibc.
+
+    It gives each thread an arena of its own, which keeps what the thread once needed: with frames of 8 MiB that is half as
+    much memory again (mallopt(3), M_ARENA_MAX).
+    """
+    try:
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+    except (OSError, AttributeError):
+        return  # another C library, with other habits
 
 
 def _call(function: Callable[..., T], arguments: tuple[object, ...]) -> T:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import ClassVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
 from fractal.api.errors import Conflict, InvalidInput, NotFound, NotSupported
-from fractal.api.store import ObjectInfo, Store
-from fractal.testing.suite import Contract
+from fractal.api.store import ObjectInfo, Store, SupportsLinks
+from fractal.testing.suite import Contract, requires
 
 CHUNK = 1 << 20
 LONGEST_LAG = 10.0
@@ -82,6 +83,7 @@ async def pieces(*parts: bytes) -> AsyncIterator[bytes]:
 class StoreContract(Contract[Store]):
     """What every store must do. See `fractal.api.store.Store` for the words behind each test."""
 
+    optional: ClassVar[Mapping[str, type[Any]]] = {"SupportsLinks": SupportsLinks}
     deletes: ClassVar[bool] = True
     """False for an append-only store, which must refuse `delete`."""
 
@@ -351,6 +353,34 @@ class StoreContract(Contract[Store]):
         for key in ("a", "a/1", "a/1/base/x", "b/c"):
             await backend.delete(key)
         assert await keys(backend) == ["a/1/base"]
+
+    @requires("SupportsLinks")
+    async def test_a_file_becomes_an_object_and_an_object_a_file(
+        self, backend: Store, tmp_path: Path
+    ) -> None:
+        """Neither is copied, and neither name depends on the other."""
+        assert isinstance(backend, SupportsLinks)
+        source, target = tmp_path / "source", tmp_path / "target"
+        source.write_bytes(b"spooled")
+        assert await backend.adopt("a/1", source)
+        source.unlink()
+        assert await read(backend, "a/1") == b"spooled"
+        assert await backend.lend("a/1", target)
+        assert target.read_bytes() == b"spooled"
+        await backend.delete("a/1")
+        assert target.read_bytes() == b"spooled"
+
+    @requires("SupportsLinks")
+    async def test_nothing_is_overwritten_by_a_file(self, backend: Store, tmp_path: Path) -> None:
+        assert isinstance(backend, SupportsLinks)
+        source = tmp_path / "source"
+        source.write_bytes(b"second")
+        await backend.put_new("a/1", b"first")
+        with pytest.raises(Conflict):
+            await backend.adopt("a/1", source)
+        assert await read(backend, "a/1") == b"first" and source.read_bytes() == b"second"
+        with pytest.raises(NotFound):
+            await backend.lend("a/2", tmp_path / "none")
 
     async def test_an_append_only_store_refuses_to_delete(self, backend: Store) -> None:
         if self.deletes:

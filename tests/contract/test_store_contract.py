@@ -47,6 +47,8 @@ class TestMemory(StoreContract):
 
 
 class TestDirectory(StoreContract):
+    capabilities = frozenset({"SupportsLinks"})
+
     @pytest.fixture
     async def backend(self, tmp_path: Path) -> AsyncIterator[Store]:
         config = DirectoryConfig(path=tmp_path / "store")
