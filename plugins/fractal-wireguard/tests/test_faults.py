@@ -308,3 +308,19 @@ async def test_folder_too_deep_for_sockets_is_named(tmp_path: Path, made_streets
     with pytest.raises(BackendError, match="too long"):
         async with wireguard_bed(tmp_path / ("x" * 60), made_streets) as bed, wireguard_town(bed):
             pass
+
+
+async def test_hung_tunnel_is_told_and_goes_on_when_it_can(town: Town, bed: WireguardBed) -> None:
+    await answered(town)
+    (pid,) = processes("wireguard-go", interface_name(town.ids[0]))
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        async with within(town, "a link that is down"):
+            while any(link.up for link in await bed.remotes["homea"].links()):
+                await asyncio.sleep(0.1)
+            (link,) = await bed.remotes["homea"].links()
+        assert link.device == bed.gateway_id and "does not answer" in link.detail
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    async with within(town, "an answer when it goes on"):
+        await answered(town)

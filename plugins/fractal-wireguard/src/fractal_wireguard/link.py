@@ -16,6 +16,8 @@ from fractal_wireguard.daemon import Daemon, kill_orphans
 from fractal_wireguard.tools import check_user_space
 
 _SOCKETS = Path("/var/run/wireguard")
+_READ = 2.0
+"""Seconds for reading peers; a wireguard-go that hangs answers nobody."""
 _AT_ONCE = 200
 """Peers in one call: an argument list has its limits."""
 
@@ -178,7 +180,8 @@ class TunnelLink:
 
     async def peers(self) -> dict[str, Found]:
         """As they are, by public key. Raises BackendError."""
-        lines = (await self._run("wg", "show", self.name, "dump")).splitlines()
+        done = await self._context.run(["wg", "show", self.name, "dump"], timeout=_READ)
+        lines = done.stdout.decode("utf-8", "replace").splitlines()
         return dict(_found(line) for line in lines[1:])
 
     async def apply(self, wanted: Mapping[str, Wanted], renew: Sequence[str] = ()) -> None:

@@ -95,10 +95,15 @@ class WireguardTransport:
 
     async def links(self) -> Sequence[Link]:
         """As a gateway, to each device; as a device, to each gateway. A peer that is both appears twice."""
-        found = await self._network.peers()
+        found, problem = dict[str, Found](), ""
+        try:
+            found = await self._network.peers()
+        except BackendError as error:
+            problem = f"the tunnel's interface does not answer: {error}"
         served = [(device, found.get(key)) for device, key in self._gateway.devices.items()]
         used = [(device, found.get(gateway.contact.key)) for device, gateway in self._device.gateways.items()]
-        return [self._link(device, peer) for device, peer in sorted(served + used, key=lambda item: item[0])]
+        both = sorted(served + used, key=lambda item: item[0])
+        return [self._link(device, peer, problem) for device, peer in both]
 
     async def probe(self, name: str, kind: RouteKind) -> None:
         """As `SupportsProbe.probe`: a TLS handshake through our own public port. Trust is the client's business, not ours."""
@@ -161,14 +166,14 @@ class WireguardTransport:
             of_device(device).v6 for device in (*self._gateway.devices, *self._device.gateways)
         }
 
-    def _link(self, device: str, peer: Found | None) -> Link:
+    def _link(self, device: str, peer: Found | None, problem: str) -> Link:
         now = self._context.clock.boottime()
         pulse = self.heartbeat.pulses.get(of_device(device).v6)
         heard = pulse.heard if pulse is not None else None
         age = None if heard is None else max(0.0, now - heard)
         up = age is not None and age < (MISSES + 1) * self._config.heartbeat
         if peer is None:
-            detail = "not set up yet"
+            detail = problem or "not set up yet"
         elif not peer.handshake:
             detail = "no handshake yet"
         else:
