@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from fractal_sftp.store import SftpStore, open_sftp
-from fractal_sftp.testing import Cable, SshServer, cable, missing
+from fractal_sftp.testing import TIMEOUT, Cable, SshServer, cable, missing
 
 from fractal.testing.context import real_context
 
@@ -53,7 +53,11 @@ def own_cable(sshd: None) -> Iterator[Cable]:
 def own_server(own_cable: Cable, tmp_path: Path) -> Iterator[SshServer]:
     """One for a test that pulls its cable, stops it or starts it anew."""
     made = SshServer(
-        tmp_path / "sshd", root=tmp_path / "disk", address=own_cable.address, enter=own_cable.enter
+        tmp_path / "sshd",
+        root=tmp_path / "disk",
+        address=own_cable.address,
+        enter=own_cable.enter,
+        patience=TIMEOUT,
     )
     with made:
         yield made

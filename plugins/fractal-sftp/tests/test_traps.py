@@ -14,7 +14,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
-from fractal_sftp.line import Session, Unanswered
+from fractal_sftp.line import LONGEST_PAUSE, Session, Unanswered
 from fractal_sftp.remote import Remote
 from fractal_sftp.store import SftpStore, open_sftp
 from fractal_sftp.testing import TIMEOUT, Cable, SshServer
@@ -520,14 +520,14 @@ async def test_a_slow_answer_is_waited_for_while_others_arrive(
 async def test_attempts_to_connect_have_pauses_with_a_bound(
     own_server: SshServer, own_cable: Cable, tmp_path: Path, opener: Opener
 ) -> None:
-    async with opener(own_server, tmp_path / "disk" / "store", connect_timeout=0.3, timeout=0.5) as store:
+    async with opener(own_server, tmp_path / "disk" / "store", connect_timeout=TIMEOUT) as store:
         own_cable.pull()
-        for _ in range(8):
+        for _ in range(6):
             with pytest.raises(Unanswered):
                 await store.head("a")
         line = store._line
         pause = line._not_before - line._context.clock.boottime()
-        assert 4.0 < pause <= 5.0
+        assert 1.0 < pause <= LONGEST_PAUSE
         own_cable.put_back()
         with pytest.raises(NotFound):
             await store.head("a")

@@ -109,6 +109,7 @@ class SshServer:
         enter: Sequence[str] = (),
         user: str = "root",
         denied: Sequence[str] = (),
+        patience: float = 30.0,
     ) -> None:
         self.folder = folder
         self.root = root
@@ -117,6 +118,7 @@ class SshServer:
         self.user = user
         self._enter = tuple(enter)
         self._denied = denied
+        self._patience = patience
         self._process: subprocess.Popen[bytes] | None = None
         for path in (folder, root):
             path.mkdir(parents=True, exist_ok=True)
@@ -158,15 +160,15 @@ class SshServer:
         self.let_in(public_line(load_identity(None, state_dir, os.urandom(32), device)))
 
     def settings(self, path: Path | str, **more: Any) -> SftpConfig:
-        """What a device has to know of the server; impatient unless told otherwise."""
+        """What a device has to know of the server; time-outs are its `patience`, in seconds."""
         known: dict[str, Any] = {
             "host": self.address,
             "port": self.port,
             "user": self.user,
             "path": str(path),
             "fingerprint": self.fingerprint,
-            "timeout": TIMEOUT,
-            "connect_timeout": TIMEOUT,
+            "timeout": self._patience,
+            "connect_timeout": self._patience,
         }
         return SftpConfig(**known | more)
 
