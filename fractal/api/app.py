@@ -12,7 +12,9 @@ class Mount:
     """A folder of the app's volume root, bound into a service."""
 
     volume: str
-    """Name of a directory directly below the volume root."""
+    """Name of a directory directly below the volume root; "" if it is none of the app's."""
+    host: str = ""
+    """Absolute path on the device instead, which `AppSpec.allowed` has to name."""
     target: str
     """Absolute path inside the service (for the process runtime: only a name, see `ProcessSpec`)."""
     read_only: bool = False
@@ -90,6 +92,8 @@ class ServiceSpec:
     secrets: tuple[str, ...] = ()
     """Names of the app's secrets that this service may see."""
     mounts: tuple[Mount, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Absolute path inside -> text of a file that is put there before each start, read-only. `{secret.NAME}` is replaced."""
     ports: tuple[Port, ...] = ()
     depends_on: Mapping[str, str] = field(default_factory=dict)
     """Service -> `started` | `healthy` | `completed`."""
@@ -122,6 +126,12 @@ class AppSpec:
     """Machine names as `platform.machine()` gives them; empty: any."""
     generated_secrets: tuple[str, ...] = ()
     """Secrets to make at install, 32 random bytes each in URL-safe base64."""
+    given_secrets: tuple[str, ...] = ()
+    """Secrets whose values whoever installed it gave, by the variables' names."""
+    values: Mapping[str, str] = field(default_factory=dict)
+    """Values given for variables that are in clear in here: for a later reading of the manifest."""
+    allowed: tuple[str, ...] = ()
+    """What whoever installed it allowed it to have of a device: `host-path:/srv/media`. It cannot fail over then."""
     consistency: str = "crash"
     """`crash` | `pause` | `hook`: how a snapshot is made consistent."""
     before_snapshot: tuple[tuple[str, tuple[str, ...]], ...] = ()

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
+from fractal.cli.given import asked, given_options, given_values, read_files, read_text
 from fractal.cli.lazy import LazyGroup
 from fractal.cli.output import clean, moment, show_facts, show_table
-from fractal.cli.pairs import name_values
 from fractal.cli.session import (
     Session,
     change_options,
@@ -28,6 +28,7 @@ AT_HELP = (
 
 
 ELSEWHERE = {
+    "check": ("fractal.cli.app_check:check", "Say what a Compose file's keys come to here."),
     "logs": ("fractal.cli.app_inside:logs", "Show what an app's services print."),
     "exec": ("fractal.cli.app_inside:exec", "Run a command inside an app's service."),
     "move": ("fractal.cli.app_changes:move", "Move an app to another device while it runs."),
@@ -50,67 +51,35 @@ def app() -> None:
 @click.option("--as", "as_name", metavar="NAME", help="Its name in the group, if it is to differ.")
 @click.option("--store", metavar="STORE", help="Where its archive is kept. [default: the group's only store]")
 @click.option("--route", "routes", multiple=True, metavar="NAME", help="Public name that leads to it.")
-@click.option(
-    "--env", "env", multiple=True, metavar="NAME=VALUE", help="Value for a variable of the manifest."
-)
-@click.option("--secret-file", multiple=True, metavar="NAME=FILE", help="Secret value, read from a file.")
+@given_options
 @click.option("--interval", type=click.FloatRange(min=1), metavar="SECONDS", help="Time between snapshots.")
 @wait_option
 @change_options
 @pass_session
 def install(session: Session, name: str, group: str | None, **options: Any) -> None:
     """Install an app from a catalog, or from a manifest if APP is a path (`./app.yml`)."""
-    manifest, files = None, dict[str, str]()
+    manifest, given = None, given_values(options)
     if "/" in name or name.endswith((".yml", ".yaml")):
-        manifest, files = read_manifest(Path(name)), read_env_files(Path(name))
-        name = Path(name).stem
+        path, name = Path(name), Path(name).stem
+        manifest = read_text(path)
+        given = asked(manifest, path, {**given, "files": read_files(path)})
     session.change(
         "app.install",
         {
             "group": group,
             "app": name,
             "manifest": manifest,
-            "files": files or None,
             "name": options["as_name"],
             "device": options["device"],
             "store": options["store"],
             "routes": list(options["routes"]),
-            "env": name_values("--env", options["env"]),
-            "secrets": read_secrets(options["secret_file"]),
+            **given,
             "interval_s": options["interval"],
             "wait_s": options["wait_s"],
         },
         _show_installed,
         options=options,
     )
-
-
-def read_manifest(path: Path) -> str:
-    """Text of a manifest of the caller's own. Raises click's usage error."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
-
-
-def read_env_files(manifest: Path) -> dict[str, str]:
-    """Texts of the env files that a manifest names and that are beside it. What is not there, the agent tells."""
-    from fractal.manifest.env_files import named, outside
-
-    folder = manifest.parent.resolve()
-    found = {path: (folder / path).resolve() for path in named(read_manifest(manifest)) if not outside(path)}
-    # A link that leads out of the folder is not followed: whoever wrote the manifest may have made it too.
-    return {
-        path: read_manifest(at) for path, at in found.items() if at.is_relative_to(folder) and at.is_file()
-    }
-
-
-def read_secrets(pairs: tuple[str, ...]) -> dict[str, str]:
-    """NAME=FILE pairs as name -> content without its last newline. Raises click's usage error."""
-    return {
-        name: read_manifest(Path(file)).removesuffix("\n")
-        for name, file in name_values("--secret-file", pairs).items()
-    }
 
 
 def _show_installed(result: Mapping[str, Any]) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from fractal.cli.app import AT_HELP, read_env_files, read_manifest, read_secrets, say_done
+from fractal.cli.app import AT_HELP, say_done
+from fractal.cli.given import given_options, given_values, read_files, read_text
 from fractal.cli.output import clean, show_facts, size
-from fractal.cli.pairs import name_values
 from fractal.cli.session import Session, change_options, group_option, pass_session, wait_option
 
 at_option = click.option("--at", metavar="MOMENT", help=AT_HELP)
@@ -163,10 +163,7 @@ def _show_policy(result: Mapping[str, Any]) -> None:
 @group_option
 @click.option("--manifest", metavar="FILE", help="The new manifest. [default: the catalog's present one]")
 @click.option("--rename", metavar="NAME", help="New name.")
-@click.option(
-    "--env", "env", multiple=True, metavar="NAME=VALUE", help="Value for a variable of the manifest."
-)
-@click.option("--secret-file", multiple=True, metavar="NAME=FILE", help="Secret value, read from a file.")
+@given_options
 @wait_option
 @change_options
 @pass_session
@@ -178,11 +175,10 @@ def update(session: Session, name: str, group: str | None, **options: Any) -> No
         {
             "group": group,
             "app": name,
-            "manifest": None if manifest is None else read_manifest(Path(manifest)),
-            "files": None if manifest is None else read_env_files(Path(manifest)) or None,
+            "manifest": None if manifest is None else read_text(Path(manifest)),
             "name": options["rename"],
-            "env": name_values("--env", options["env"]) or None,
-            "secrets": read_secrets(options["secret_file"]) or None,
+            **given_values(options),
+            "files": None if manifest is None else read_files(Path(manifest)) or None,
             "wait_s": options["wait_s"],
         },
         lambda result: say_done(result, f"{clean(name)}: updated."),

@@ -4,7 +4,8 @@ The text is untrusted: every problem is found and told at once, as `FILE:LINE: k
 looked up or fetched.
 """
 
-from fractal.manifest.compose import parse
+from fractal.manifest.compose import Checked, check, parse
 from fractal.manifest.plain import from_plain_spec, to_plain_spec
+from fractal.manifest.values import Given
 
-__all__ = ["from_plain_spec", "parse", "to_plain_spec"]
+__all__ = ["Checked", "Given", "check", "from_plain_spec", "parse", "to_plain_spec"]

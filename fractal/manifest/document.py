@@ -26,16 +26,40 @@ _WORDS: dict[str, bool | None] = {"": None, "~": None, "null": None, "Null": Non
 _WORDS |= dict.fromkeys(("true", "True", "TRUE"), True) | dict.fromkeys(("false", "False", "FALSE"), False)
 
 
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something to say of a key."""
+
+    line: int
+    key: str
+    text: str
+
+
 @dataclass(slots=True)
 class Problems:
-    """What is wrong with one text."""
+    """What is wrong with one text, and what else was found in it."""
 
     source: str
     lines: list[str] = field(default_factory=list)
+    refused: list[Finding] = field(default_factory=list)
+    """The same as `lines`."""
+    known: dict[str, int] = field(default_factory=dict)
+    """Keys that are understood -> line."""
+    idle: dict[str, Finding] = field(default_factory=dict)
+    """Keys that are understood and without effect here, by key."""
+    needs: dict[str, Finding] = field(default_factory=dict)
+    """What whoever installs it must give or allow, by option: `--set X=VALUE`."""
+    granted: set[str] = field(default_factory=set)
+    """What of that was allowed."""
+    unset: dict[str, int] = field(default_factory=dict)
+    """Variables without value, which are empty then -> line."""
+    shown: dict[str, str] = field(default_factory=dict)
+    """Given values that stand in the specification in clear."""
 
     def add(self, line: int, key: str, message: str) -> None:
         """Note a problem; `line` counts from 1, `key` is a dotted path or ""."""
         self.lines.append(f"{self.source}:{line}: {key + ': ' if key else ''}{message}")
+        self.refused.append(Finding(line, key, message))
 
     def check(self) -> None:
         """Raise InvalidInput if there is any."""
@@ -43,6 +67,11 @@ class Problems:
             more = len(self.lines) - MAX_PROBLEMS
             rest = [f"{self.source}: and {more} more"] if more > 0 else []
             raise InvalidInput("\n".join(self.lines[:MAX_PROBLEMS] + rest))
+
+    def refuse_needs(self) -> None:
+        """Turn what is needed into problems: whoever installs did not give it."""
+        for option, need in self.needs.items():
+            self.add(need.line, need.key, f"{need.text}; needs {option}")
 
 
 @dataclass(frozen=True, slots=True)

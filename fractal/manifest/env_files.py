@@ -6,6 +6,7 @@ Docker Compose's env files: https://docs.docker.com/compose/how-tos/environment-
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator, Mapping
 
@@ -22,7 +23,8 @@ MAX_FILES = 64
 
 
 def named(text: str) -> tuple[str, ...]:
-    """Paths of the env files that a manifest names, each once. None if it cannot be read: `parse` says what is wrong."""
+    """Relative paths of the files that a manifest may bring, each once: of `env_file`, `configs`, `secrets` and bound into
+    services. None if it cannot be read: `parse` says what is wrong."""
     try:
         root = read(text, Problems("manifest"))
     except InvalidInput:
@@ -31,18 +33,32 @@ def named(text: str) -> tuple[str, ...]:
     found = [
         path
         for _, service in (services.entries.values() if isinstance(services, Table) else ())
-        if isinstance(service, Table) and "env_file" in service.entries
-        for path in _paths(service.entries["env_file"][1])
+        if isinstance(service, Table)
+        for path in (*_paths(service, "env_file", "path"), *_binds(service))
     ]
+    for key in ("configs", "secrets"):
+        _, table = root.entries.get(key, (0, None))
+        for _, item in table.entries.values() if isinstance(table, Table) else ():
+            found += map(posixpath.normpath, _paths(item, "file", "file")) if isinstance(item, Table) else ()
     return tuple(dict.fromkeys(found))[:MAX_FILES]
 
 
-def _paths(node: Node) -> Iterator[str]:
+def _paths(table: Table, key: str, inside: str) -> Iterator[str]:
+    if key not in table.entries:
+        return
+    node: Node = table.entries[key][1]
     for item in node.items if isinstance(node, Items) else (node,):
         if isinstance(item, Table):
-            _, item = item.entries.get("path", (0, item))
+            _, item = item.entries.get(inside, (0, item))
         if isinstance(item, Scalar) and item.text:
             yield item.text
+
+
+def _binds(service: Table) -> Iterator[str]:
+    """Relative sources in `volumes`, some of which are files."""
+    for source in _paths(service, "volumes", "source"):
+        if source.startswith("./"):
+            yield posixpath.normpath(source.partition(":")[0])
 
 
 def outside(path: str) -> bool:
@@ -68,7 +84,7 @@ def variables(where: Where | None, files: Mapping[str, str]) -> dict[str, str]:
         elif path in files:
             found |= _read(item, path, files[path])
         elif "required" not in table or table["required"].flag():
-            item.wrong(f"{path[:80]!r} is not beside the manifest; put its variables into `environment`")
+            item.need(f"file {path}", "is to be beside the manifest, or its variables in `environment`")
     return found
 
 

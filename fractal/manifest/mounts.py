@@ -1,92 +1,193 @@
-"""`volumes` and `ports` of a Compose service. Every path is refused that could lead out of the app's own folder."""
+"""`volumes` of a Compose service. Every path is a folder of the app's own, or needs to be allowed by name, or is refused."""
 
 from __future__ import annotations
 
-from fractal.api.app import Mount, Port
+import posixpath
+import re
+from dataclasses import dataclass, field
+
+from fractal.api.app import Mount
 from fractal.manifest import rules
 from fractal.manifest.document import Scalar
 from fractal.manifest.values import Where
 
-_MOUNT_KEYS = frozenset({"type", "source", "target", "read_only"})
-_PORT_KEYS = frozenset({"name", "target", "published", "protocol", "host_ip", "mode", "app_protocol"})
+_MOUNT_KEYS = frozenset({"type", "source", "target", "read_only", "bind", "volume", "tmpfs", "consistency"})
+_ROOT = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
+_OWN = re.compile(r"(APP_?)?DATA(_?(DIR|PATH|ROOT|FOLDER))?", re.IGNORECASE)
+"""Variables by which app stores name the app's own folder."""
+_CASA = re.compile(r"/DATA/AppData(?=/|$)")
+_UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
+_FILE = re.compile(
+    r"\.(conf|cnf|cfg|ini|ya?ml|json|toml|sh|sql|xml|env|properties|py|js|txt|pem|crt|key|html|tmpl)$"
+)
+FLAGS = frozenset({"ro", "rw", "z", "Z", "nocopy", "cached", "delegated", "consistent"})
+PROPAGATION = frozenset({"shared", "rshared", "slave", "rslave", "private", "rprivate"})
+CLOCK = frozenset({"/etc/localtime", "/etc/timezone"})
+NO_CLOCK = "the device's time zone is not the app's, which may run on another one: set TZ in `environment`"
 
 
-def mounts(where: Where) -> tuple[Mount, ...]:
-    """Every mount of a service; `Mount.volume` is a folder directly below the volume root."""
-    return tuple(found for item in where.items() if (found := _mount(item)) is not None)
+@dataclass(slots=True)
+class Mounted:
+    """What the volumes of a service come to."""
+
+    mounts: list[Mount] = field(default_factory=list)
+    files: dict[str, str] = field(default_factory=dict)
+    """Path inside -> text of a file beside the manifest."""
+    tmpfs: list[str] = field(default_factory=list)
+    """As the key `tmpfs` has them."""
 
 
-def _mount(where: Where) -> Mount | None:
-    if isinstance(where.node, Scalar):
-        parts = where.text().split(":")
-        if len(parts) == 1:
-            where.wrong(f"{parts[0][:80]!r}: give the volume a name, as in `data:{parts[0][:80]}`")
-            return None
-        if len(parts) > 3:
-            where.wrong("expected NAME:/TARGET or NAME:/TARGET:ro")
-            return None
-        flags = set(parts[2].split(",")) if len(parts) == 3 else set()
-        if unknown := sorted(flags - {"ro", "rw", "z", "Z"}):
-            where.wrong(f"option {unknown[0][:40]!r} is not supported")
-        return _made(where, parts[0], parts[1], read_only="ro" in flags)
-    table = where.table(_MOUNT_KEYS)
-    if not {"source", "target"} <= set(table):
-        where.wrong("needs `source` and `target`")
-        return None
-    if "type" in table and table["type"].choice(frozenset({"volume", "bind"})) == "":
-        return None
+def mounted(where: Where, service: str, devices: dict[str, str]) -> Mounted:
+    """Every mount of a service. `devices` are top-level volumes that are folders of the device."""
+    found = Mounted()
+    for item in where.items():
+        if isinstance(item.node, Scalar):
+            _short(item, service, devices, found)
+        else:
+            _long(item, service, devices, found)
+    return found
+
+
+def _short(where: Where, service: str, devices: dict[str, str], found: Mounted) -> None:
+    if not isinstance(where.node, Scalar) or where.node.value is None:
+        where.wrong("expected text")
+        return
+    parts = _with_root(where, where.node.text).split(":")
+    if len(parts) == 1:
+        _place(where, _anonymous(service, parts[0]), parts[0], False, devices, found)
+        return
+    if len(parts) > 3:
+        where.wrong("expected SOURCE:/TARGET or SOURCE:/TARGET:ro")
+        return
+    flags = {flag for flag in parts[2].split(",") if flag} if len(parts) == 3 else set()
+    if unknown := sorted(flags - FLAGS - PROPAGATION):
+        where.wrong(f"option {unknown[0][:40]!r} is not supported")
+    if shared := sorted(flags & {"shared", "rshared"}):
+        where.wrong(f"option {shared[0]!r} is not supported: nothing an app mounts is seen outside of it")
+    _place(where, parts[0], parts[1], "ro" in flags, devices, found)
+
+
+def _with_root(where: Where, text: str) -> str:
+    """A source's text, resolved; a variable without value at its beginning stands for a folder of the app's own."""
+    casa = _CASA.match(text)
+    rest = text[casa.end() :].lstrip("/") if casa is not None else text
+    match = _ROOT.match(rest)
+    if match is not None and (casa is not None or not where.has(match[1] or match[2])):
+        name, rest = match[1] or match[2], rest[match.end() :].lstrip("/")
+        own = casa is not None or _OWN.fullmatch(name)
+        prefix = "" if own else f"{name.lower()}/"
+        return where.resolved_clear(f"./{prefix}{rest}")
+    return where.resolved_clear(f"./{rest}" if casa is not None else text)
+
+
+def _anonymous(service: str, target: str) -> str:
+    return f"./{service}/{target.strip('/')}"
+
+
+def _long(where: Where, service: str, devices: dict[str, str], found: Mounted) -> None:
+    table = where.table(_MOUNT_KEYS, extensions=True)
+    kind = table["type"].choice(frozenset({"volume", "bind", "tmpfs"})) if "type" in table else "volume"
+    if "target" not in table:
+        where.wrong("needs `target`")
+        return
+    target = table["target"].text()
     read_only = table["read_only"].flag() if "read_only" in table else False
-    return _made(where, table["source"].text(), table["target"].text(), read_only=read_only)
+    if "consistency" in table:
+        table["consistency"].idle("only Docker Desktop knows it")
+    _details(table)
+    if kind == "tmpfs":
+        found.tmpfs.append(target + _tmpfs(table.get("tmpfs")))
+        return
+    if "source" not in table and kind == "bind":
+        where.wrong("needs `source`")
+        return
+    node = table["source"].node if "source" in table else None
+    if node is not None and not (isinstance(node, Scalar) and node.value is not None):
+        table["source"].wrong("expected text")
+        return
+    source = _with_root(table["source"], node.text) if node is not None else _anonymous(service, target)
+    if kind == "bind" and source and not source.startswith(("/", ".", "~")):
+        source = f"./{source}"
+    _place(where, source, target, read_only, devices, found)
 
 
-def _made(where: Where, source: str, target: str, *, read_only: bool) -> Mount | None:
-    volume = _folder(where, source)
+def _details(table: dict[str, Where]) -> None:
+    bind = (
+        table["bind"].table(frozenset({"create_host_path", "propagation", "selinux", "recursive"}))
+        if "bind" in table
+        else {}
+    )
+    for key, item in bind.items():
+        if key == "propagation" and item.text() in ("shared", "rshared"):
+            item.wrong("nothing an app mounts is seen outside of it")
+        item.idle("folders are made, and labelled, by the system")
+    volume = table["volume"].table(frozenset({"nocopy", "labels"})) if "volume" in table else {}
+    for item in volume.values():
+        item.idle("volumes are folders of the app, filled from the image while they are empty")
+
+
+def _tmpfs(where: Where | None) -> str:
+    table = where.table(frozenset({"size", "mode"})) if where is not None else {}
+    flags = [f"size={table['size'].size()}"] if "size" in table else []
+    if "mode" in table:
+        flags.append(f"mode={table['mode'].integer(0, 0o7777):04o}")
+    return f":{','.join(flags)}" if flags else ""
+
+
+def _place(
+    where: Where, source: str, target: str, read_only: bool, devices: dict[str, str], found: Mounted
+) -> None:
     if not target.startswith("/") or ".." in target.split("/"):
         where.wrong(f"{target[:80]!r} is not an absolute path inside the service")
-        return None
-    return None if volume is None else Mount(volume=volume, target=target, read_only=read_only)
+        return
+    source = devices.get(source, source)
+    if source.startswith("/"):
+        _host(where, source, target, read_only, found)
+        return
+    path = posixpath.normpath(source) if source else ""
+    if path in where.given.files:
+        found.files[target] = where.given.files[path]
+        return
+    folder = _folder(where, source)
+    if folder is None:
+        return
+    if (
+        source.startswith(".")
+        and _FILE.search(path)
+        and posixpath.splitext(path)[1] == posixpath.splitext(target)[1]
+    ):
+        where.need(f"file {path}", "is to be beside the manifest")
+        return
+    found.mounts.append(Mount(volume=folder, target=target, read_only=read_only))
+
+
+def _host(where: Where, source: str, target: str, read_only: bool, found: Mounted) -> None:
+    if ".." in source.split("/"):
+        where.wrong(f"{source[:80]!r} leads out of where it begins; write the path that is meant")
+        return
+    path = posixpath.normpath(source).replace("//", "/")
+    if path in CLOCK:
+        where.idle(NO_CLOCK)
+        return
+    where.allowed(f"host-path:{path}", f"{path[:80]} is the device's, not the app's, and is not snapshotted")
+    found.mounts.append(Mount(volume="", host=path, target=target, read_only=read_only))
 
 
 def _folder(where: Where, source: str) -> str | None:
     """The folder below the volume root for a volume's name, or for a path relative to the manifest."""
-    if source.startswith(("/", "~", "\\")) or "\\" in source or ".." in source.split("/"):
+    if source.startswith("~/"):
+        source = f"./home/{source[2:]}"
+    parts = [part for part in source.split("/") if part not in ("", ".")]
+    if parts[:2] == ["..", "files"]:
+        parts = parts[1:]  # where one of the app stores keeps files beside the Compose file's own folder
+    if source.startswith(("/", "~", "\\")) or "\\" in source or ".." in parts or "\0" in source:
         where.wrong(
             f"{source[:80]!r} leads out of the app's folder; name a volume or a folder such as ./data"
         )
         return None
-    name = "-".join(part for part in source.split("/") if part not in ("", "."))
+    name = _UNFIT.sub("_", "-".join(parts)) or ("files" if source else "")
+    name = f"_{name[1:]}" if name[:1] in (".", "-") else name
     if not rules.VOLUME.fullmatch(name):
         where.wrong(f"{source[:80]!r} cannot be a folder of the app")
         return None
     return name
-
-
-def ports(where: Where) -> tuple[Port, ...]:
-    """Ports inside the service. Where they are published is the routes' business, so that part is left aside."""
-    return tuple(found for item in where.items() if (found := _port(item)) is not None)
-
-
-def _port(where: Where) -> Port | None:
-    if isinstance(where.node, Scalar):
-        text, _, protocol = where.text().partition("/")
-        number, name = text.rpartition(":")[2], ""
-        protocol = protocol or "tcp"
-    else:
-        table = where.table(_PORT_KEYS)
-        if "target" not in table:
-            where.wrong("needs `target`")
-            return None
-        number = table["target"].text()
-        name = table["name"].name(rules.PORT, "a port's name") if "name" in table else ""
-        protocol = table["protocol"].text() if "protocol" in table else "tcp"
-    if not number.isascii() or not number.isdecimal() or not 1 <= int(number[:6]) <= 65535:
-        where.wrong(f"{number[:40]!r} is not a port from 1 to 65535 (ranges are not supported)")
-        return None
-    if protocol not in ("tcp", "udp"):
-        where.wrong(f"protocol {protocol[:20]!r} is not tcp or udp")
-        return None
-    return Port(
-        name=name or (number if protocol == "tcp" else f"{number}-udp"),
-        container=int(number),
-        protocol=protocol,
-    )

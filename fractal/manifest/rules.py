@@ -12,9 +12,11 @@ VOLUME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 PORT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,31}")
 FILE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 SECRET = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,199}")
+VARIABLE = re.compile(r"[!-<>-~]{1,200}")
 APP = re.compile(r"[A-Za-z0-9][A-Za-z0-9 _.-]{0,62}")
 ARCHITECTURE = re.compile(r"[a-z0-9_]{1,20}")
+ALLOWED = re.compile(r"[a-z][a-z-]{0,30}(:[^\0\r\n]{1,500})?")
+"""What an app may have of a device."""
 SECRET_USE = re.compile(r"\{secret\.([A-Za-z0-9_]+)\}")
 HTTP_PATH = re.compile(r"/[!-~]{0,500}")
 CONDITIONS = frozenset({"started", "healthy", "completed"})
@@ -26,8 +28,8 @@ Found = Iterator[tuple[str, str]]
 """(dotted key, what is wrong)."""
 
 
-def problems(spec: AppSpec) -> Found:
-    """Everything that is wrong with a specification."""
+def problems(spec: AppSpec, *, whole: bool = True) -> Found:
+    """Everything that is wrong with a specification; if it is not `whole`, what is still to be given is not looked at."""
     if not APP.fullmatch(spec.name):
         yield "name", f"{spec.name[:80]!r} cannot be an app's name"
     names = [service.name for service in spec.services]
@@ -36,11 +38,21 @@ def problems(spec: AppSpec) -> Found:
     if len(set(names)) != len(names):
         yield "services", "two services have the same name"
     yield from _sections(spec, names)
+    yield from _given(spec)
     yield from _web(spec)
     earlier: set[str] = set()
     for item in spec.services:
-        yield from _service(item, spec, earlier)
+        yield from _service(item, spec, earlier, whole=whole)
         earlier.add(item.name)
+
+
+def _given(spec: AppSpec) -> Found:
+    for name in (*spec.generated_secrets, *spec.given_secrets):
+        if not SECRET.fullmatch(name):
+            yield "x-homeserver.secrets", f"{name[:80]!r} cannot be a secret's name"
+    for name in spec.allowed:
+        if not ALLOWED.fullmatch(name):
+            yield "allowed", f"{name[:80]!r} cannot be allowed"
 
 
 def _sections(spec: AppSpec, names: list[str]) -> Found:
@@ -49,9 +61,6 @@ def _sections(spec: AppSpec, names: list[str]) -> Found:
             yield "volumes", f"{volume[:80]!r} cannot be a folder of the app"
     if len(set(spec.volumes)) != len(spec.volumes):
         yield "volumes", "two volumes have the same name"
-    for name in spec.generated_secrets:
-        if not SECRET.fullmatch(name):
-            yield "x-homeserver.secrets", f"{name[:80]!r} cannot be a secret's name"
     for name in spec.architectures:
         if not ARCHITECTURE.fullmatch(name):
             yield (
@@ -79,41 +88,52 @@ def _web(spec: AppSpec) -> Found:
         )
 
 
-def _service(service: ServiceSpec, spec: AppSpec, earlier: set[str]) -> Found:
+def _service(service: ServiceSpec, spec: AppSpec, earlier: set[str], *, whole: bool) -> Found:
     key = f"services.{service.name[:80]}"
     if not SERVICE.fullmatch(service.name) or ".." in service.name:
         yield key, "cannot be a service's name"
-    if not service.image and service.process is None:
+    if whole and not service.image and service.process is None:
         yield key, "has neither `image` nor `x-homeserver.process`"
     for needed, condition in service.depends_on.items():
         if needed not in earlier:
             yield f"{key}.depends_on", f"{needed[:80]!r} is no other service, or needs this one itself"
         if condition not in CONDITIONS:
             yield f"{key}.depends_on", f"{condition[:40]!r} is not one of {', '.join(sorted(CONDITIONS))}"
-    yield from _mounts_and_ports(service, spec, key)
+    yield from _mounts_and_ports(service, spec, key, whole=whole)
     if service.restart not in RESTARTS:
         yield f"{key}.restart", f"{service.restart[:40]!r} is not one of {', '.join(sorted(RESTARTS))}"
     for name in service.env:
         if not VARIABLE.fullmatch(name):
             yield f"{key}.environment", f"{name[:80]!r} cannot be a variable's name"
     for name in service.secrets:
-        if name not in spec.generated_secrets:
+        if name not in (*spec.generated_secrets, *spec.given_secrets):
             yield f"{key}.secrets", f"{name[:80]!r} is not in x-homeserver.secrets"
     yield from _health(service, key)
     yield from _process(service, key)
 
 
-def _mounts_and_ports(service: ServiceSpec, spec: AppSpec, key: str) -> Found:
+def _mounts_and_ports(service: ServiceSpec, spec: AppSpec, key: str, *, whole: bool) -> Found:
     for mount in service.mounts:
-        if mount.volume not in spec.volumes:
+        if bool(mount.host) == bool(mount.volume) or (mount.host and not _absolute(mount.host)):
+            yield f"{key}.volumes", f"{mount.host[:80]!r} is not an absolute path on the device"
+        elif mount.host and whole and f"host-path:{mount.host}" not in spec.allowed:
+            yield f"{key}.volumes", f"{mount.host[:80]!r} is not allowed"
+        if mount.volume and mount.volume not in spec.volumes:
             yield f"{key}.volumes", f"{mount.volume[:80]!r} is no volume of this app"
-        if not mount.target.startswith("/") or ".." in mount.target.split("/") or "\0" in mount.target:
+        if not _absolute(mount.target):
             yield f"{key}.volumes", f"{mount.target[:80]!r} is not an absolute path inside the service"
+    for target in service.files:
+        if not _absolute(target):
+            yield f"{key}.configs", f"{target[:80]!r} is not an absolute path inside the service"
     names = [port.name for port in service.ports]
     for port in service.ports:
         good = PORT.fullmatch(port.name) and 0 <= port.container <= 65535 and port.protocol in ("tcp", "udp")
         if not good or names.count(port.name) > 1:
             yield f"{key}.ports", f"{port.name[:80]!r}: not a port, or named twice"
+
+
+def _absolute(path: str) -> bool:
+    return path.startswith("/") and ".." not in path.split("/") and "\0" not in path
 
 
 def _health(service: ServiceSpec, key: str) -> Found:
@@ -152,7 +172,9 @@ def _files(files: Mapping[str, str], key: str) -> Found:
 
 def secrets_used(service: ServiceSpec) -> set[str]:
     """Names in `{secret.NAME}` in all that is given to a service."""
-    texts = [*service.argv, *service.entrypoint, *service.env.values()]
+    texts = [*service.argv, *service.entrypoint, *service.env.values(), *service.files.values()]
+    if service.health is not None:
+        texts += service.health.test
     if service.process is not None:
         texts += [*service.process.argv, *service.process.files.values()]
     return {name for text in texts for name in SECRET_USE.findall(text)}

@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-from fractal.manifest.document import Items, Node, Problems, Scalar, Table
+from fractal.manifest.document import Finding, Items, Node, Problems, Scalar, Table
+from fractal.manifest.interpolation import Malformed, Use, expand
+from fractal.manifest.keys import REMEDIES
 
-_DURATION = re.compile(r"(?:(\d{1,6})h)?(?:(\d{1,6})m)?(?:(\d{1,6})s)?(?:(\d{1,6})ms)?")
-_SIZE = re.compile(r"(\d{1,15})\s*(b|k|kb|kib|m|mb|mib|g|gb|gib)?", re.IGNORECASE)
-_UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
-_VARIABLE = re.compile(
-    r"\$(?:(\$)|([A-Za-z_][A-Za-z0-9_]*)|\{([A-Za-z_][A-Za-z0-9_]*)(?:(:?-)((?:[^{}$]|\{[^{}]*\})*))?\}|(.?))",
-    re.DOTALL,
-)
+_DURATION = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)(h|ms|m|s|us)")
+_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*(b|[kmgt](?:i?b)?)?", re.IGNORECASE)
+_UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_SECRET = re.compile(r"PASS|PWD|SECRET|TOKEN|KEY|CREDENTIAL|SALT|PRIVATE", re.IGNORECASE)
 MAX_TEXT = 1 << 17
+VISIBLE = "visible-secret:"
+"""Begins what allows a secret in a command line."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Given:
+    """What whoever installs an app gives beside the manifest."""
+
+    values: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """For variables."""
+    hidden: frozenset[str] = frozenset()
+    """Names of values that are secrets, whatever they are called."""
+    sealed: frozenset[str] = frozenset()
+    """Names of values that were given earlier, and are not to be seen here."""
+    files: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Texts of files beside the manifest, by their relative paths."""
+    images: Mapping[str, str] = field(default_factory=dict)
+    """Service -> image, for those that the manifest would build."""
+    allowed: frozenset[str] = frozenset()
+    """What the app may have of the device: `host-path:/srv/media`."""
+
+    def secret(self, name: str) -> bool:
+        """Whether a value must not be seen."""
+        return name in self.hidden or name in self.sealed or bool(_SECRET.search(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,16 +53,32 @@ class Where:
     node: Node
     problems: Problems
     secrets: frozenset[str] = frozenset()
-    """Names that `${NAME}` may stand for."""
+    """Names of generated secrets, which `${NAME}` may stand for."""
+    given: Given = field(default_factory=Given)
 
     def wrong(self, message: str) -> None:
         """Note a problem here."""
         self.problems.add(self.node.line, self.key, message)
 
+    def idle(self, reason: str) -> None:
+        """Note that what stands here has no effect."""
+        self.problems.idle.setdefault(self.key, Finding(self.node.line, self.key, reason))
+
+    def need(self, option: str, reason: str) -> None:
+        """Note what must be given."""
+        self.problems.needs.setdefault(option, Finding(self.node.line, self.key, reason))
+
+    def allowed(self, what: str, reason: str) -> None:
+        """Note what must be allowed, and whether it was."""
+        if what in self.given.allowed:
+            self.problems.granted.add(what)
+        else:
+            self.need(f"--allow {what}", reason)
+
     def at(self, name: str, node: Node) -> Where:
         """A place below."""
         key = f"{self.key}{name}" if name.startswith("[") else f"{self.key}.{name}".lstrip(".")
-        return Where(key, node, self.problems, self.secrets)
+        return replace(self, key=key, node=node)
 
     def table(self, known: frozenset[str] | None = None, *, extensions: bool = False) -> dict[str, Where]:
         """The entries of a mapping; keys that are not `known` are refused by name.
@@ -54,9 +96,11 @@ class Where:
                 if extensions and name.startswith("x-") and not _meant(name, known):
                     continue
                 path = f"{self.key}.{name}".lstrip(".")
-                self.problems.add(line, path, f"not supported{_meant(name, known)}")
+                self.problems.add(line, path, f"not supported{_meant(name, known) or _remedy(name)}")
                 continue
-            found[name] = self.at(name, value)
+            found[name] = below = self.at(name, value)
+            if known is not None:
+                self.problems.known.setdefault(below.key, line)
         return found
 
     def items(self) -> list[Where]:
@@ -69,17 +113,29 @@ class Where:
         return [self.at(f"[{index}]", item) for index, item in enumerate(self.node.items)]
 
     def text(self) -> str:
-        """A string; numbers as written. `${NAME}` and `$$` are resolved."""
-        if not isinstance(self.node, Scalar) or self.node.value is None or isinstance(self.node.value, bool):
+        """A string; numbers as written. Variables are resolved, and stand in the specification in clear."""
+        return self._resolve(self._written(), self._clear)
+
+    def sealable(self) -> str:
+        """As `text`, where values can stay sealed until an app starts: each becomes `{secret.NAME}`. Also `true` and `false`."""
+        return self._resolve(self._written(loose=True), self._sealed)
+
+    def word(self) -> str:
+        """As `sealable`, where everybody on the device can see it later: only what looks like a secret is sealed."""
+        return self._resolve(self._written(loose=True), self._seen)
+
+    def _written(self, *, loose: bool = False) -> str:
+        if not isinstance(self.node, Scalar) or self.node.value is None:
             self.wrong("expected text")
             return ""
-        return self._resolve(self.node.text)
+        if isinstance(self.node.value, bool) and not loose:
+            self.wrong("expected text")
+            return ""
+        return self.node.text
 
     def loose_text(self) -> str:
         """As `text`, but `true` and `false` are taken as written too."""
-        if isinstance(self.node, Scalar) and isinstance(self.node.value, bool):
-            return self.node.text
-        return self.text()
+        return self._resolve(self._written(loose=True), self._clear)
 
     def literal(self) -> str:
         """A string in which `$` means nothing (files, Python)."""
@@ -91,8 +147,33 @@ class Where:
             return ""
         return self.node.text
 
+    def incomplete(self) -> bool:
+        """Whether it cannot be judged because a variable in it has no value: then that is noted as a need."""
+        missing: list[str] = []
+        text = self.node.text if isinstance(self.node, Scalar) else ""
+
+        def shown(name: str) -> str:
+            if name in self.given.sealed and name not in self.given.values:
+                missing.append(name)
+            return self.given.values.get(name, "")
+
+        def value(use: Use) -> str:
+            found = self._value(use, shown)
+            if found is None or (use.operator.endswith("?") and not self.has(use.name)):
+                missing.append(use.name)
+            return found or ""
+
+        if "$" in text:
+            with contextlib.suppress(Malformed):
+                expand(text, value)
+        for name in missing:
+            self.need(f"--set {name}=VALUE", f"${{{name}}} has no value")
+        return bool(missing)
+
     def name(self, pattern: re.Pattern[str], what: str) -> str:
         """A string that matches."""
+        if self.incomplete():
+            return ""
         text = self.text()
         if text and not pattern.fullmatch(text):
             self.wrong(f"{text[:80]!r} is not {what}")
@@ -100,6 +181,8 @@ class Where:
 
     def integer(self, low: int, high: int) -> int:
         """A whole number."""
+        if self.incomplete():
+            return low
         try:
             value = int(self.text())
         except ValueError:
@@ -111,49 +194,61 @@ class Where:
 
     def number(self) -> float:
         """A number that is not negative."""
+        if self.incomplete():
+            return 0.0
         text = self.text()
-        if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text):
+        if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?|\.\d{1,9}", text):
             self.wrong("expected a number")
             return 0.0
         return float(text)
 
     def flag(self) -> bool:
-        """`true` or `false`."""
-        if not isinstance(self.node, Scalar) or not isinstance(self.node.value, bool):
+        """`true` or `false`, also as text or by a variable, as in Compose."""
+        if isinstance(self.node, Scalar) and not self.incomplete():
+            word = self.loose_text().lower() if self.node.value is not None else ""
+            if word in _FLAGS:
+                return _FLAGS[word]
             self.wrong("expected true or false")
-            return False
-        return self.node.value
+        elif not isinstance(self.node, Scalar):
+            self.wrong("expected true or false")
+        return False
 
     def seconds(self) -> float:
-        """A duration: `90s`, `1m30s`, `500ms`."""
-        text = self.text()
-        match = _DURATION.fullmatch(text)
-        if not text or match is None:
-            self.wrong(f"{text[:40]!r} is not a duration such as 1m30s or 500ms")
+        """A duration: `90s`, `1m30s`, `1.5s`, `500ms`."""
+        if self.incomplete():
             return 0.0
-        hours, minutes, seconds, milliseconds = (int(part or 0) for part in match.groups())
-        return hours * 3600 + minutes * 60 + seconds + milliseconds / 1000
+        text = self.text()
+        parts = _DURATION.findall(text)
+        if not text or "".join(f"{number}{unit}" for number, unit in parts) != text:
+            if text != "0":
+                self.wrong(f"{text[:40]!r} is not a duration such as 1m30s or 500ms")
+            return 0.0
+        return sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
     def size(self) -> int:
-        """Bytes: `512m`, `1g`, `1048576`."""
+        """Bytes: `512m`, `1.5g`, `1048576`."""
+        if self.incomplete():
+            return 0
         match = _SIZE.fullmatch(self.text())
         if match is None:
             self.wrong("expected a size such as 512m")
             return 0
-        return int(match[1]) * _UNITS[(match[2] or "b")[0].lower()]
+        return int(float(match[1]) * _UNITS[(match[2] or "b")[0].lower()])
 
     def argv(self) -> tuple[str, ...]:
         """A list of words, or a line that is split as a shell would, without running one."""
         if isinstance(self.node, Items):
-            return tuple(item.loose_text() for item in self.items())
+            return tuple(item.word() for item in self.items())
         try:
-            return tuple(shlex.split(self.text()))
+            return tuple(shlex.split(self.word()))
         except ValueError as error:
             self.wrong(f"cannot be split into words: {error}")
             return ()
 
     def choice(self, options: Mapping[str, str] | frozenset[str]) -> str:
         """One of some words."""
+        if self.incomplete():
+            return ""
         text = self.loose_text()
         if text not in options:
             self.wrong(f"{text[:40]!r} is not one of {', '.join(sorted(options))}")
@@ -161,30 +256,69 @@ class Where:
         return options[text] if isinstance(options, Mapping) else text
 
     def resolved(self, text: str) -> str:
-        """A text that belongs here but stands elsewhere, with `${NAME}` and `$$` resolved."""
-        return self._resolve(text)
+        """A text that belongs here but stands elsewhere, with variables resolved as in `sealable`."""
+        return self._resolve(text, self._sealed)
 
-    def _resolve(self, text: str) -> str:
-        if len(text) > MAX_TEXT or "\0" in text:
+    def resolved_clear(self, text: str) -> str:
+        """The same, with variables resolved as in `text`."""
+        return self._resolve(text, self._clear)
+
+    # -- variables
+
+    def has(self, name: str) -> bool:
+        """Whether a variable has a value."""
+        return name in self.secrets or name in self.given.values or name in self.given.sealed
+
+    def _resolve(self, text: str, shown: Callable[[str], str]) -> str:
+        def value(use: Use) -> str:
+            found = self._value(use, shown)
+            if found is None:
+                self.problems.unset.setdefault(use.name, self.node.line)
+            return found or ""
+
+        try:
+            found = expand(text, value) if len(text) <= MAX_TEXT else text
+        except Malformed as error:
+            self.wrong(str(error))
+            return ""
+        if len(found) > MAX_TEXT or "\0" in found:
             self.wrong(f"longer than {MAX_TEXT} characters, or holds NUL")
             return ""
-        return _VARIABLE.sub(self._variable, text)
+        return found
 
-    def _variable(self, match: re.Match[str]) -> str:
-        if match[1]:
-            return "$"
-        name = match[2] or match[3]
+    def _value(self, use: Use, shown: Callable[[str], str]) -> str | None:
+        """What a use stands for; None if it is empty because nobody gave a value."""
+        given = self.has(use.name)
+        full = given and self.given.values.get(use.name) != ""
+        taken = full if use.operator.startswith(":") else given
+        match use.operator[-1:]:
+            case "+":
+                return self._resolve(use.rest, shown) if taken else ""
+            case "-" if not taken:
+                return self._resolve(use.rest, shown)
+            case "?" if not taken:
+                reason = self._resolve(use.rest, lambda name: f"${{{name}}}")[:200]
+                self.need(f"--set {use.name}=VALUE", reason or f"{use.name} is required")
+                return ""
+        return shown(use.name) if given else None
+
+    def _sealed(self, name: str) -> str:
+        return f"{{secret.{name}}}"
+
+    def _clear(self, name: str) -> str:
         if name in self.secrets:
-            return f"{{secret.{name}}}"
-        if match[4]:
-            return match[5]
-        if name:
-            self.wrong(
-                f"${{{name}}} has no value here: write ${{{name}:-DEFAULT}}, or list it in x-homeserver.secrets"
-            )
-        else:
-            self.wrong("`$` begins no variable: write $$ for a dollar sign")
-        return ""
+            return self._sealed(name)
+        if name not in self.given.values:
+            self.need(f"--set {name}=VALUE", f"{name} is sealed and needed in clear here: give it again")
+            return ""
+        self.problems.shown[name] = self.given.values[name]
+        return self.given.values[name]
+
+    def _seen(self, name: str) -> str:
+        if name not in self.secrets and not self.given.secret(name):
+            return self._clear(name)
+        self.allowed(f"{VISIBLE}{name}", f"everybody on the device can see {name} in its list of processes")
+        return self._sealed(name)
 
 
 def each(
@@ -194,6 +328,10 @@ def each(
     for name, where in table.items():
         if name in readers:
             yield name, readers[name](where)
+
+
+def _remedy(name: str) -> str:
+    return f": {REMEDIES[name]}" if name in REMEDIES else ""
 
 
 def _meant(name: str, known: frozenset[str]) -> str:

@@ -357,23 +357,18 @@ async def app_restore(agent: Agent, params: Params, _: Progress) -> Plan:
 
 @command("app.update")
 async def app_update(agent: Agent, params: Params, _: Progress) -> Plan:
-    from fractal.agent.control.app_install import (
-        new_secrets,
-        read_manifest,
-        refuse_env,
-        refuse_what_cannot_run,
-    )
+    from fractal.agent.control.app_install import new_secrets, read_manifest, refuse_what_cannot_run
     from fractal.agent.fork_key import sealed_secrets
 
     group, app = named(agent, params)
-    refuse_env(params)
     name = check_new_name("app", params.text("name"), _other_names(group, app)) if "name" in params else None
     given = params.table("secrets")
     text: str | None = None
     spec: dict[str, object] | None = None
-    if "manifest" in params or not (given or name):
+    if any(key in params for key in ("manifest", "env", "allow", "images")) or not (given or name):
         # Without anything else to change the catalog's present manifest is meant.
-        text, spec = await read_manifest(agent, app.name, params)
+        manifest = await read_manifest(agent, app.name, params, app)
+        text, spec, given = manifest.text, manifest.spec, manifest.secrets
         refuse_what_cannot_run(agent, group, app.owner or app.placed, spec)
 
     async def change(_: Progress) -> None:

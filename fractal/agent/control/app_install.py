@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from fractal.agent.agent import Agent
 from fractal.agent.control.app import healthy, interval_ms, job_of, moment_of, named, waiting_plan
@@ -20,28 +21,68 @@ from fractal.api.app import AppSpec
 from fractal.api.canonical import pack
 from fractal.api.errors import Denied, InvalidInput, NotFound
 from fractal.core.entries import AppInstalled, RouteAdded
-from fractal.core.model import DeviceRole, Point, Policy, Source, StoreEntry
+from fractal.core.model import App, DeviceRole, Point, Policy, Source, StoreEntry
 from fractal.core.placement import cannot_run, choose, may_trust
-from fractal.manifest import parse
+from fractal.manifest import Checked, Given, check, parse
 from fractal.manifest.plain import from_plain_spec, to_plain_spec
+from fractal.manifest.report import lines
+from fractal.manifest.ties import ties
 
 SECRET_BYTES = 32
 
 
-async def read_manifest(agent: Agent, name: str, params: Params) -> tuple[str, dict[str, object]]:
-    """The manifest's text and its specification as plain values. Raises InvalidInput with every problem in it."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a manifest comes to with what was given for it."""
+
+    text: str
+    spec: dict[str, object]
+    """As plain values."""
+    checked: Checked
+    secrets: dict[str, str] = field(repr=False)
+    """Values that are to be sealed."""
+
+
+async def read_manifest(agent: Agent, name: str, params: Params, earlier: App | None = None) -> Wanted:
+    """The manifest and its specification. Raises InvalidInput with every problem in it, and all that it needs.
+
+    What was given for the `earlier` version of an app stays given.
+    """
     text = params.text("manifest")
     source = "the given manifest"
-    if not text:
+    if not text and earlier is not None and _given_only(params):
+        text = earlier.manifest
+    elif not text:
         catalog, text = await find_manifest(agent, name)
         source = f"{name} in catalog {catalog}"
-    return text, to_plain_spec(parse(text, source=source, files=params.table("files")))
+    given = given_for(params, earlier)
+    spec = parse(text, source=source, given=given)
+    secrets = {
+        **params.table("secrets"),
+        **{n: v for n, v in given.values.items() if n in spec.given_secrets},
+    }
+    return Wanted(text, to_plain_spec(spec), check(text, source, given), secrets)
 
 
-def refuse_env(params: Params) -> None:
-    """Raises InvalidInput if values for a manifest's variables are given."""
-    if params.table("env"):
-        raise InvalidInput("this manifest takes no values: variables of Compose files are not supported yet")
+def _given_only(params: Params) -> bool:
+    return any(key in params for key in ("env", "allow", "images"))
+
+
+def given_for(params: Params, earlier: App | None) -> Given:
+    """What a manifest is read with."""
+    old = from_plain_spec(earlier.spec) if earlier is not None else None
+    secrets = params.table("secrets")
+    return Given(
+        values={**(old.values if old is not None else {}), **params.table("env"), **secrets},
+        hidden=frozenset(secrets),
+        sealed=frozenset(earlier.secrets) if earlier is not None else frozenset(),
+        files=params.table("files"),
+        images={
+            **({s.name: s.image for s in old.services} if old is not None else {}),
+            **params.table("images"),
+        },
+        allowed=frozenset((*(old.allowed if old is not None else ()), *params.items("allow"))),
+    )
 
 
 def new_secrets(agent: Agent, spec: Mapping[str, object]) -> dict[str, str]:
@@ -115,6 +156,7 @@ def installed(
     group: GroupAgent,
     entry: AppInstalled,
     routes: tuple[str, ...],
+    more: Mapping[str, str] | None = None,
 ) -> Action:
     """The action that appends the app, and its routes; the owner makes the certificates."""
 
@@ -127,7 +169,7 @@ def installed(
     detail = {"app": entry.name, "device": where, "store": group.state.stores[entry.store].name}
     if routes:
         detail["routes"] = ", ".join(routes)
-    return Action(f"install {entry.name} on {where}", detail, append)
+    return Action(f"install {entry.name} on {where}", {**detail, **(more or {})}, append)
 
 
 @command("app.install")
@@ -136,22 +178,24 @@ async def app_install(agent: Agent, params: Params, _: Progress) -> Plan:
     wanted = params.text("app")
     if not wanted and not params.text("manifest"):
         raise InvalidInput("name an app of a catalog, or give the path of a manifest (`./app.yml`)")
-    refuse_env(params)
-    text, spec = await read_manifest(agent, wanted, params)
+    manifest = await read_manifest(agent, wanted, params)
+    spec = manifest.spec
     parsed = from_plain_spec(spec)
     taken = [a.name for a in group.state.apps.values() if not a.removed]
     name = check_new_name("app", params.text("name") or wanted or parsed.name, taken)
     policy = Policy(interval=interval_ms(params)) if "interval_s" in params else Policy()
+    if ties(parsed):
+        policy = replace(policy, failover="manual")
     placed = placed_on(group, spec, policy, params.text("device"))
     refuse_what_cannot_run(agent, group, placed, spec)
     store = store_for(group, params.text("store"))
     routes = params.items("routes") or default_routes(group, name, parsed)
     key = new_key(agent.entropy, group.state, policy, group.state.devices[group.me].member)
-    secrets = {**new_secrets(agent, spec), **params.table("secrets")}
+    secrets = {**new_secrets(agent, spec), **manifest.secrets}
     entry = AppInstalled(
         app=agent.entropy.bytes(8).hex(),
         name=name,
-        manifest=text,
+        manifest=manifest.text,
         spec=spec,
         store=store.id,
         placed=placed,
@@ -159,7 +203,7 @@ async def app_install(agent: Agent, params: Params, _: Progress) -> Plan:
         policy=policy,
         secrets=sealed_secrets(agent.entropy, key.public, secrets),
     )
-    action = installed(group, entry, routes)
+    action = installed(group, entry, routes, lines(manifest.checked))
     return _made(group, entry, [action], routes, params, {})
 
 

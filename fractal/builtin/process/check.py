@@ -19,6 +19,13 @@ def refusals(spec: AppSpec) -> Iterator[Refusal]:
             reason = "runs from an image only; this runtime runs no images: use `docker` or `podman` on this device"
             yield Refusal(service.name, "process", reason)
             continue
+        for mount in service.mounts:
+            if mount.host:
+                yield Refusal(
+                    service.name, "volumes", f"{mount.host} of the device: `data` names volumes only"
+                )
+        if service.files:
+            yield Refusal(service.name, "configs", "no place for it: use `x-homeserver.process.files`")
         yield from _service(spec, service, ports)
 
 

@@ -20,6 +20,11 @@ def refusals(spec: AppSpec, config: EngineConfig) -> Iterator[Refusal]:
         if not service.image:
             yield Refusal(service.name, "image", "has none; this runtime runs images only: use `process`")
             continue
+        for mount in service.mounts:
+            if mount.host:
+                yield Refusal(service.name, "volumes", f"{mount.host} of the device: not supported yet")
+        if service.files:
+            yield Refusal(service.name, "configs", "not supported yet")
         yield from _service(service, config)
 
 

@@ -1,0 +1,72 @@
+"""`homeserver app check`: what a Compose file's keys come to, without any agent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from fractal.api.errors import ExitCode
+from fractal.cli.given import as_given, given_options, given_values, read_files, read_text
+from fractal.cli.output import clean, show_facts, show_json
+from fractal.cli.session import json_option
+
+if TYPE_CHECKING:
+    from fractal.manifest import Checked
+
+
+@click.command()
+@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@given_options
+@json_option
+def check(file: Path, as_json: bool, **options: Any) -> None:
+    """Say what a Compose file's keys come to: honoured, without effect here, or refused; and what it needs.
+
+    Exits with 0 if every key is understood. Needs no agent and changes nothing.
+    """
+    from fractal.manifest import check as check_manifest
+
+    text = read_text(file)
+    given = as_given({**given_values(options), "files": read_files(file)})
+    checked = check_manifest(text, str(file), given)
+    show_json(_plain(checked)) if as_json else _show(checked)
+    if checked.refused:
+        click.get_current_context().exit(ExitCode.FAILED)
+
+
+def _plain(checked: Checked) -> dict[str, Any]:
+    from fractal.manifest.report import report
+
+    return {
+        "file": checked.source,
+        "understood": not checked.refused,
+        "honoured": [{"line": f.line, "key": f.key} for f in checked.honoured],
+        "without_effect": [{"line": f.line, "key": f.key, "reason": f.text} for f in checked.idle],
+        "refused": [{"line": f.line, "key": f.key, "reason": f.text} for f in checked.refused],
+        "needs": [{"line": f.line, "key": f.key, "option": o, "reason": f.text} for o, f in checked.needs],
+        "empty_variables": [{"line": line, "name": name} for name, line in checked.unset],
+        "report": report(checked),
+    }
+
+
+def _show(checked: Checked) -> None:
+    from fractal.manifest.report import lines
+
+    for finding in checked.refused:
+        click.echo(_line(checked.source, finding.line, finding.key, f"refused: {finding.text}"), err=True)
+    for finding in checked.idle:
+        click.echo(_line(checked.source, finding.line, finding.key, f"without effect here: {finding.text}"))
+    for option, finding in checked.needs:
+        click.echo(
+            f"needs: {clean(option)}  ({clean(finding.key)}, line {finding.line}: {clean(finding.text)})"
+        )
+    if not checked.refused:
+        show_facts({name.capitalize(): text for name, text in lines(checked).items()})
+        click.echo(
+            f"Understood: {len(checked.honoured)} keys honoured, {len(checked.idle)} without effect here."
+        )
+
+
+def _line(source: str, line: int, key: str, text: str) -> str:
+    return clean(f"{source}:{line}: {key + ': ' if key else ''}{text}")

@@ -1,0 +1,78 @@
+"""Variables in Compose files: `$X`, `${X}`, `${X:-y}`, `${X-y}`, `${X:?e}`, `${X?e}`, `${X:+y}`, `${X+y}`, nested, and `$$`.
+
+The form is that of the Compose Specification: https://github.com/compose-spec/compose-spec/blob/main/12-interpolation.md
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+MAX_DEPTH = 16
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OPERATOR = re.compile(r":?[-?+]")
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One use of a variable, innermost ones of its `rest` not yet looked at."""
+
+    name: str
+    operator: str
+    """"" or one of `:-` `-` `:?` `?` `:+` `+`."""
+    rest: str
+
+
+class Malformed(ValueError):
+    """A `$` that begins nothing."""
+
+
+def expand(text: str, value: Callable[[Use], str]) -> str:
+    """`text` with every variable replaced by what `value` says of it. Raises Malformed."""
+    if "$" not in text:
+        return text
+    parts, at = [], 0
+    while (dollar := text.find("$", at)) >= 0:
+        parts.append(text[at:dollar])
+        following = text[dollar + 1 : dollar + 2]
+        if following == "$":
+            parts.append("$")
+            at = dollar + 2
+        elif following == "{":
+            end = _closing(text, dollar + 1)
+            parts.append(value(_use(text[dollar + 2 : end])))
+            at = end + 1
+        elif match := _NAME.match(text, dollar + 1):
+            parts.append(value(Use(match[0], "", "")))
+            at = match.end()
+        else:
+            raise Malformed("`$` begins no variable: write $$ for a dollar sign")
+    return "".join([*parts, text[at:]])
+
+
+def _closing(text: str, start: int) -> int:
+    depth = 0
+    for at in range(start, len(text)):
+        if text[at] == "{":
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise Malformed(f"variables are nested deeper than {MAX_DEPTH}")
+        elif text[at] == "}":
+            depth -= 1
+            if depth == 0:
+                return at
+    raise Malformed("`${` is not closed: write $$ for a dollar sign")
+
+
+def _use(inside: str) -> Use:
+    match = _NAME.match(inside)
+    if match is None:
+        raise Malformed(f"`${{{inside[:40]}}}` names no variable: write $$ for a dollar sign")
+    rest = inside[match.end() :]
+    if not rest:
+        return Use(match[0], "", "")
+    operator = _OPERATOR.match(rest)
+    if operator is None:
+        raise Malformed(f"`${{{inside[:40]}}}` is not understood: write $$ for a dollar sign")
+    return Use(match[0], operator[0], rest[operator.end() :])

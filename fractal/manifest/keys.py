@@ -1,0 +1,80 @@
+"""Keys of Compose files: what is passed on to runtimes, and what is understood and without effect here, with the reason."""
+
+from __future__ import annotations
+
+NETWORK = (
+    "an app has one network of its own, shut off from others, where its services find each other by name"
+)
+CLUSTER = "it is for a cluster's scheduler; which device runs an app is the group's to decide"
+
+TOP_IDLE = {"version": "Compose itself ignores it"}
+TOP_KEYS = frozenset(
+    {"name", "services", "volumes", "networks", "configs", "secrets", "x-homeserver", *TOP_IDLE}
+)
+
+OPTION_KEYS = frozenset(
+    {
+        *(
+            "hostname",
+            "init",
+            "read_only",
+            "tmpfs",
+            "shm_size",
+            "cap_add",
+            "cap_drop",
+            "dns",
+            "expose",
+            "labels",
+        ),
+        *("logging", "mem_reservation", "platform", "privileged", "ulimits", "extra_hosts"),
+    }
+)
+"""Kept as they are for runtimes that honour them."""
+FLAG_OPTIONS = frozenset({"init", "read_only", "privileged", "stdin_open", "tty"})
+
+IDLE = {
+    "annotations": "they are for tools around the engine",
+    "attach": "nothing is attached to: see `homeserver app logs`",
+    "container_name": "containers are named by the system, so that two copies of an app can run on one device",
+    "develop": "it is for working on an image",
+    "userns_mode": "the engine's own way is taken",
+}
+"""Of services: key -> why it is without effect."""
+DEPLOY_IDLE = {
+    **dict.fromkeys(("endpoint_mode", "placement", "update_config", "rollback_config"), CLUSTER),
+    "labels": "they are for a cluster's services, not for containers",
+}
+VOLUME_IDLE = {
+    "name": "volumes are folders of the app, named by their key",
+    "external": "the app begins with a folder of its own; fill it with `homeserver app exec`",
+    "labels": "volumes are folders of the app, and folders have no labels",
+}
+NETWORK_IDLE = dict.fromkeys(
+    (
+        *("name", "external", "labels", "ipam", "attachable", "enable_ipv4", "enable_ipv6", "driver_opts"),
+        *(
+            "ipv4_address",
+            "ipv6_address",
+            "link_local_ips",
+            "priority",
+            "gw_priority",
+            "mac_address",
+            "interface_name",
+        ),
+    ),
+    NETWORK,
+)
+"""Of networks, and of a service's place in them."""
+REMEDIES = {
+    "post_start": "put it into the image's entrypoint",
+    "pre_stop": "put it into the image's entrypoint, which gets the stop signal",
+    "include": "put what it includes into the file",
+    "models": "no models are run here",
+    "provider": "only containers are run",
+    "external_links": "an app has one network of its own: put both services into one file",
+    "label_file": "write them as `labels`",
+    "isolation": "it is for Windows",
+    "credential_spec": "it is for Windows",
+    "mac_address": "addresses are the engine's",
+}
+"""Key that is refused -> what to do."""

@@ -1,0 +1,422 @@
+"""One service of a Compose file to a `ServiceSpec`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fractal.api import canonical
+from fractal.api.app import HealthSpec, Limits, Mount, Port, ServiceSpec
+from fractal.api.errors import InvalidInput
+from fractal.manifest import keys, rules
+from fractal.manifest.deployment import Deployment, deployment
+from fractal.manifest.document import Items, Scalar, Table
+from fractal.manifest.env_files import variables
+from fractal.manifest.homeserver import ServiceSection, service_section
+from fractal.manifest.mounts import mounted
+from fractal.manifest.ports import ports
+from fractal.manifest.values import Where
+
+SERVICE_KEYS = frozenset(
+    {
+        *("image", "command", "entrypoint", "environment", "volumes", "ports", "depends_on", "healthcheck"),
+        *(
+            "restart",
+            "env_file",
+            "build",
+            "deploy",
+            "network_mode",
+            "networks",
+            "links",
+            "profiles",
+            "extends",
+        ),
+        *(
+            "stop_grace_period",
+            "stop_signal",
+            "working_dir",
+            "user",
+            "mem_limit",
+            "cpus",
+            "pids_limit",
+            "scale",
+        ),
+        *("configs", "secrets", "pull_policy", "volumes_from", "domainname", "security_opt", "x-homeserver"),
+        *("runtime", "ipc", "pid", "uts", "cgroup"),
+        *keys.OPTION_KEYS,
+        *keys.IDLE,
+    }
+)
+RESTARTS = {
+    "always": "always",
+    "unless-stopped": "always",
+    "on-failure": "on-failure",
+    "no": "no",
+    "false": "no",
+}
+CONDITIONS = {
+    "service_started": "started",
+    "service_healthy": "healthy",
+    "service_completed_successfully": "completed",
+}
+NETWORK_MODES = {"bridge": "", "default": "", "none": "none"}
+"""An app has a bridge of its own; with `host` it would reach all that the device does."""
+LOG_DRIVERS = frozenset({"json-file", "local"})
+LOG_OPTIONS = frozenset({"max-size", "max-file"})
+_IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@+-]{0,400}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Around:
+    """What a service takes from the rest of the file."""
+
+    names: frozenset[str] = frozenset()
+    """Services that run."""
+    absent: frozenset[str] = frozenset()
+    """Services whose profiles are not chosen."""
+    networks: frozenset[str] = frozenset()
+    devices: Mapping[str, str] = field(default_factory=dict)
+    """Volumes that are folders of the device."""
+    configs: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    """Their texts, by name."""
+
+
+def service(where: Where, around: Around) -> ServiceSpec:
+    """Read a service."""
+    name = where.key.partition(".")[2]
+    table = where.table(SERVICE_KEYS, extensions=True)
+    for key in keys.IDLE.keys() & table.keys():
+        table[key].idle(keys.IDLE[key])
+    own = service_section(table.get("x-homeserver"))
+    deploy = deployment(table.get("deploy"))
+    _fixed(table)
+    volumes = mounted(table["volumes"], name, dict(around.devices)) if "volumes" in table else None
+    env = {**variables(table.get("env_file"), where.given.files), **_environment(table.get("environment"))}
+    read = ServiceSpec(
+        name=name,
+        image=_image(name, where, table, own),
+        argv=table["command"].argv() if _filled(table, "command") else (),
+        entrypoint=table["entrypoint"].argv() if _filled(table, "entrypoint") else (),
+        env=env,
+        mounts=_all_mounts(tuple(volumes.mounts) if volumes is not None else (), own),
+        files={**(volumes.files if volumes is not None else {}), **_files(table, around)},
+        ports=_all_ports(ports(table["ports"]) if "ports" in table else (), own),
+        depends_on={**_links(table.get("links"), around), **_depends(table.get("depends_on"), around)},
+        health=own.health or _healthcheck(table.get("healthcheck")),
+        limits=_limits(table, deploy),
+        stop_signal=_signal(table["stop_signal"].text()) if "stop_signal" in table else "SIGTERM",
+        stop_grace=table["stop_grace_period"].seconds() if "stop_grace_period" in table else 10.0,
+        restart=deploy.restart or (_restart(table["restart"]) if _filled(table, "restart") else "always"),
+        working_dir=table["working_dir"].text() if "working_dir" in table else "",
+        user=table["user"].text() if "user" in table else "",
+        process=own.process,
+        options=_options(table, deploy, around, volumes.tmpfs if volumes is not None else []),
+    )
+    used = rules.secrets_used(read)
+    return replace(read, secrets=tuple(sorted({*own.secrets, *used})))
+
+
+def _filled(table: Mapping[str, Where], key: str) -> bool:
+    """Whether a key is there and not null."""
+    node = table[key].node if key in table else None
+    return node is not None and not (isinstance(node, Scalar) and node.value is None)
+
+
+def _image(name: str, where: Where, table: Mapping[str, Where], own: ServiceSection) -> str:
+    """An image that has a name is looked for before it is built, by Compose's rules; here it is never built."""
+    given = where.given.images.get(name, "")
+    built = "image" not in table
+    if "pull_policy" in table:
+        built = built or table["pull_policy"].loose_text() == "build"
+        if built and "build" in table and "image" in table and not given:
+            table["pull_policy"].need(
+                f"--image {name}=IMAGE", "images are not built here: build it elsewhere"
+            )
+        table["pull_policy"].idle("an image is pulled once, and every device of an app runs the same")
+    if given and built and "build" in table:
+        return given
+    if "image" in table:
+        return table["image"].name(_IMAGE, "an image's name")
+    if "build" in table:
+        table["build"].need(
+            f"--image {name}=IMAGE", "images are not built here: build it elsewhere, and name it"
+        )
+    elif own.process is None:
+        where.wrong(
+            "has neither `image` nor `build` nor `x-homeserver.process`: is the file a part of another one?"
+        )
+    return ""
+
+
+def _fixed(table: Mapping[str, Where]) -> None:
+    """Keys of which only what is so anyway is taken."""
+    if "scale" in table and table["scale"].text() not in ("0", "1"):
+        table["scale"].idle("a service of an app runs once")
+    for key in ("ipc", "pid", "uts", "cgroup"):
+        if key in table and table[key].text() not in ("private", "shareable", ""):
+            table[key].wrong(
+                f"{table[key].text()[:40]!r} is not supported: an app would see more than its own"
+            )
+    if "runtime" in table and table["runtime"].text() not in ("runc", "crun", "io.containerd.runc.v2"):
+        table["runtime"].wrong("not supported: the engine's own runtime is taken")
+    if "security_opt" in table:
+        for item in table["security_opt"].items():
+            if not re.fullmatch(r"no-new-privileges(?:[:=]true)?", item.text()):
+                item.wrong("not supported: an app keeps the engine's protection")
+
+
+def _all_mounts(given: tuple[Mount, ...], own: ServiceSection) -> tuple[Mount, ...]:
+    have = {mount.volume for mount in given}
+    return (*given, *(Mount(volume=name, target=f"/data/{name}") for name in own.data if name not in have))
+
+
+def _all_ports(given: tuple[Port, ...], own: ServiceSection) -> tuple[Port, ...]:
+    named = {port.name for port in given}
+    return (*given, *(port for port in own.ports if port.name not in named))
+
+
+def _environment(where: Where | None) -> dict[str, str]:
+    """A name without value is left out unless a value is given: an app sees nothing of the device's own environment."""
+    if where is None:
+        return {}
+    found: dict[str, str] = {}
+    if isinstance(where.node, Items):
+        for item in where.items():
+            name, equals, value = item.sealable().partition("=")
+            if equals:
+                found[name] = value
+            elif item.has(name):
+                found[name] = f"{{secret.{name}}}"
+        return found
+    for name, item in where.table().items():
+        if not isinstance(item.node, Scalar) or item.node.value is not None:
+            found[name] = item.sealable()
+        elif item.has(name):
+            found[name] = f"{{secret.{name}}}"
+    return found
+
+
+def _files(table: Mapping[str, Where], around: Around) -> dict[str, str]:
+    """Path inside -> text, of `configs` and `secrets`."""
+    found: dict[str, str] = {}
+    for key, texts, folder in (
+        ("configs", around.configs, "/"),
+        ("secrets", around.secrets, "/run/secrets/"),
+    ):
+        for item in table[key].items() if key in table else ():
+            entries = (
+                item.table(frozenset({"source", "target", "uid", "gid", "mode"}))
+                if isinstance(item.node, Table)
+                else {"source": item}
+            )
+            for owner in ("uid", "gid", "mode"):
+                if owner in entries:
+                    entries[owner].idle("it is readable by every user inside, and writable by none")
+            source = entries["source"].text() if "source" in entries else ""
+            if source not in texts:
+                item.wrong(f"{source[:80]!r} is not among the file's `{key}`")
+                continue
+            target = entries["target"].text() if "target" in entries else source
+            found[target if target.startswith("/") else folder + target] = texts[source]
+    return found
+
+
+def _depends(where: Where | None, around: Around) -> dict[str, str]:
+    if where is None:
+        return {}
+    if isinstance(where.node, Items):
+        return {item.text(): "started" for item in where.items()}
+    found = {}
+    for name, item in where.table().items():
+        table = item.table(frozenset({"condition", "restart", "required"}))
+        if "restart" in table:
+            table["restart"].idle("services are restarted each for itself")
+        if "required" in table and not table["required"].flag() and name not in around.names:
+            continue
+        found[name] = (
+            table["condition"].choice(CONDITIONS) or "started" if "condition" in table else "started"
+        )
+    return found
+
+
+def _links(where: Where | None, around: Around) -> dict[str, str]:
+    """Who is linked is started first, as in Compose, and found by its name anyway."""
+    found = {}
+    for item in where.items() if where is not None else ():
+        name, _, alias = item.text().partition(":")
+        if alias and alias != name:
+            item.wrong(f"{alias[:80]!r} is not supported: use the service's own name, {name[:80]!r}")
+        elif name in around.absent:
+            continue
+        found[name] = "started"
+    return found
+
+
+def _healthcheck(where: Where | None) -> HealthSpec | None:
+    if where is None:
+        return None
+    known = frozenset({"test", "interval", "timeout", "retries", "start_period", "start_interval", "disable"})
+    table = where.table(known)
+    if "start_interval" in table:
+        table["start_interval"].idle("until the first good check the system looks every second")
+    if "disable" in table and table["disable"].flag():
+        return None
+    if not _filled(table, "test"):
+        for key, item in table.items():
+            if key != "disable":
+                item.idle("without `test` the image's own check is taken as it is")
+        return None
+    if isinstance(table["test"].node, Items):
+        words = tuple(item.word() for item in table["test"].items())
+        kind, argv = (words[0], words[1:]) if words else ("", ())
+        if kind == "NONE":
+            return None
+        if kind == "CMD-SHELL":
+            argv = ("/bin/sh", "-c", " ".join(argv))
+        elif kind != "CMD":
+            table["test"].wrong("must begin with CMD, CMD-SHELL or NONE")
+    else:
+        argv = ("/bin/sh", "-c", table["test"].word())
+    return HealthSpec(
+        test=argv,
+        interval=(table["interval"].seconds() if "interval" in table else 0.0) or 30.0,
+        timeout=(table["timeout"].seconds() if "timeout" in table else 0.0) or 30.0,
+        retries=(table["retries"].integer(0, 1000) if "retries" in table else 0) or 3,
+        start_period=table["start_period"].seconds() if "start_period" in table else 0.0,
+    )
+
+
+def _limits(table: Mapping[str, Where], deploy: Deployment) -> Limits:
+    memory = table["mem_limit"].size() if "mem_limit" in table else deploy.memory
+    cpus = table["cpus"].number() if "cpus" in table else deploy.cpus
+    processes = (
+        max(0, table["pids_limit"].integer(-1, 1 << 22)) if "pids_limit" in table else deploy.processes
+    )
+    for key, own, other in (
+        ("mem_limit", memory, deploy.memory),
+        ("cpus", cpus, deploy.cpus),
+        ("pids_limit", processes, deploy.processes),
+    ):
+        if other and own != other:
+            table[key].wrong("`deploy.resources.limits` says otherwise")
+    return Limits(memory=memory, cpus=cpus, processes=processes)
+
+
+def _restart(where: Where) -> str:
+    if re.fullmatch(r"on-failure:\d{1,4}", where.loose_text()):
+        where.idle("how often is the system's own: it waits longer each time")
+        return "on-failure"
+    if not where.loose_text():
+        return "no"
+    return where.choice(RESTARTS) or "always"
+
+
+def _signal(text: str) -> str:
+    return text if text.startswith("SIG") or not text or text.isdecimal() else f"SIG{text}"
+
+
+def _options(
+    table: Mapping[str, Where], deploy: Deployment, around: Around, tmpfs: list[str]
+) -> dict[str, str]:
+    found = {
+        key: _option(table[key], key) for key in sorted(keys.OPTION_KEYS & set(table)) if _filled(table, key)
+    }
+    if "logging" in found:
+        found |= _logging(table["logging"], found.pop("logging"))
+    if deploy.reserved:
+        found["mem_reservation"] = str(deploy.reserved)
+    if tmpfs:
+        own = _value(table["tmpfs"]) if "tmpfs" in table else []
+        found["tmpfs"] = _text([*(own if isinstance(own, list) else [own]), *tmpfs])
+    if "domainname" in table:
+        host = table["hostname"].text() if "hostname" in table else table["domainname"].key.split(".")[1]
+        found["hostname"] = _text(f"{host}.{table['domainname'].text()}")
+    _network(table, around, found)
+    if "healthcheck" in table and _switched_off(table["healthcheck"]):
+        found["healthcheck.disable"] = "true"  # not the same as saying nothing: an image may bring a check
+    if found.get("privileged") == "true":
+        table["privileged"].allowed("privileged", "it can do all that the device can")
+    return found
+
+
+def _network(table: Mapping[str, Where], around: Around, found: dict[str, str]) -> None:
+    if "network_mode" in table and table["network_mode"].choice(NETWORK_MODES):
+        found["network_mode"] = '"none"'
+        if "networks" in table:
+            table["networks"].wrong("`network_mode: none` leaves no network")
+    if (networks := table.get("networks")) is None:
+        return
+    networks.idle(keys.NETWORK)
+    if isinstance(networks.node, Items):
+        given = {item.text(): item for item in networks.items()}
+    else:
+        given = networks.table()
+        for item in given.values():
+            for key, below in item.table(frozenset({*keys.NETWORK_IDLE, "aliases"}), extensions=True).items():
+                if key != "aliases":
+                    below.idle(keys.NETWORK)
+                elif others := [a.text() for a in below.items() if a.text() != table_name(networks)]:
+                    below.wrong(f"{others[0][:80]!r} is not supported: use the service's own name")
+    for name, item in given.items():
+        if name != "default" and name not in around.networks:
+            item.wrong(f"{name[:80]!r} is not among the file's `networks`")
+
+
+def table_name(where: Where) -> str:
+    """The service that a key belongs to."""
+    return where.key.removeprefix("services.").rpartition(".")[0]
+
+
+def _logging(where: Where, text: str) -> dict[str, str]:
+    """What bounds a log is passed on; where to send it is not the app's to say."""
+    table = where.table(frozenset({"driver", "options"}))
+    driver = table["driver"].text() if "driver" in table else ""
+    options = table["options"].table() if "options" in table else {}
+    reason = "logs are kept on the device, for `homeserver app logs`"
+    others = [item for key, item in options.items() if key not in LOG_OPTIONS]
+    if driver and driver not in LOG_DRIVERS:
+        where.idle(reason)
+        return {}
+    for item in others:
+        item.idle(reason)
+    return (
+        {"logging": _text({"options": {k: i.text() for k, i in options.items() if k in LOG_OPTIONS}})}
+        if others
+        else {"logging": text}
+    )
+
+
+def _switched_off(health: Where) -> bool:
+    table = health.table()
+    if "disable" in table and table["disable"].flag():
+        return True
+    test = table["test"].node if "test" in table else None
+    first = test.items[0] if isinstance(test, Items) and test.items else None
+    return isinstance(first, Scalar) and first.text == "NONE"
+
+
+def _option(where: Where, key: str) -> str:
+    """A value kept for the runtime, as canonical JSON text."""
+    if key in keys.FLAG_OPTIONS:
+        return "true" if where.flag() else "false"
+    try:
+        return _text(_value(where))
+    except InvalidInput as error:
+        where.wrong(str(error))
+        return "null"
+
+
+def _text(value: Any) -> str:
+    return canonical.encode({"": value})[4:-1].decode()
+
+
+def _value(where: Where) -> Any:
+    node = where.node
+    if isinstance(node, Table):
+        return {name: _value(item) for name, item in where.table().items()}
+    if isinstance(node, Items):
+        return [_value(item) for item in where.items()]
+    return where.text() if isinstance(node.value, str | float) else node.value

@@ -1,0 +1,98 @@
+"""`volumes`, `networks`, `configs` and `secrets` at the top of a Compose file."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+
+from fractal.manifest import keys
+from fractal.manifest.env_files import outside
+from fractal.manifest.values import Where
+
+_DRIVERS = frozenset({"", "bridge", "default", "overlay"})
+
+
+def volumes(where: Where | None) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Names of folders of the app; and volumes that are folders of the device -> path."""
+    found, devices = [], {}
+    for name, item in where.table().items() if where is not None else ():
+        table = item.table(frozenset({"driver", "driver_opts", *keys.VOLUME_IDLE}), extensions=True)
+        for key in keys.VOLUME_IDLE.keys() & table.keys():
+            table[key].idle(keys.VOLUME_IDLE[key])
+        if "driver" in table and table["driver"].text() not in ("local", ""):
+            table["driver"].wrong(
+                "not supported: volumes are folders of the app, which every device can have"
+            )
+        options = table["driver_opts"].table() if "driver_opts" in table else {}
+        texts = {key: option.loose_text() for key, option in options.items()}
+        if texts.get("type", "none") in ("none", "bind") and "bind" in texts.get("o", "").split(","):
+            devices[name] = texts.get("device", "")
+            continue
+        if texts:
+            table["driver_opts"].wrong(
+                "not supported: mount it on the device, and write its path in `volumes`"
+            )
+        found.append(name)
+    return tuple(found), devices
+
+
+def networks(where: Where | None) -> frozenset[str]:
+    """Their names. All are the app's one network; what would be less shut off by that is refused."""
+    table = where.table() if where is not None else {}
+    if where is not None:
+        where.idle(keys.NETWORK)
+    for item in table.values():
+        entries = item.table(frozenset({"driver", "internal", *keys.NETWORK_IDLE}), extensions=True)
+        for key in keys.NETWORK_IDLE.keys() & entries.keys():
+            entries[key].idle(keys.NETWORK)
+        if "internal" in entries and entries["internal"].flag():
+            entries["internal"].wrong(
+                "not supported: an app's network reaches the internet; use `network_mode: none`"
+            )
+        if "driver" in entries and entries["driver"].text() not in _DRIVERS:
+            entries["driver"].wrong("not supported: an app's network is a bridge of its own")
+    return frozenset(table)
+
+
+def texts(where: Where | None) -> dict[str, str]:
+    """`configs` or `secrets`: name -> text, in which values stay sealed."""
+    found = {}
+    for name, item in where.table().items() if where is not None else ():
+        known = frozenset({"file", "environment", "content", "external", "name", "labels", "template_driver"})
+        table = item.table(known, extensions=True)
+        for key in ("name", "labels", "template_driver"):
+            if key in table:
+                table[key].idle("it is for a cluster's store of such texts")
+        found[name] = _text(item, table)
+    return found
+
+
+def _text(where: Where, table: Mapping[str, Where]) -> str:
+    if "content" in table:
+        return table["content"].sealable()
+    if "environment" in table:
+        name = table["environment"].text()
+        if not where.has(name):
+            table["environment"].need(f"--set {name}=VALUE", f"{name} has no value")
+            return ""
+        return f"{{secret.{name}}}"
+    if "file" in table:
+        return _file(table["file"])
+    if "external" in table and table["external"].flag():
+        table["external"].wrong("not supported: give it by `environment: NAME` and --set-file NAME=FILE")
+    else:
+        where.wrong("needs `file`, `environment` or `content`")
+    return ""
+
+
+def _file(where: Where) -> str:
+    if where.incomplete():
+        return ""
+    path = where.text()
+    if outside(path):
+        where.wrong(f"{path[:80]!r} leads out of the manifest's folder")
+    elif (path := posixpath.normpath(path)) in where.given.files:
+        return where.given.files[path]
+    else:
+        where.need(f"file {path}", "is to be beside the manifest")
+    return ""

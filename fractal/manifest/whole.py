@@ -1,0 +1,106 @@
+"""What concerns a Compose file as a whole, on its tree before any service is read: `extends`, `profiles`, `volumes_from`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fractal.manifest.document import Items, Node, Scalar, Table
+from fractal.manifest.values import Where
+
+MAX_CHAIN = 16
+REPLACED = frozenset({"command", "entrypoint", "test"})
+"""Sequences that are not added to."""
+PROFILES = "COMPOSE_PROFILES"
+"""The variable by which Compose is told what profiles to take."""
+
+
+def services(where: Where) -> tuple[dict[str, Where], frozenset[str]]:
+    """The services that run, with what they extend; and the names of those whose profiles are not chosen."""
+    tables = where.table()
+    chosen = {p.strip() for p in where.given.values.get(PROFILES, "").split(",") if p.strip()}
+    found: dict[str, Where] = {}
+    absent = set()
+    for name, item in tables.items():
+        whole = replace(item, node=_extended(item, name, tables, ()))
+        if _chosen(whole, chosen):
+            found[name] = whole
+        else:
+            absent.add(name)
+    for name, item in found.items():
+        found[name] = replace(item, node=_with_volumes(item, found))
+    return found, frozenset(absent)
+
+
+def _chosen(where: Where, chosen: set[str]) -> bool:
+    entry = where.node.entries.get("profiles") if isinstance(where.node, Table) else None
+    if entry is None:
+        return True
+    profiles = where.at("profiles", entry[1])
+    names = [item.text() for item in profiles.items()]
+    if not names or "*" in chosen or chosen & set(names):
+        return True
+    where.problems.known.setdefault(profiles.key, entry[0])
+    return False
+
+
+def _extended(where: Where, name: str, tables: dict[str, Where], chain: tuple[str, ...]) -> Node:
+    entry = where.node.entries.get("extends") if isinstance(where.node, Table) else None
+    if entry is None or not isinstance(where.node, Table):
+        return where.node
+    extends = where.at("extends", entry[1])
+    table = (
+        extends.table(frozenset({"service", "file"})) if isinstance(entry[1], Table) else {"service": extends}
+    )
+    if "file" in table:
+        table["file"].wrong("only services of this file can be extended: put that service here too")
+        return where.node
+    base = table["service"].text() if "service" in table else ""
+    if base not in tables or base in (*chain, name) or len(chain) > MAX_CHAIN:
+        extends.wrong(f"{base[:80]!r} is no other service of this file, or extends this one itself")
+        return where.node
+    under = _extended(tables[base], base, tables, (*chain, name))
+    return _merged(under, where.node) if isinstance(under, Table) else where.node
+
+
+def _merged(under: Node, over: Node, key: str = "") -> Node:
+    if key in ("environment", "labels"):
+        under, over = _as_table(under), _as_table(over)
+    if isinstance(under, Table) and isinstance(over, Table):
+        entries = dict(under.entries)
+        for name, (line, value) in over.entries.items():
+            entries[name] = (line, _merged(entries[name][1], value, name) if name in entries else value)
+        return Table(over.line, entries)
+    if isinstance(under, Items) and isinstance(over, Items) and key not in REPLACED:
+        return Items(over.line, (*under.items, *over.items))
+    return over
+
+
+def _as_table(node: Node) -> Node:
+    if not isinstance(node, Items) or not all(isinstance(item, Scalar) for item in node.items):
+        return node
+    entries: dict[str, tuple[int, Node]] = {}
+    for item in node.items:
+        assert isinstance(item, Scalar)
+        name, equals, value = item.text.partition("=")
+        entries[name] = (item.line, Scalar(item.line, value if equals else None, value))
+    return Table(node.line, entries)
+
+
+def _with_volumes(where: Where, found: dict[str, Where]) -> Node:
+    """The volumes of the services in `volumes_from` added."""
+    node = where.node
+    if not isinstance(node, Table) or "volumes_from" not in node.entries:
+        return node
+    line, given = node.entries["volumes_from"]
+    items: list[Node] = []
+    for item in where.at("volumes_from", given).items():
+        name, _, mode = item.text().partition(":")
+        other = found.get(name)
+        if other is None or mode not in ("", "rw") or not isinstance(other.node, Table):
+            item.wrong(f"{item.text()[:80]!r} is no service of this file; with `:ro`, write its volumes out")
+            continue
+        _, volumes = other.node.entries.get("volumes", (0, None))
+        items += volumes.items if isinstance(volumes, Items) else ()
+    _, own = node.entries.get("volumes", (line, Items(line, ())))
+    own_items = own.items if isinstance(own, Items) else ()
+    return Table(node.line, {**node.entries, "volumes": (line, Items(line, (*own_items, *items)))})
