@@ -8,7 +8,7 @@ import pytest
 
 from fractal.api.app import AppSpec, Mount, Port, ServiceSpec
 from fractal.api.errors import InvalidInput
-from fractal.manifest import Given, check, from_plain_spec, parse, to_plain_spec
+from fractal.manifest import Given, check, from_plain_spec, keys, parse, to_plain_spec
 from fractal.manifest.report import report
 from fractal.manifest.ties import ties
 
@@ -337,3 +337,16 @@ def test_no_catalog_is_needed_to_check_a_file(tmp_path: Path) -> None:
     assert (found.exit_code, f"{bad}:4: services.a.prots: refused" in found.stderr) == (1, True)
     found = CliRunner().invoke(cli, ["app", "check", "--json", str(bad)])
     assert '"understood": false' in found.stdout
+
+
+def test_every_key_without_effect_is_documented() -> None:
+    page = (Path(__file__).parents[3] / "docs/reference/manifest.md").read_text()
+    listed = page.partition("## Without effect here")[2].partition("\n## ")[0]
+    tables = (keys.IDLE, keys.DEPLOY_IDLE, keys.VOLUME_IDLE, keys.NETWORK_IDLE, keys.TOP_IDLE)
+    missing = [
+        f"{key}: {why}"
+        for table in tables
+        for key, why in table.items()
+        if f"`{key}`" not in listed or why not in listed
+    ]
+    assert not missing
