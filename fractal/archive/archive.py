@@ -194,6 +194,7 @@ class Archive:
             here = {s.name: s for s in await snapshotter.snapshots(volume)}
             held = {p for p in timeline.points if name_of(p) in here}
             if point in held:
+                await self._fetcher.keep_only(())  # left by a restore that was killed when it was done
                 return here[name_of(point)]
             chain = timeline.chain_to(point, held)
             restore = Restore(

@@ -33,15 +33,15 @@ async def attic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
         yield made
 
 
-async def hours(attic: Bed, count: int) -> list[str]:
-    """Let hours pass, with two snapshots in each; the moments."""
-    root = await attic.job("Attic").data.root()
+async def hours(attic: Bed, count: int, on: str = "Attic") -> list[str]:
+    """Let hours pass on the app's device, with two snapshots in each; the moments."""
+    root = await attic.job(on).data.root()
     found = []
     for hour in range(count):
         for half in range(2):
             (root / "data" / "word").write_text(f"{hour}.{half}")
             (root / "data" / "bulk").write_bytes(bytes([hour, half]) * 40_000)
-            taken = await attic.call("Attic", "snapshot.create", app="test", wait_s=30)
+            taken = await attic.call(on, "snapshot.create", app="test", wait_s=30)
             assert taken["done"]
             found.append(str(taken["moment"]))
         Labels.ahead += HOUR_MS
@@ -120,3 +120,32 @@ async def test_a_device_without_the_apps_key_opens_nothing_and_says_who_can(
     monkeypatch.setattr(data, "keyring", lambda: type(held)(generation=1, public=held.public))
     with pytest.raises(Denied, match=r"open it on one that does \(Attic\)"):
         await attic.call("Attic", "snapshot.open", app="test")
+
+
+async def test_who_takes_an_app_over_goes_on_merging_from_what_its_copy_brought(attic: Bed) -> None:
+    """Neither the warm copy nor the move makes a full record necessary, and the old owner's moments stay openable."""
+    await attic.start("Kitchen")
+    await attic.join("Kitchen", by="Attic")
+    policy = {"keep_all_s": 3600, "keep_hourly": 3, "keep_daily": 1, "keep_weekly": 1}
+    await attic.call("Attic", "app.policy", app="test", interval_s=3600, **policy)
+    before = await hours(attic, 3)
+    await attic.call("Attic", "snapshot.prune", app="test")
+    await attic.until(lambda: attic.job("Kitchen").data.fetched == attic.job("Attic").facts.now.committed)
+    moved = await attic.call("Attic", "app.move", app="test", device="Kitchen", wait_s=60)
+    assert moved["done"]
+    after = await hours(attic, 3, on="Kitchen")
+    done = await attic.call("Kitchen", "snapshot.prune", app="test")
+    assert done["merged"] >= 2
+    timeline = await (await attic.job("Kitchen").data.archive()).timeline()
+    fulls = [r.point for r in timeline.counting.values() if r.parent is None]
+    assert len(fulls) == 1 and fulls[0].epoch == 1, "only the very first one"
+    merges = [r for r in timeline.counting.values() if r.level]
+    assert {r.epoch for r in merges} >= {2}
+    listed = [x["moment"] for x in (await attic.call("Kitchen", "snapshot.list", app="test"))["snapshots"]]
+    assert after[-1] in listed
+    for index, moment in enumerate([*before, *after]):
+        if moment in listed:
+            opened = await attic.call("Attic", "snapshot.open", app="test", at=moment)
+            word = (Path(opened["path"]) / "data" / "word").read_text()
+            assert word == f"{index % 6 // 2}.{index % 2}"
+    assert (await attic.call("Attic", "snapshot.verify", app="test", deep=True))["problems"] == []

@@ -110,6 +110,34 @@ async def test_sigkill_at_every_await_of_thinning(
             return
 
 
+async def test_sigkill_at_every_await_of_a_restore_by_merges(tmp_path: Path) -> None:
+    source, held, kept = await finished(tmp_path / "whole")
+    timeline = await source.device("Shed").archive.timeline()
+    wanted = max(kept, key=lambda p: timeline.routes[p].hops)
+    assert timeline.routes[wanted].hops > 2
+
+    async def restore(world: World) -> None:
+        await world.device("Kitchen").fetch(wanted)
+
+    for steps in count(1):
+        world = source.killed(tmp_path / f"{steps}")
+        task = await after(steps, restore(world))
+        done = task.done()
+        world.device("Kitchen")
+        left = world.killed(tmp_path / f"{steps}-left")
+        await end(task)
+        for survivor in (left, world):
+            kitchen = survivor.device("Kitchen")
+            for name, files in kitchen.volumes.held.get("v", {}).items():
+                point = Point(epoch=1, number=int(name.rpartition("-")[2]))
+                assert files == held[point], "a snapshot is there whole or not at all"
+            assert await kitchen.fetch(wanted) == held[wanted]
+            assert not list(kitchen.spool.glob("in/*"))
+        if done:
+            assert steps > 10
+            return
+
+
 @pytest.mark.parametrize("call", ["put", "delete"])
 @pytest.mark.parametrize("how", ["before", "after", "down"])
 async def test_a_store_that_fails_once_at_any_call_of_thinning(tmp_path: Path, call: str, how: str) -> None:
