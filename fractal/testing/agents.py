@@ -81,11 +81,17 @@ class Bed:
 
     # --- devices -------------------------------------------------------------------------------------------------
 
-    async def start(self, name: str, *roles: str, https_port: int = 0, more: str = "") -> Agent:
-        """Start the agent of a device; again after `stop`, with all that its folder holds. `more` ends its configuration."""
+    async def start(
+        self, name: str, *roles: str, https_port: int = 0, more: str = "", log: str = ""
+    ) -> Agent:
+        """Start the agent of a device; again after `stop`, with all that its folder holds. `more` ends its configuration.
+
+        `log` configures another coordination backend than the one that the bed's agents share.
+        """
         path = self.folder / name / "config.toml"
         if not path.exists():
-            path.parent.mkdir()
+            path.parent.mkdir(exist_ok=True)
+            shared = f'[coordination.sqlite]\npath = "{self.folder / "log.sqlite"}"'
             path.write_text(
                 f"""schema = 1
 [device]
@@ -95,8 +101,7 @@ runtime_dir = "{path.parent / "run"}"
 roles = {json.dumps(roles or ("host",))}
 [runtime.process]
 envs = "{self.folder / "envs"}"
-[coordination.sqlite]
-path = "{self.folder / "log.sqlite"}"
+{log or shared}
 [transport.direct]
 https_port = {https_port}
 {more}"""

@@ -16,6 +16,7 @@ from fractal.api.errors import InvalidInput
 LONGEST = 2000
 _ROOM = re.compile(r"![A-Za-z0-9._~:\-\[\]]{1,250}")
 """Also ids of room version 12, which have no server part."""
+_HOST = re.compile(r"[a-z0-9.:-]{1,255}")
 _USER = re.compile(r"@[^\s:\0/?#]{1,200}:[A-Za-z0-9.\-:\[\]]{1,200}")
 _LOCALPART = re.compile(r"[a-z0-9._=/-]{1,64}")
 _TOKEN = re.compile(r"[A-Za-z0-9._~-]{1,64}")
@@ -74,13 +75,7 @@ def parse_url(text: str, *, cleartext: bool = False) -> str:
     plain = parts.path.strip("/") == "" and not (
         parts.query or parts.fragment or parts.username or parts.password
     )
-    if (
-        parts.scheme not in ("http", "https")
-        or not host
-        or not plain
-        or not text.isascii()
-        or not text.isprintable()
-    ):
+    if parts.scheme not in ("http", "https") or not _HOST.fullmatch(host) or not plain:
         raise InvalidInput(f"{text[:60]!r} is not the URL of a homeserver, like https://matrix.example.org")
     if parts.scheme == "http" and not (cleartext or _loopback(host)):
         raise InvalidInput(

@@ -305,7 +305,11 @@ class MatrixCoordinator:
         wire = self._wire(asked.url)
         try:
             account = await by_registration(
-                wire, wanted, asked.token, name=f"homeserver device {self._context.device[:6]}"
+                wire,
+                wanted,
+                asked.token,
+                name=f"homeserver device {self._context.device[:6]}",
+                sleep=self._context.clock.sleep,
             )
         finally:
             await wire.close()

@@ -49,7 +49,7 @@ async def make_log(session: Session, group: str) -> str:
         ],
     }
     try:
-        said = await session.call("POST", ["createRoom"], body=body, write=True)
+        said = await session.do("POST", ["createRoom"], body)
     except Refused as error:
         if error.errcode != "M_ROOM_IN_USE":
             raise translated(error) from error
@@ -153,7 +153,7 @@ async def show_in_root(session: Session, space: str) -> None:
     if not root or await session.membership(root, user) != "join":
         root = await _make(session, "HomeServer", space=True)
         try:
-            await session.call("PUT", path, body={"space": root}, write=True)
+            await session.do("PUT", path, {"space": root})
         except Refused as error:
             raise translated(error) from error
     await session.put_state(root, "m.space.child", {"via": [user.partition(":")[2]]}, space)
@@ -167,7 +167,7 @@ async def _make(session: Session, name: str, *, space: bool) -> str:
     else:
         body["initial_state"] = [_state("m.room.encryption", {"algorithm": "m.megolm.v1.aes-sha2"})]
     try:
-        return _room(await session.call("POST", ["createRoom"], body=body, write=True))
+        return _room(await session.do("POST", ["createRoom"], body))
     except Refused as error:
         raise translated(error) from error
 
@@ -192,15 +192,22 @@ async def invite_around(session: Session, log: str, user: str) -> None:
 async def enter_around(session: Session, space: str) -> None:
     """Accept such invitations, and show the Space in this member's own one; nothing depends on it."""
     try:
-        await session.act(space, "join")
+        if not await _accept(session, space):
+            return  # an account that only reads the log
         for room in await _linked(session, space, "m.space.child"):
-            if await session.membership(room, session.account.user) == "invite":
-                await session.act(room, "join")
+            await _accept(session, room)
         await show_in_root(session, space)
-    except (Denied, NotFound):
-        return  # not invited: an account that only reads the log
-    except BackendError as error:
+    except FractalError as error:
         session.context.logger.warning("matrix: the Space %s is not entered: %s", space, error)
+
+
+async def _accept(session: Session, room: str) -> bool:
+    """Enter a room if invited; whether this account is in."""
+    try:
+        await session.act(room, "join")
+    except (Denied, NotFound):
+        return False
+    return True
 
 
 async def put_out(session: Session, room: str, user: str) -> None:

@@ -69,6 +69,8 @@ class RoomLog:
         self._positions: dict[str, int] = {}
         self._checked: set[str] = set()
         """Events of cursors that were found in the room."""
+        self._sees = False
+        """Whether it was made sure that nobody's events are kept from this account."""
         self._latest = ""
         """Cursor of the last read."""
 
@@ -93,6 +95,7 @@ class RoomLog:
         clock = self._session.context.clock
         begun, until = place, clock.boottime() + BUDGET
         await self._check(place)
+        await self._require_sight()
         entries: list[bytes] = []
         head = False
         while len(entries) < limit:
@@ -130,6 +133,18 @@ class RoomLog:
                 " read: the homeserver was put back from an older copy, or the room's history was deleted"
             )
         self._checked.add(place.event)
+
+    async def _require_sight(self) -> None:
+        """A person may ignore others, whose events the homeserver then leaves out of the log too."""
+        if self._sees or self._session.account.password:
+            return
+        for user in sorted(await self._session.ignored()):
+            if await self._session.membership(self._room, user):
+                raise BackendError(
+                    f"{self._session.account.user} ignores {user}, so that this device cannot read the whole log of room"
+                    f" {self._room}: end that in a Matrix client"
+                )
+        self._sees = True
 
     async def _next(self, place: Place, wanted: int) -> list[Event]:
         """The next events in order of arrival, none at the head. Raises NotFound for somebody who was put out."""
@@ -256,6 +271,7 @@ class RoomLog:
     def doubt(self) -> None:
         """The connection was lost: look again whether the server is the one that it was."""
         self._checked.clear()
+        self._sees = False
 
     # --- writing -----------------------------------------------------------------------------------------------------
 

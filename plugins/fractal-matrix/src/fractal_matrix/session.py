@@ -7,9 +7,12 @@ from typing import Any
 
 from fractal.api.context import Context
 from fractal.api.errors import BackendError, Denied, FractalError, InvalidInput, NotFound
-from fractal_matrix.accounts import Account
+from fractal_matrix.accounts import Account, plain_dict
 from fractal_matrix.listening import Listener
-from fractal_matrix.wire import Refused, Wire
+from fractal_matrix.wire import Busy, Refused, Wire
+
+PATIENCE = 60.0
+"""Seconds that a change of rooms or membership waits at most where the homeserver asks to."""
 
 
 class Session:
@@ -58,6 +61,40 @@ class Session:
             f" ({error.errcode or error.status}): {remedy}"
         )
 
+    async def do(
+        self,
+        method: str,
+        path: Sequence[str],
+        body: Mapping[str, Any],
+        *,
+        query: Mapping[str, str] | None = None,
+    ) -> dict[str, Any]:
+        """A write of its own right, in the sense of `call`: for rooms and membership, never for entries.
+
+        Waits as long as the homeserver asks to, up to a minute in all. Raises as `call`.
+        """
+        left = PATIENCE
+        while True:
+            try:
+                return await self.call(method, path, query=query, body=body, write=True)
+            except Busy as error:
+                left -= error.wait
+                if left < 0:
+                    raise
+                self.context.logger.info("matrix: waiting %g s: %s", error.wait, error)
+                await self.context.clock.sleep(error.wait)
+
+    async def ignored(self) -> set[str]:
+        """Users whose events the homeserver keeps from this account, as the person wished. Raises BackendError."""
+        path = ["user", self.account.user, "account_data", "m.ignored_user_list"]
+        try:
+            said = await self.call("GET", path)
+        except Refused as error:
+            if error.status == 404:
+                return set()
+            raise translated(error) from error
+        return set(plain_dict(said.get("ignored_users")))
+
     async def state(self, room: str, kind: str, key: str = "") -> dict[str, Any]:
         """Content of a state event. Raises NotFound."""
         try:
@@ -70,9 +107,7 @@ class Session:
     async def put_state(self, room: str, kind: str, content: Mapping[str, Any], key: str = "") -> None:
         """Set a state event. Raises Denied, BackendError."""
         try:
-            await self.call(
-                "PUT", ["rooms", room, "state", kind, *([key] if key else [])], body=content, write=True
-            )
+            await self.do("PUT", ["rooms", room, "state", kind, *([key] if key else [])], content)
         except Refused as error:
             raise translated(error) from error
 
@@ -87,7 +122,7 @@ class Session:
         """`invite`, `kick`, `leave` or `join` in a room. Raises Denied, NotFound, BackendError."""
         path = ["join", room] if action == "join" else ["rooms", room, action]
         try:
-            await self.call("POST", path, body=body or {}, write=True)
+            await self.do("POST", path, body or {})
         except Refused as error:
             raise translated(error) from error
 

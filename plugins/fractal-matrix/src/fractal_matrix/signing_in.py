@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,10 +10,13 @@ from fractal.api.errors import BackendError, Denied, InvalidInput
 from fractal_matrix.accounts import Account, plain_dict
 from fractal_matrix.address import check_user, parse_url
 from fractal_matrix.names import text_of
-from fractal_matrix.wire import Refused, Wire
+from fractal_matrix.wire import Busy, Refused, Wire
 
 STAGES = 4
 """Steps of one registration at most."""
+PATIENCE = 60.0
+"""Seconds that a registration waits at most where the homeserver asks to."""
+Sleep = Callable[[float], Awaitable[None]]
 
 
 async def discover(open_wire: Any, server: str, *, cleartext: bool) -> str:
@@ -74,7 +77,9 @@ async def by_token(wire: Wire, token: str) -> Account:
     return _account(wire.url, {**said, "access_token": token})
 
 
-async def by_registration(wire: Wire, wanted: Account, registration: str, *, name: str) -> Account:
+async def by_registration(
+    wire: Wire, wanted: Account, registration: str, *, name: str, sleep: Sleep
+) -> Account:
     """Make the account that `wanted` names, with its password, or log in if an earlier attempt made it.
 
     Raises Denied if the registration token does not count any more or the homeserver asks for more than one, BackendError.
@@ -87,7 +92,7 @@ async def by_registration(wire: Wire, wanted: Account, registration: str, *, nam
     try:
         for _ in range(STAGES):
             try:
-                said = await wire.call("POST", ["register"], body=body)
+                said = await _patiently(wire, ["register"], body, sleep)
             except Refused as error:
                 if error.status != 401 or "flows" not in error.body:
                     raise
@@ -106,6 +111,21 @@ async def by_registration(wire: Wire, wanted: Account, registration: str, *, nam
             ) from error
         raise
     raise BackendError(f"{wire.url} does not come to the end of making an account")
+
+
+async def _patiently(
+    wire: Wire, path: Sequence[str], body: Mapping[str, Any], sleep: Sleep
+) -> dict[str, Any]:
+    """A request, repeated after as long as the homeserver asks to wait, up to a minute in all. Raises as `Wire.call`."""
+    left = PATIENCE
+    while True:
+        try:
+            return await wire.call("POST", path, body=body)
+        except Busy as error:
+            left -= error.wait
+            if left < 0:
+                raise
+            await sleep(error.wait)
 
 
 def _next_stage(url: str, said: Mapping[str, Any], registration: str) -> dict[str, Any]:
