@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 from fractal.api.context import Context
@@ -78,9 +77,7 @@ class Listener:
     async def close(self) -> None:
         """End the poll."""
         if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await _end(self._task)
             self._task = None
 
     def missed(self) -> None:
@@ -121,10 +118,7 @@ class Listener:
             await asyncio.wait({request, asked}, return_when=asyncio.FIRST_COMPLETED)
             return request.result() if request.done() else None
         finally:
-            for task in (request, asked):
-                task.cancel()
-                with suppress(asyncio.CancelledError, FractalError):
-                    await task
+            await _end(request, asked)
 
     def _take(self, body: Mapping[str, Any]) -> None:
         since = body.get("next_batch")
@@ -167,6 +161,16 @@ class Listener:
         if problem != self._problem:
             self._context.logger.info("matrix: %s", problem or "listening again")
         self._problem = problem
+
+
+async def _end(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel and wait, without taking a cancellation of our own for theirs."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
+    for task in tasks:
+        if not task.cancelled():
+            task.exception()  # seen, or of no interest any more
 
 
 def _filter(rooms: list[str]) -> str:
