@@ -99,7 +99,7 @@ class MatrixCoordinator:
             await layout.invite(member, room, f"@{made}:{login.user.partition(':')[2]}")
             await self._register(replace(address, user=made, token=registration))
         await self._enter(address)
-        await layout.make_surroundings(member, room, group)
+        await layout.make_surroundings(member, room)
         return address.plain
 
     async def join(self, address: str) -> str:
@@ -204,7 +204,10 @@ class MatrixCoordinator:
         if member:
             login = known.logins.get(asked.url)
             if login is not None:
-                await layout.invite_around(await self._session(login), asked.room, member)
+                person = await self._session(login)
+                if await layout.creator(session, asked.room) == login.user:
+                    await layout.make_surroundings(person, asked.room)
+                await layout.invite_around(person, asked.room, member)
         if not registration:
             if member:
                 await layout.invite(session, asked.room, member)

@@ -99,22 +99,22 @@ async def check_log(session: Session, room: str) -> None:
         raise Denied(f"room {room} hides its history from those who come later: it cannot hold a log")
 
 
-async def make_surroundings(session: Session, room: str, group: str) -> None:
+async def make_surroundings(session: Session, room: str) -> None:
     """The group's Space with the log and a room to talk in, below the member's own Space. Repeatable.
 
-    Best effort: nothing depends on it. Names say nothing of the group's, which is not for the homeserver; people may change
+    Best effort: nothing depends on it, and what is missing is made when somebody is invited. Names say nothing of the group's, which is not for the homeserver; people may change
     them.
     """
     server = session.account.user.partition(":")[2]
     try:
         space = await parent(session, room)
         if not space:
-            space = await _make(session, f"Group {group[:6]}", space=True)
+            space = await _make(session, f"Group {room[1:7]}", space=True)
             # Noted first, so that what a crash leaves half is gone on with and not made anew.
             await session.put_state(room, "m.space.parent", {"via": [server], "canonical": True}, space)
             await session.put_state(space, "m.space.child", {"via": [server]}, room)
         if not await talk(session, space, room):
-            chat = await _make(session, f"Talk of group {group[:6]}", space=False)
+            chat = await _make(session, f"Talk of group {room[1:7]}", space=False)
             await session.put_state(space, "m.space.child", {"via": [server], "suggested": True}, chat)
         await show_in_root(session, space)
     except FractalError as error:

@@ -11,6 +11,8 @@ from fractal_matrix.accounts import Account, plain_dict
 from fractal_matrix.listening import Listener
 from fractal_matrix.wire import Busy, Refused, Wire
 
+SLOW = 22.0
+"""Seconds that such a change is given beyond the usual: a small homeserver makes a room in ten."""
 PATIENCE = 60.0
 """Seconds that a change of rooms or membership waits at most where the homeserver asks to."""
 
@@ -76,7 +78,7 @@ class Session:
         left = PATIENCE
         while True:
             try:
-                return await self.call(method, path, query=query, body=body, write=True)
+                return await self.call(method, path, query=query, body=body, wait=SLOW, write=True)
             except Busy as error:
                 left -= error.wait
                 if left < 0:
