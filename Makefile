@@ -45,7 +45,7 @@ unit: dev ## quick tests of single parts
 	@$(PYTEST) tests/unit tests/config -q
 
 property: dev ## hypothesis and seeds
-	@$(PYTEST) tests/property tests/sim -q
+	@$(PYTEST) tests/property tests/sim tests/soak/test_year.py -q
 
 contract: dev ## every backend against its kind's contract, and every contract against broken backends
 	@$(PYTEST) tests/contract $(wildcard plugins/*/tests) -q
@@ -65,7 +65,7 @@ sim: dev ## seeds of the simulator: SEEDS=N FIRST_SEED=M, JOBS processes at once
 stack: dev ## whole agents, real processes, real faults; the demo's acts and that they can fail
 	@$(PYTEST) tests/stack -q
 
-soak: dev ## SIGKILL of every process at random moments, for SECONDS (600)
+soak: dev ## SIGKILL of every process at random moments, for SECONDS (600); a year of an archive
 	@SOAK_SECONDS=$${SECONDS_:-600} $(PYTEST) tests/soak -q -s
 
 bench: dev ## figures, as ratios measured side by side

@@ -37,7 +37,7 @@ class Timeline:
     def records(self) -> Mapping[Point, Record]:
         """Each moment with the record that tells of it: its own, or the highest merge if that was let go."""
         found: dict[Point, Record] = {}
-        for slot in sorted(self.counting, key=lambda s: (s[0], -s[1])):
+        for slot in sorted(self.counting, key=lambda s: (s[0].epoch, s[0].number, -s[1])):
             found[slot[0]] = self.counting[slot]
         return found
 

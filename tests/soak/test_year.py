@@ -1,6 +1,6 @@
 """A year of an app's snapshots on the real formats, by a clock that runs ahead: how much it takes, and that all of it restores.
 
-`make soak` runs it, or `ARCHIVE_WEEKS=52 pytest tests/soak/test_year.py`; the tests of each change run some weeks of it.
+`make soak` runs it, or `ARCHIVE_WEEKS=52 pytest tests/soak/test_year.py`; `make property` runs two weeks of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fractal.core.model import Point, Timers
 from fractal.core.retention import FULL_AFTER, Keep
 from fractal.testing.archive_world import APP, Files, World
 
-WEEKS = int(os.environ.get("ARCHIVE_WEEKS", "52" if os.environ.get("SOAK_SECONDS") else "3"))
+WEEKS = int(os.environ.get("ARCHIVE_WEEKS", "52" if os.environ.get("SOAK_SECONDS") else "2"))
 PER_HOUR = 2
 KEEP = Keep(ticks=2 * PER_HOUR, hourly=48, daily=30, weekly=52)
 

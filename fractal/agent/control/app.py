@@ -26,7 +26,7 @@ from fractal.core.chain import branches, main_line
 from fractal.core.entries import AppChanged, AppMoved, AppRemoved, AppRestoreWished
 from fractal.core.fold_apps import MAX_KEPT, MAX_NUMBER, MAX_TICKS
 from fractal.core.model import App, Desired, Policy
-from fractal.core.moments import Moment, find
+from fractal.core.moments import Moment, find, parse_point
 from fractal.core.placement import cannot_restore, refusal
 
 
@@ -69,6 +69,10 @@ async def moment_of(group: GroupAgent, app: App, wanted: str) -> Moment:
         now = group.agent.clock.wall_ms()
         return find(every, [m.point for m in main], wanted, now, local_zone(now))
     except NotFound as error:
+        if (point := parse_point(wanted)) is not None:
+            timeline = await (await job_of(group, app).data.archive()).timeline()
+            if timeline.let_go(point):
+                timeline.record(point)  # says so, and names the nearest
         raise NotFound(f"{app.name}: {error}") from error
 
 

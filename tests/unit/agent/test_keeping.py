@@ -66,7 +66,7 @@ async def test_an_archive_is_thinned_by_its_policy_and_what_stays_restores(attic
     assert set(listed) < set(before) and moments[-1] in listed
     assert (await attic.call("Attic", "snapshot.verify", app="test", deep=True))["problems"] == []
     gone = next(m for m in moments if m not in listed)
-    with pytest.raises(NotFound, match="there is no snapshot"):
+    with pytest.raises(NotFound, match=r"was let go by the app's retention\. Nearest whole snapshots"):
         await attic.call("Attic", "app.restore", app="test", at=gone, wait_s=0)
     # The next look finds nothing more to do; after a day what was let go leaves.
     assert (await attic.call("Attic", "snapshot.prune", app="test", dry_run=True))["plan"] == []
