@@ -109,14 +109,6 @@ class TransportOffer(Offer):
 
 
 @runtime_checkable
-class SupportsCertificates(Protocol):
-    """Makes the certificate for a name itself, before any traffic comes (self-signed, or from an authority by DNS)."""
-
-    async def certify(self, name: str) -> Certificate:
-        """A certificate for `name`. Raises BackendError."""
-
-
-@runtime_checkable
 class SupportsChallenge(Protocol):
     """Lets a certificate authority see that a name leads here: ACME's TLS-ALPN-01 (RFC 8737)."""
 

@@ -81,7 +81,7 @@ def fractal_transports() -> Iterable[TransportOffer]:
         summary="Gateways that reach devices by address and lead TLS by name without decrypting it.",
         config=DirectConfig,
         open=_open_direct,
-        capabilities=frozenset({"SupportsCertificates", "SupportsChallenge", "SupportsProbe"}),
+        capabilities=frozenset({"SupportsChallenge", "SupportsProbe"}),
     )
 
 

@@ -28,7 +28,6 @@ from fractal.api.errors import BackendError, NotSupported
 from fractal.api.transport import (
     Certificate,
     RouteKind,
-    SupportsCertificates,
     SupportsChallenge,
     SupportsProbe,
 )
@@ -62,7 +61,6 @@ class TransportContract(Contract[Bed]):
     """What every transport must do, whatever carries the bytes."""
 
     optional: ClassVar[Mapping[str, type[Any]]] = {
-        "SupportsCertificates": SupportsCertificates,
         "SupportsChallenge": SupportsChallenge,
         "SupportsProbe": SupportsProbe,
     }
@@ -99,16 +97,6 @@ class TransportContract(Contract[Bed]):
             contact = device.contact()
             assert all(isinstance(text, str) for pair in contact.items() for text in pair)
             assert device.contact() == contact
-
-    @requires("SupportsCertificates")
-    async def test_certificate_made_by_the_transport_works(self, town: Town) -> None:
-        """A client that trusts it reaches the app under the name it was made for."""
-        maker = town.bed.devices[town.ids[0]]
-        assert isinstance(maker, SupportsCertificates)
-        made = await maker.certify(town.names[0])
-        await town.serve(0, [town.web_route(0, town.apps[0].port, made)])
-        async with web_client(town.bed, made) as client:
-            assert (await client.tell(town.names[0]))["app"] == "first"
 
     @requires("SupportsProbe")
     async def test_probe_gets_through_exactly_when_a_client_does(self, town: Town) -> None:

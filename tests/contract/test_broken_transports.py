@@ -14,7 +14,6 @@ from urllib.parse import unquote_to_bytes
 
 import pytest
 
-from fractal.api import certificates
 from fractal.api.errors import BackendError, InvalidInput
 from fractal.api.transport import RouteKind
 from fractal.builtin.direct import (
@@ -25,7 +24,6 @@ from fractal.builtin.direct import (
     peers,
     proxy,
     sockets,
-    transport,
     udp,
     wire,
 )
@@ -262,11 +260,6 @@ def publishes_another_contact_each_time(bed: Any, patch: Patch) -> None:
     patch.setattr(bed.gateway, "contact", lambda: {"port": str(next(asked))})
 
 
-def makes_certificates_for_another_name(_bed: Any, patch: Patch) -> None:
-    make = certificates.make_certificate
-    patch.setattr(transport, "make_certificate", lambda _name, *rest: make("other.example", *rest))
-
-
 def listens_and_calls_that_reachable(bed: Any, patch: Patch) -> None:
     async def probe(_name: str, _kind: RouteKind) -> None:
         _, writer = await asyncio.open_connection(*bed.https)
@@ -275,7 +268,7 @@ def listens_and_calls_that_reachable(bed: Any, patch: Patch) -> None:
     patch.setattr(bed.gateway, "probe", probe)
 
 
-CAPABILITIES = frozenset({"SupportsCertificates", "SupportsProbe"})
+CAPABILITIES = frozenset({"SupportsProbe"})
 MISTAKES: dict[Callable[[Any, Patch], None], str] = {
     restarts_at_each_apply: "test_applying_the_same_again_disturbs_nothing",
     keeps_connections_to_the_old_device: "test_switch_leads_to_the_new_device_and_ends_old_connections",
@@ -307,7 +300,6 @@ MISTAKES: dict[Callable[[Any, Patch], None], str] = {
     reports_no_links: "test_links_tell_the_living_from_the_dead",
     takes_every_peer_for_dead: "test_links_tell_the_living_from_the_dead",
     publishes_another_contact_each_time: "test_contact_is_plain_text_and_stable",
-    makes_certificates_for_another_name: "test_certificate_made_by_the_transport_works",
 }
 
 

@@ -15,7 +15,7 @@ from fractal.testing.transport_parts import Bed
 class TestDirect(TransportContract):
     """The real thing, three transports on loopback."""
 
-    capabilities = frozenset({"SupportsCertificates", "SupportsChallenge", "SupportsProbe"})
+    capabilities = frozenset({"SupportsChallenge", "SupportsProbe"})
 
     @pytest.fixture
     async def backend(self, tmp_path: Path) -> AsyncIterator[Bed]:

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
-from fractal.api.certificates import make_certificate
 from fractal.api.context import Context
 from fractal.api.errors import BackendError, Misconfigured, NotSupported
 from fractal.api.transport import Certificate, Link, LocalRoute, Peer, RouteKind, Target, Transport
@@ -25,7 +24,7 @@ _ATTEMPTS = 20
 
 
 class DirectTransport:
-    """Satisfies `fractal.api.transport.Transport`, `SupportsCertificates`, `SupportsChallenge` and `SupportsProbe`."""
+    """Satisfies `fractal.api.transport.Transport`, `SupportsChallenge` and `SupportsProbe`."""
 
     def __init__(
         self, context: Context, config: DirectConfig, contact: Contact, device: Device, gateway: Gateway
@@ -54,12 +53,6 @@ class DirectTransport:
         """Serve exactly these devices and lead exactly these names; problems as in `serve`, and BackendError for a port."""
         async with self._applying:
             await self._gateway.apply(peers, targets)
-
-    async def certify(self, name: str) -> Certificate:
-        """A new self-signed certificate for `name`; its users trust it by its fingerprint. Raises InvalidInput."""
-        return await self._context.workers.run(
-            make_certificate, name, self._context.entropy, self._context.clock.wall_ms()
-        )
 
     async def challenge(self, group: str, app: str, name: str, certificate: Certificate | None) -> None:
         """As `SupportsChallenge.challenge`: a name has one answer, whichever app asks for it. Raises InvalidInput."""

@@ -12,7 +12,7 @@ from fractal.testing.transport_parts import Bed
 class TestWireguard(TransportContract):
     """The real thing."""
 
-    capabilities = frozenset({"SupportsCertificates", "SupportsChallenge", "SupportsProbe"})
+    capabilities = frozenset({"SupportsChallenge", "SupportsProbe"})
 
     @pytest.fixture
     def backend(self, bed: WireguardBed) -> Bed:

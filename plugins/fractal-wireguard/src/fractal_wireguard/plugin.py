@@ -21,7 +21,7 @@ def fractal_transports() -> Iterable[TransportOffer]:
         config=WireguardConfig,
         open=_open,
         probe=_probe,
-        capabilities=frozenset({"SupportsCertificates", "SupportsChallenge", "SupportsProbe"}),
+        capabilities=frozenset({"SupportsChallenge", "SupportsProbe"}),
     )
 
 

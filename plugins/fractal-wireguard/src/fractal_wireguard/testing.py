@@ -245,9 +245,6 @@ class Remote:
     async def links(self) -> Sequence[Link]:
         return await self.call(self.transport.links)
 
-    async def certify(self, name: str) -> Certificate:
-        return await self.call(lambda: self.transport.certify(name))
-
     async def challenge(self, group: str, app: str, name: str, certificate: Certificate | None) -> None:
         await self.call(lambda: self.transport.challenge(group, app, name, certificate))
 

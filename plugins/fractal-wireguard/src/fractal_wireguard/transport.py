@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-from fractal.api.certificates import make_certificate
 from fractal.api.context import Context
 from fractal.api.errors import BackendError, FractalError, NotSupported
 from fractal.api.transport import (
@@ -42,7 +41,7 @@ _HANDSHAKE_BYTES = 512
 
 
 class WireguardTransport:
-    """Satisfies `Transport`, `SupportsCertificates`, `SupportsChallenge` and `SupportsProbe` of `fractal.api.transport`."""
+    """Satisfies `Transport`, `SupportsChallenge` and `SupportsProbe` of `fractal.api.transport`."""
 
     def __init__(
         self,
@@ -86,12 +85,6 @@ class WireguardTransport:
         """As `SupportsChallenge.challenge`."""
         async with self._applying:
             await self._device.challenge(group, app, name, certificate)
-
-    async def certify(self, name: str) -> Certificate:
-        """A new self-signed certificate for `name`; its users trust it by its fingerprint. Raises InvalidInput."""
-        return await self._context.workers.run(
-            make_certificate, name, self._context.entropy, self._context.clock.wall_ms()
-        )
 
     async def links(self) -> Sequence[Link]:
         """As a gateway, to each device; as a device, to each gateway. A peer that is both appears twice."""
