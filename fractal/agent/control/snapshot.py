@@ -183,9 +183,9 @@ async def snapshot_prune(agent: Agent, params: Params, _: Progress) -> Plan:
     outcome: dict[str, object] = {"merged": 0, "let_go": 0, "removed": 0, "bytes": 0}
 
     async def there(progress: Progress) -> None:
-        outcome.update(
-            await ask(group, app.owner, "snapshot.prune", {"group": group.id, "app": app.id}, progress)
-        )
+        wanted = {"group": group.id, "app": app.id}
+        answer = await ask(group, app.owner, "snapshot.prune", wanted, progress)
+        outcome.update({field: answer[field] for field in outcome})
 
     async def thin(_: Progress) -> None:
         done = await job.care.thinning.thin()

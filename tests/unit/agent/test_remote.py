@@ -53,7 +53,7 @@ async def test_only_who_manages_an_app_has_commands_carried_out_and_each_once(
     def run(app: str) -> dict[str, Any]:
         return {"app": app, "argv": ["sh", "-c", f"echo >> {ran}"]}
 
-    for command in ("app.exec", "app.logs", "snapshot.create", "snapshot.verify"):
+    for command in ("app.exec", "app.logs", "snapshot.create", "snapshot.prune", "snapshot.verify"):
         with pytest.raises(RemoteError, match="belongs to somebody else"):
             await den.remote.ask(attic.me, command, {"app": beds.app("den").id, "argv": ["true"]})
     for command in ("app.fork", "app.remove", "device.remove", "no.such"):
