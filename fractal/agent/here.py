@@ -21,6 +21,8 @@ from fractal.crypto.keys import DeviceKeys, MemberKeys
 SEND_TRIES = 5
 SEND_PAUSE = 0.5
 """Seconds before an append is repeated, twice as long each time."""
+SEND_WAIT = 60.0
+"""Seconds in all for which a log may ask to wait. Synapse's own limit takes one message in five seconds after ten."""
 
 
 class Here(Protocol):
@@ -92,16 +94,20 @@ def forget_group(notes: Notes, group: str) -> None:
 
 
 async def send(here: Here, address: str, raw: bytes) -> None:
-    """Append what is no author's next entry. Raises BackendError when the log does not take it in a few tries."""
+    """Append what is no author's next entry. Raises BackendError when the log does not take it in a few tries.
+
+    A log that asks to wait is waited for, as long as that may be in all.
+    """
     token = here.entropy.bytes(16).hex()
-    pause = SEND_PAUSE
+    pause, end = SEND_PAUSE, here.clock.boottime() + SEND_WAIT
     for left in reversed(range(SEND_TRIES)):
         try:
             await here.coordinator.append(address, token, raw)
         except BackendError as error:
-            if not (error.retryable and left):
+            asked = error.wait
+            if not (error.retryable and left) or here.clock.boottime() + asked > end:
                 raise
         else:
             return
-        await here.clock.sleep(here.entropy.uniform(pause / 2, pause))
+        await here.clock.sleep(asked + here.entropy.uniform(pause / 2, pause))
         pause *= 2

@@ -34,6 +34,8 @@ APPEND_TIMEOUT = 10.0
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 """Seconds between attempts to append."""
+LONGEST_WAIT = 30.0
+"""Seconds at most that a log may ask to wait before the next attempt."""
 MAX_SEALS = 4
 """How often one entry is sealed again because the group's keys were rotated meanwhile."""
 
@@ -65,6 +67,8 @@ class _Pending:
     """Where it was read back; 0: not yet."""
     reason: str = ""
     """Why the fold skipped it there."""
+    wait: float = 0.0
+    """Seconds that the log asked to wait when it was last tried."""
 
 
 @dataclass(slots=True)
@@ -397,14 +401,14 @@ class Journal:
                 raise Stale("the log moved on while the entry waited: it is not wanted any more")
             if await self._attempt(pending):
                 return
-            await self._clock.sleep(pause * self._entropy.uniform(0.75, 1.25))
+            await self._clock.sleep(pending.wait + pause * self._entropy.uniform(0.75, 1.25))
             pause = min(2 * pause, LONGEST_PAUSE)
             if not pending.sent:
                 await self._read_quietly(pending)
 
     async def _attempt(self, pending: _Pending) -> bool:
         """Send once and look for it; whether it was read back. Raises what is not worth repeating."""
-        before, pending.sent = pending.sent, True
+        before, pending.sent, pending.wait = pending.sent, True, 0.0
         try:
             async with asyncio.timeout(APPEND_TIMEOUT):
                 await self._coordinator.append(self.address, pending.outbox.token, pending.outbox.raw)
@@ -413,6 +417,7 @@ class Journal:
         except FractalError as error:
             pending.sent = before
             if isinstance(error, BackendError) and error.retryable:
+                pending.wait = min(error.wait, LONGEST_WAIT)
                 self._logger.debug("log %s: %s", self.address, error)
                 return False
             if before:

@@ -50,14 +50,16 @@ class Denied(FractalError):
 class BackendError(FractalError):
     """A backend could not do what it was asked.
 
-    `retryable` says whether the same call may succeed later without anybody changing anything.
+    `retryable` says whether the same call may succeed later without anybody changing anything, `wait` how many seconds
+    later at the earliest, if the backend said so (a rate limit).
     """
 
     code = "backend"
 
-    def __init__(self, message: str, *, retryable: bool = False) -> None:
+    def __init__(self, message: str, *, retryable: bool = False, wait: float = 0.0) -> None:
         super().__init__(message)
         self.retryable = retryable
+        self.wait = wait
 
 
 class NotInstalled(BackendError):
