@@ -210,11 +210,11 @@ class GroupAgent:
         except BackendError:
             return ""
 
-    async def walk(self, route: str) -> list[Break]:
-        """What is broken between a route's name and its app's data, as far as this device sees."""
+    async def walk(self, route: str, *, whole: bool = True) -> list[Break]:
+        """What is broken between a route's name and its app's data, as far as this device sees; or with the name alone."""
         from fractal.agent.walk import walk
 
-        return await walk(self, route)
+        return await walk(self, route, whole=whole)
 
     def status(self) -> Mapping[str, Any]:
         """One item of `groups` of `status.show`."""

@@ -42,14 +42,17 @@ class Break:
     severe: bool = True
 
 
-async def walk(group: GroupAgent, name: str) -> list[Break]:
-    """Everything that is wrong between a route's name and its app's data."""
+async def walk(group: GroupAgent, name: str, *, whole: bool = True) -> list[Break]:
+    """Everything that is wrong between a route's name and its app's data. Not `whole`: what is that name's alone."""
     route = group.state.routes.get(name)
     if route is None:
         return [Break(f"there is no route {name}", f"homeserver route add {name} APP")]
     app = group.app(route.app)
-    stretches: tuple[Callable[[], Awaitable[list[Break]]], ...] = (
+    own: tuple[Callable[[], Awaitable[list[Break]]], ...] = (
         lambda: _name(group, app, route),
+        lambda: _done(_certificate(group, app, route)),
+    )
+    shared: tuple[Callable[[], Awaitable[list[Break]]], ...] = (
         lambda: _done(_gateways(group)),
         lambda: _links(group, app),
         lambda: _done(_owner(group, app)),
@@ -59,6 +62,7 @@ async def walk(group: GroupAgent, name: str) -> list[Break]:
         lambda: _done(_proof(group)),
         lambda: _done(_clocks(group, app)),
     )
+    stretches = (own[0], *shared, own[1]) if whole else own
     return [found for stretch in stretches for found in await stretch()]
 
 
@@ -209,13 +213,19 @@ def _serving(group: GroupAgent, app: App, route: Route) -> Iterator[Break]:
             f"{app.name} has no port {port!r} at service {service!r}",
             f"homeserver route add {route.name} {app.name!r} with a service and port of its manifest",
         )
-    if route.kind == RouteKind.HTTPS.value and not group.certificate(route.name):
+
+
+def _certificate(group: GroupAgent, app: App, route: Route) -> Iterator[Break]:
+    """On the owner: whether it has a certificate for the name, which still counts."""
+    if app.owner != group.me or app.desired is Desired.STOPPED or route.kind != RouteKind.HTTPS.value:
+        return
+    if not group.certificate(route.name):
         why = group.certifying.trouble.get(route.name, "")
         yield Break(
             f"there is no certificate for {route.name} yet{': ' if why else ''}{why}",
             "Its owner gets one by itself, and tries again; docs/how-to/public-name.md has what an authority needs.",
         )
-    elif route.kind == RouteKind.HTTPS.value:
+    else:
         yield from _expiry(group, route)
 
 
@@ -253,6 +263,9 @@ async def _through(group: GroupAgent, app: App, route: Route) -> list[Break]:
 
 
 async def _store(group: GroupAgent, app: App) -> list[Break]:
+    own = group.state.devices.get(group.me)
+    if own is not None and DeviceRole.HOST not in own.roles:
+        return []  # a gateway has no use for a store, and often no way into it
     name = group.state.stores[app.store].name
     try:
         opened = await group.list_epochs(app.store)

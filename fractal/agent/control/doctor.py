@@ -39,8 +39,12 @@ async def run_doctor(agent: ControlAgent, params: Params, progress: Progress) ->
         checks.append((f"{name}: stores", partial(_stores, agent, group)))
         checks.append((f"{name}: gateways", partial(_gateways, agent, group)))
         # One route end to end for each app: what several names share is walked once.
-        routes = {route.app: route.name for route in reversed(group.journal.state.routes.values())}
-        checks += [(f"{name}: route {route}", partial(_walk, group, route)) for route in routes.values()]
+        walked: set[str] = set()
+        for route in group.journal.state.routes.values():
+            checks.append(
+                (f"{name}: route {route.name}", partial(_walk, group, route.name, route.app not in walked))
+            )
+            walked.add(route.app)
     checks += [("runtime", partial(_runtime, agent)), ("volumes", partial(_volumes, agent))]
     checks += [(f"plugin check {name}", run) for name, run in _plugin_checks(agent)]
     findings: list[Finding] = []
@@ -186,6 +190,9 @@ async def _apps(group: ControlGroup) -> list[Finding]:
 
 async def _stores(agent: ControlAgent, group: ControlGroup) -> list[Finding]:
     found: list[Finding] = []
+    own = group.journal.state.devices.get(agent.keys.id)
+    if own is not None and DeviceRole.HOST not in own.roles:
+        return []  # a gateway has no use for a store, and often no way into it
     stores = [s for s in group.journal.state.stores.values() if not s.removed]
     for entry in stores:
         try:
@@ -224,8 +231,8 @@ async def _gateways(agent: ControlAgent, group: ControlGroup) -> list[Finding]:
     ]
 
 
-async def _walk(group: ControlGroup, route: str) -> list[Finding]:
-    return [finding(b.what, b.remedy, severe=b.severe) for b in await group.walk(route)]
+async def _walk(group: ControlGroup, route: str, whole: bool) -> list[Finding]:
+    return [finding(b.what, b.remedy, severe=b.severe) for b in await group.walk(route, whole=whole)]
 
 
 def _plugin_checks(agent: ControlAgent) -> list[tuple[str, Callable[[], Awaitable[list[Finding]]]]]:

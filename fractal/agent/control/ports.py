@@ -56,8 +56,8 @@ class ControlGroup(Protocol):
     async def erase(self) -> None:
         """Delete everything of the group's apps from this device, after the group was closed."""
 
-    async def walk(self, route: str) -> list[Break]:
-        """What is broken between a route's name and its app's data, each with what to do."""
+    async def walk(self, route: str, *, whole: bool = True) -> list[Break]:
+        """What is broken between a route's name and its app's data, each with what to do; or with the name alone."""
 
     def certificate(self, route: str) -> str:
         """PEM chain of a route's certificate; "" where this device does not hold the app's key."""

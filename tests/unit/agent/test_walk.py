@@ -190,3 +190,17 @@ async def test_what_runs_apps_and_holds_their_volumes_is_looked_at(
     monkeypatch.setattr(agent.snapshotter, "volumes", gone)
     assert await found("volumes") == ["snapshotter copy: engine at /run/x.sock: does it run?"]
     monkeypatch.undo()
+
+
+async def test_what_is_a_second_names_alone_is_found_too(attic: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A certificate that does not come, beside a first name that is well; what both share is told once."""
+    here, second = attic.at("Attic"), "second.demo.localhost"
+    await attic.call("Attic", "route.add", name=second, app="test")
+    certificate = here.certificate
+    monkeypatch.setattr(here, "certificate", lambda name: "" if name == second else certificate(name))
+    here.journal.proof_sent = None
+    findings = (await attic.call("Attic", "doctor.run"))["findings"]
+    of_routes = [f for f in findings if "route" in f["check"]]
+    assert any(second in f["check"] and "no certificate for" in f["what"] for f in of_routes)
+    assert not any(NAME in f["check"] and "certificate" in f["what"] for f in of_routes)
+    assert not any(second in f["check"] and "log" in f["what"] for f in of_routes)

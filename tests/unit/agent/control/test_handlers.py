@@ -41,6 +41,7 @@ from fractal.api.snapshot import Usage
 from fractal.api.store import Store
 from fractal.api.transport import Link
 from fractal.builtin.memory_store import MemoryObjects, MemoryStore, MemoryStoreConfig
+from fractal.core.entries import DeviceUpdated
 from fractal.core.model import DeviceRole, StoreEntry
 
 COMMANDS = collect(catalog, device, doctor, gateway, group, leaving, log, member, route, status, store)
@@ -63,7 +64,7 @@ class Group:
     async def erase(self) -> None:
         self.erased = True
 
-    async def walk(self, route: str) -> list[Break]:
+    async def walk(self, route: str, *, whole: bool = True) -> list[Break]:
         return [Break(f"{route} is led into the void", "Walk with whole agents.")]
 
     def status(self) -> dict[str, Any]:
@@ -408,6 +409,13 @@ async def test_doctor_says_that_there_is_no_store(attic: Agent) -> None:
     result = await run(attic, "doctor.run")
     assert "guard" in result["checks"]
     assert [f["what"] for f in result["findings"]] == ["the group has no store"]
+
+
+async def test_doctor_asks_a_gateway_for_no_way_to_a_store(attic: Agent) -> None:
+    """It has no use for one: what keeps it out of a store is no fault."""
+    journal = next(iter(attic.groups.values())).journal
+    await journal.append(DeviceUpdated(device=attic.keys.id, roles=frozenset({DeviceRole.GATEWAY})))
+    assert [f for f in (await run(attic, "doctor.run"))["findings"] if "store" in f["what"]] == []
 
 
 async def test_joining_waits_until_somebody_approves(attic: Agent, make_peer: Any, new_store: Store) -> None:
