@@ -182,6 +182,11 @@ roles = {json.dumps(list(self.roles))}
                     found[run.name] = sorted({*found.get(run.name, []), *alive})
         return found
 
+    def app_processes(self) -> list[int]:
+        """Every process of a run, also what is stopped or frozen."""
+        tops = [top / "fractal-homeserver" for top in self.machine.cgroup.folders()]
+        return sorted({pid for top in tops for pid in _processes(top)})
+
     def signal_engine(self, number: signal.Signals) -> None:
         """Signal the engine."""
         assert self.engine is not None

@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,9 +38,11 @@ class Part:
         return next(iter(children(self.process.pid)), 0)
 
     def send(self, number: signal.Signals) -> None:
-        """Signal it, if it lives."""
+        """Signal it, if it lives. What stops is stopped together with its `nsenter`, which has to go on with it."""
         if pid := self.pid:
             kill(pid, number)
+        if number == signal.SIGCONT:
+            kill(self.process.pid, number)
 
     def end(self, number: signal.Signals = signal.SIGTERM, timeout: float = 20.0) -> int:
         """Signal it and wait; SIGKILL if it takes too long. Its exit code."""
@@ -156,6 +158,7 @@ sleep infinity & wait
             self.cgroup.thaw()
             time.sleep(0.05)
         for part in self.parts:
+            part.send(signal.SIGCONT)
             part.process.wait(10)
         self.parts.clear()
         self.stuck += self.left()
@@ -164,7 +167,7 @@ sleep infinity & wait
         self.network, self.leader = -1, None
 
     def left(self) -> list[int]:
-        """Processes in its network namespace."""
+        """Processes in its network: everything but what containers hold."""
         number = os.fstat(self.network).st_ino if self.network >= 0 else -1
         return [pid for pid in pids() if network_of(pid) == number]
 
@@ -221,10 +224,6 @@ sleep infinity & wait
         self.parts.append(part)
         return part
 
-    def processes(self) -> list[int]:
-        """Everything that runs on it, but its first process."""
-        return descendants(self.init)
-
     def __hash__(self) -> int:
         return id(self)
 
@@ -234,21 +233,6 @@ def children(pid: int) -> list[int]:
     with contextlib.suppress(OSError):
         return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     return []
-
-
-def descendants(pid: int) -> list[int]:
-    """Children, their children and so on, of every thread."""
-    found: list[int] = []
-    for child in _all_children(pid):
-        found += [child, *descendants(child)]
-    return found
-
-
-def _all_children(pid: int) -> Iterator[int]:
-    with contextlib.suppress(OSError):
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(OSError):
-                yield from (int(p) for p in (task / "children").read_text().split())
 
 
 def pids() -> list[int]:

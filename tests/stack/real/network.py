@@ -49,6 +49,8 @@ class Network:
     """Bundle of certificates that machines made from now on trust."""
     _ports: int = 0
     _addresses: dict[int, int] = field(default_factory=dict)
+    _far: dict[int, str] = field(default_factory=dict)
+    """Machine -> its port at the internet's end."""
     _public: int = 10
 
     def __post_init__(self) -> None:
@@ -103,6 +105,14 @@ class Network:
         """A machine's public address."""
         return f"{PUBLIC}.{self._addresses[id(machine)]}"
 
+    def unplug(self, machine: Machine) -> None:
+        """Cut a public machine off."""
+        _ip(self.internet, f"link set {self._far[id(machine)]} down")
+
+    def plug(self, machine: Machine) -> None:
+        """Have it reached again."""
+        _ip(self.internet, f"link set {self._far[id(machine)]} up")
+
     def _attach(self, machine: Machine, port: str) -> str:
         """Whenever it boots: a cable to the internet, with an address that it keeps."""
         self._public += 1
@@ -113,7 +123,7 @@ class Network:
 
     def _plug(self, machine: Machine, port: str, address: str) -> None:
         self._ports += 1
-        far = f"port{self._ports}"
+        far = self._far[id(machine)] = f"port{self._ports}"
         _veth(machine, port, self.internet, far)
         _ip(self.internet, f"link set {far} master br0", f"link set {far} up")
         _ip(machine, f"addr add {address}/24 dev {port}", f"link set {port} up")

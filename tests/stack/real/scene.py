@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -12,11 +12,12 @@ from tests.stack.real import wordpress
 from tests.stack.real.browser import Blog, Browser, Stream
 from tests.stack.real.device import GROUP, Device
 from tests.stack.real.engines import Docker, Engine, Podman
+from tests.stack.real.homeserver import Homeserver
 from tests.stack.real.machine import Machine
 from tests.stack.real.services import Authority, Fault, Shelf
 from tests.stack.real.sniff import Sniffer
 from tests.stack.real.watch import Watch
-from tests.stack.real.world import World
+from tests.stack.real.world import BTRFS, World
 
 APP = "wordpress"
 GATE = "gate.test"
@@ -32,10 +33,15 @@ class Scene:
 
     world: World
     timers: str = "standard"
+    homes: Sequence[tuple[str, Callable[[Machine], Engine]]] = ((PI, Docker), (LAPTOP, Podman), (OLD, Docker))
+    """Devices and their engines: the founder's, then one of a second member, then more of the founder's."""
+    pool: str = BTRFS
+    """The hosts' `[snapshot]`."""
     hosts: list[Device] = field(default_factory=list)
     authority: Authority = field(init=False)
     client: Machine = field(init=False)
     shelf: Shelf = field(init=False)
+    homeserver: Homeserver = field(init=False)
     gateway: Device = field(init=False)
     watch: Watch = field(init=False)
     sniffer: Sniffer = field(init=False)
@@ -49,15 +55,22 @@ class Scene:
         self.client = network.public("Client")
         self.shelf = Shelf(network)
         self.shelf.start()
-        self.hosts = [self.host(PI, Docker), self.host(LAPTOP, Podman), self.host(OLD, Docker)]
+        self.homeserver = Homeserver(network, self.authority)
+        self.homeserver.start()
+        self.hosts = [self.host(name, engine) for name, engine in self.homes]
         self.gateway = self.door()
         self.world.say("machines and engines run")
         for device in (*self.hosts, self.gateway):
             device.start_agent()
         self.world.say("agents run")
+        self.homeserver.log_in(self.pi, "anna")
         self.pi.run("group", "create", GROUP, "--timers", self.timers)
-        self.world.join(self.pi, self.laptop, "--new-member", "--role", "member", member="Bob")
-        self.world.join(self.pi, self.old)
+        for number, device in enumerate(self.hosts[1:]):
+            if number == 0:
+                bob = self.homeserver.log_in(device, "bob")
+                self.world.join(self.pi, device, bob, "--role", "member", member="Bob")
+            else:
+                self.world.join(self.pi, device)
         self.world.join(self.pi, self.gateway, "--new-member", "--role", "member", member="Door")
         self.add_store()
         self.pi.run("gateway", "add", self.gateway.name, "--group", GROUP, "--address", GATE)
@@ -94,7 +107,7 @@ class Scene:
             '[authority]\nbackend = "acme"\n[authority.acme]\naccept_terms = true\n'
             f'directory = "{self.authority.directory}"\nca_file = "{self.authority.path}"\n'
         )
-        return self.world.host(name, engine, self.log(), WAY_OUT, authority, catalog)
+        return self.world.host(name, engine, self.log(), WAY_OUT, authority, catalog, pool=self.pool)
 
     def door(self) -> Device:
         """The gateway."""
@@ -105,9 +118,9 @@ class Scene:
         return self.world.gateway("Front door", self.log(), transport, host=GATE)
 
     def log(self) -> str:
-        """The devices' `[coordination]`."""
-        path = self.world.shared / "log.sqlite"
-        return f'[coordination]\nbackend = "sqlite"\n[coordination.sqlite]\npath = "{path}"\n'
+        """The devices' `[coordination]`: rooms on the homeserver."""
+        path = self.authority.path
+        return f'[coordination]\nbackend = "matrix"\n[coordination.matrix]\nca_file = "{path}"\n'
 
     def add_store(self) -> None:
         """As the how-to has it: the first attempt shows key and fingerprint; every other device shows its key."""
@@ -120,7 +133,7 @@ class Scene:
 
     def servers(self) -> list[Fault]:
         """Servers that the group depends on, as what may be hit."""
-        return []
+        return self.homeserver.faults()
 
     # --- the app -----------------------------------------------------------------------------------------------------
 

@@ -45,9 +45,9 @@ def first_is_back(scene: Scene, secret: str) -> None:
     blog.write("The second post", "written after the last tick")
     stream = scene.stream(threads=3, timeout=5.0)
     time.sleep(3)
-    world.say("power off")
+    world.say("the cable is pulled")
     pulled, wall = time.monotonic(), time.time()
-    pi.power_off()
+    pi.pull()
     until(lambda: scene.owner() is not pi, takeover_bound(scene.timers), "another device takes it")
     heir = scene.owner()
     until(lambda: stream.first_good(pulled + 1) is not None, OWN_START * 2, f"{SITE} answers again")
@@ -69,9 +69,9 @@ def first_is_back(scene: Scene, secret: str) -> None:
     assert "The first post" in blog.titles()
     assert "The second post" not in blog.titles()
     stream.stop()
-    world.say("power on")
+    world.say("the cable is put back")
     back = time.monotonic()
-    pi.power_on()
+    pi.put_back()
     until(lambda: bool(heir.moments(APP, branches=True)), 120, "what was not stored is a branch")
     world.figure("back -> its work is a branch", f"{time.monotonic() - back:.1f} s")
     assert not pi.runs_of_apps(), "a second copy"
@@ -118,6 +118,11 @@ def nothing_readable(scene: Scene, secret: str) -> None:
     count, holding = files_that_hold(scene.shelf.root, secret)
     assert count and not holding, holding
     world.figure("canary in the store", f"in none of {count} files")
+    # What is stored of the rooms: the search finds who wrote there, and nothing of what.
+    count, holding = files_that_hold(scene.homeserver.database.parent, secret)
+    _, known = files_that_hold(scene.homeserver.database.parent, "@anna:")
+    assert known and not holding, (known, holding)
+    world.figure("canary at the homeserver", f"in none of {count} files")
     scene.sniffer.stop()
     assert scene.sniffer.size > 100_000, "the gateway carried nothing"
     flows = [key for key, data in scene.sniffer.flows.items() if readable(bytes(data), secret)]

@@ -101,13 +101,16 @@ class World:
         return path
 
     def host(
-        self, name: str, engine: Callable[[Machine], Engine], *parts: str | Callable[[Device], str]
+        self,
+        name: str,
+        engine: Callable[[Machine], Engine],
+        *parts: str,
+        pool: str = BTRFS,
     ) -> Device:
         """A host at home: its machine and its engine run, its agent does not yet."""
         home = self.network.at_home(name)
         made = engine(home.machine)
-        device = Device(name, home.machine, [BTRFS], home, made)
-        device.parts += [part if isinstance(part, str) else part(device) for part in parts]
+        device = Device(name, home.machine, [pool, *parts], home, made)
         device.configure()
         made.start()
         self.devices.append(device)
@@ -163,14 +166,16 @@ class World:
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def end(self) -> None:
-        """Switch everything off, and see that nothing is left."""
-        for act in reversed(self.at_end):
-            act()
-        for watch in self.watches:
-            watch.stop()
-        for machine in reversed(self.network.machines):
-            machine.power_off()
-        left = self.leftovers()
+        """Switch everything off, and see that nothing is left. One part that does not end keeps no other from it."""
+        left: list[str] = []
+        acts: list[Callable[[], None]] = [*reversed(self.at_end), *(watch.stop for watch in self.watches)]
+        acts += [machine.power_off for machine in reversed(self.network.machines)]
+        for act in acts:
+            try:
+                act()
+            except Exception as error:
+                left.append(f"{getattr(act, '__qualname__', act)}: {error!r}")
+        left += self.leftovers()
         shutil.rmtree(self.folder, ignore_errors=True)
         if self.folder.exists():
             left.append(f"folder {self.folder}")
