@@ -38,10 +38,11 @@ def each_recovers(scene: Scene) -> None:
     """SIGKILL and SIGSTOP of each part in turn; afterwards the site answers, and the same device runs the app."""
     for fault in faults(scene):
         for number in (signal.SIGKILL, signal.SIGSTOP):
-            _one(scene, fault, number)
+            one(scene, fault, number)
 
 
-def _one(scene: Scene, fault: Fault, number: signal.Signals) -> None:
+def one(scene: Scene, fault: Fault, number: signal.Signals) -> None:
+    """Hit one part, bring it back, and see that people are served."""
     world, owner = scene.world, scene.owner()
     until(
         lambda: scene.serves(owner) and owner.runs(APP), RECOVERY, f"all is well before {fault.name} is hit"

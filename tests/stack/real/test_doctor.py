@@ -38,7 +38,7 @@ class Break:
     """A pattern that one finding must match; what is asked for is the link's own name or the thing that broke."""
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)  # with the making of images and of a homeserver, once
 def test_doctor_names_each_broken_link_and_nothing_on_a_healthy_stack(real: World) -> None:
     scene = Scene(real, homes=((PI, Docker),), pool=POOL)
     scene.set_up()

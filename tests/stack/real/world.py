@@ -16,6 +16,7 @@ from pathlib import Path
 from fractal.core.lease import PROFILES, seconds
 from fractal.demo.devices import all_pids, command, mentions
 from tests.stack.bed import until
+from tests.stack.real.cgroups import Subtree
 from tests.stack.real.device import GROUP, Device
 from tests.stack.real.engines import Engine
 from tests.stack.real.machine import Machine
@@ -39,6 +40,7 @@ NEEDED = {
     "ip": "iproute2",
     "unshare": "util-linux",
 }
+PREFIX = "fractal-stack-"
 ROOM = 5 << 30
 """Bytes that the largest test takes, and as much again."""
 BTRFS = """[snapshot]
@@ -214,10 +216,23 @@ def place() -> Path | None:
     return memory if available > 2 * ROOM else None
 
 
+def sweep() -> None:
+    """Remove the files and cgroups of runs that were killed. All else of theirs went with them."""
+    for base in {Path("/dev/shm"), Path(tempfile.gettempdir())}:
+        for folder in base.glob(f"{PREFIX}*"):
+            owner = folder.name.removeprefix(PREFIX).partition("-")[0]
+            mounted = any(str(folder) in line for line in Path("/proc/mounts").read_text().splitlines())
+            if owner.isdecimal() and not Path("/proc", owner).exists() and not mounted:
+                for machine in folder.iterdir():
+                    Subtree(f"{folder.name}/{machine.name}").remove(0.0)
+                shutil.rmtree(folder, ignore_errors=True)
+
+
 @contextmanager
 def world() -> Iterator[World]:
     """A world, and its end, also after a failure."""
-    folder = Path(tempfile.mkdtemp(prefix="fractal-stack-", dir=place()))
+    sweep()
+    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=place()))
     made = World(folder)
     try:
         yield made
