@@ -65,7 +65,7 @@ sim: dev ## seeds of the simulator: SEEDS=N FIRST_SEED=M, JOBS processes at once
 stack: dev ## whole agents, real processes, real faults; the demo's acts and that they can fail
 	@$(PYTEST) tests/stack -q
 
-soak: dev ## SIGKILL of every process at random moments, for SECONDS (600); a year of an archive
+soak: dev ## mishaps of every kind at random moments, on builtin and on real parts, for SECONDS (600) each; a year of an archive
 	@SOAK_SECONDS=$${SECONDS_:-600} $(PYTEST) tests/soak -q -s
 
 bench: dev ## figures, as ratios measured side by side
