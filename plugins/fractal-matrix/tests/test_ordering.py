@@ -89,7 +89,7 @@ class Played:
     """A session in that room."""
 
     def __init__(self, room: Room, context: object) -> None:
-        self.account = Account(url="https://hs.test", user=ME, device="D", token="t")
+        self.account = Account(url="https://hs.test", user=ME, device="D", token="t", password="own")
         self.call = room.call
         self.listener = Quiet()
         self.context = context
