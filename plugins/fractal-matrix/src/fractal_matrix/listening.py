@@ -14,7 +14,7 @@ from typing import Any
 from fractal.api.context import Context
 from fractal.api.errors import BackendError, FractalError
 from fractal_matrix.accounts import plain_dict
-from fractal_matrix.names import CONTACT, LOG, SIGNAL
+from fractal_matrix.names import CONTACT, LOG, SIGNAL, text_of
 from fractal_matrix.wire import Busy
 
 POLL = 10.0
@@ -132,7 +132,8 @@ class Listener:
             events = timeline.get("events")
             if not (events or timeline.get("limited")):
                 continue
-            kinds = {plain_dict(event).get("type") for event in events} if isinstance(events, list) else set()
+            known = events if isinstance(events, list) else []
+            kinds = {text_of(plain_dict(event), "type") for event in known}
             if timeline.get("limited") or kinds - {LOG}:
                 self.changed.add(room)
             self._ring(room)

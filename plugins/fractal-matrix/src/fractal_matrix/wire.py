@@ -152,7 +152,8 @@ def _retry_after(headers: Mapping[str, str], body: Mapping[str, Any]) -> float:
         wait = float(headers.get("Retry-After", ""))
     except ValueError:
         old = body.get("retry_after_ms")
-        wait = old / 1000 if isinstance(old, int | float) else 5.0
+        # Bounded before it is divided: JSON's whole numbers may be too large for a float.
+        wait = min(max(old, 0), 1000 * LONGEST_WAIT) / 1000 if isinstance(old, int | float) else 5.0
     return min(max(wait, 0.0), LONGEST_WAIT) if wait == wait else 5.0
 
 
