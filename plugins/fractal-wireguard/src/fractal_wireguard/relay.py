@@ -71,23 +71,24 @@ class TcpRelay:
                 self.place.host, self.place.port, limit=CHUNK
             )
         try:
-            async with asyncio.TaskGroup() as both:
-                both.create_task(self._pump(reader, inner_writer))
-                both.create_task(self._pump(inner_reader, writer))
+            async with asyncio.timeout(self._idle) as quiet, asyncio.TaskGroup() as both:
+                both.create_task(self._pump(reader, inner_writer, quiet))
+                both.create_task(self._pump(inner_reader, writer, quiet))
         except* (OSError, TimeoutError) as group:
             raise OSError(str(group.exceptions[0])) from group
         finally:
             inner_writer.close()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One direction, to its end. Either side may end its half first."""
-        while True:
-            async with asyncio.timeout(self._idle):
-                data = await reader.read(CHUNK)
-                writer.write(data)
-                await writer.drain()
-            if not data:
-                break
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, quiet: asyncio.Timeout
+    ) -> None:
+        """One direction, to its end. Either side may end its half first, or say nothing while the other speaks."""
+        loop = asyncio.get_running_loop()
+        while data := await reader.read(CHUNK):
+            if not quiet.expired():
+                quiet.reschedule(loop.time() + self._idle)
+            writer.write(data)
+            await writer.drain()
         with contextlib.suppress(OSError):
             writer.write_eof()
 
