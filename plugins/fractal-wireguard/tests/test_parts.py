@@ -20,7 +20,7 @@ from fractal_wireguard.addresses import (
     write_contact,
 )
 from fractal_wireguard.config import WireguardConfig
-from fractal_wireguard.firewall import Port, Rules, table
+from fractal_wireguard.firewall import Firewall, Port, Rules, table
 from fractal_wireguard.gateway import _meeting
 from fractal_wireguard.haproxy import parse_sessions
 from fractal_wireguard.keys import own_key
@@ -174,6 +174,24 @@ def test_rules_are_taken_empty_and_full(somewhere: Streets, tmp_path: Path) -> N
         file = tmp_path / "rules"
         file.write_text(table("hstest", 1172, rules))
         somewhere.run("homea", "nft", "-f", str(file))
+
+
+async def test_rules_that_somebody_cleared_are_set_anew(somewhere: Streets, tmp_path: Path) -> None:
+    """As by `systemctl reload nftables`, whose file begins with `flush ruleset`."""
+    full = Rules(gateways=frozenset({of_device("g").v6}), apps=frozenset({of_app("g", "a").v6}))
+    with somewhere.inside("homea"):
+        async with real_context(tmp_path) as context:
+            firewall = Firewall(context, "hskeep", 1172)
+            await firewall.keep()
+            assert "fractal_hskeep" not in somewhere.run("homea", "nft", "list", "tables")
+            await firewall.apply(full)
+            before = somewhere.run("homea", "nft", "list", "table", "inet", "fractal_hskeep")
+            assert of_device("g").v6 in before
+            somewhere.run("homea", "nft", "flush", "ruleset")
+            await firewall.keep()
+            assert somewhere.run("homea", "nft", "list", "table", "inet", "fractal_hskeep") == before
+            await firewall.close()
+            assert "fractal_hskeep" not in somewhere.run("homea", "nft", "list", "tables")
 
 
 def test_missing_right_is_named() -> None:

@@ -45,6 +45,7 @@ class Firewall:
     def __init__(self, context: Context, interface: str, segment: int) -> None:
         self._context = context
         self._interface = interface
+        self._name = table_name(interface)
         self._segment = segment
         self._file = context.runtime_dir / "rules.nft"
         self._applied = ""
@@ -55,17 +56,27 @@ class Firewall:
         if text == self._applied:
             return
         self._applied = ""
-        self._file.write_text(text)
-        await self._context.run(["nft", "-f", str(self._file)], timeout=10)
+        await self._set(text)
         if rules.leading:
             self._forward()
         self._applied = text
 
+    async def keep(self) -> None:
+        """Set the table anew if somebody cleared it, as a distribution's own firewall does when it is loaded. Raises BackendError."""
+        if not self._applied:
+            return
+        found = await self._context.run(["nft", "list", "table", "inet", self._name], timeout=10, check=False)
+        if found.returncode:
+            self._context.logger.warning("table inet %s is gone; setting it anew", self._name)
+            await self._set(self._applied)
+
+    async def _set(self, text: str) -> None:
+        self._file.write_text(text)
+        await self._context.run(["nft", "-f", str(self._file)], timeout=10)
+
     async def close(self) -> None:
         """Take the table away."""
-        await self._context.run(
-            ["nft", "delete", "table", "inet", f"fractal_{self._interface}"], timeout=10, check=False
-        )
+        await self._context.run(["nft", "delete", "table", "inet", self._name], timeout=10, check=False)
 
     def _forward(self) -> None:
         path = Path("/proc/sys/net/ipv4/ip_forward")
@@ -76,9 +87,14 @@ class Firewall:
             )
 
 
+def table_name(interface: str) -> str:
+    """Of the table of one interface, in the family `inet`."""
+    return f"fractal_{interface}"
+
+
 def table(interface: str, segment: int, rules: Rules) -> str:
     """The table's text. `add` and `delete` before it make the replacement one transaction that works the first time too."""
-    name = f"fractal_{interface}"
+    name = table_name(interface)
     body = [
         *_sets(rules),
         *_input(interface),

@@ -57,6 +57,11 @@ class Network:
         async with self._lock:
             await self._firewall.apply(self.rules)
 
+    async def keep_rules(self) -> None:
+        """Look whether the packet filter still stands, and set it anew if not. Raises BackendError."""
+        async with self._lock:
+            await self._firewall.keep()
+
     async def hold_addresses(self) -> None:
         """Have the apps' addresses that are served here."""
         async with self._lock:

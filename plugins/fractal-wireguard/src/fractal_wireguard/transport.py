@@ -36,6 +36,8 @@ from fractal_wireguard.tools import check
 LONG_SILENCE = 60
 """Beats that were missed, after which a way is renewed less often."""
 SELDOM = 10
+LOOK = 30.0
+"""Seconds between looks whether the packet filter is still there: a distribution's own firewall may clear everything."""
 _HANDSHAKE_BYTES = 512
 """More than that since the last look is data, not answers to our own handshakes and keepalives."""
 
@@ -154,6 +156,15 @@ class WireguardTransport:
                 except (BackendError, OSError) as error:
                     self._context.logger.debug("transport wireguard: %s", error)  # tried again in a second
 
+    async def keep(self) -> None:
+        """Have the packet filter stand, whoever clears it, until cancelled."""
+        while True:
+            await self._context.clock.sleep(LOOK)
+            try:
+                await self._network.keep_rules()
+            except (BackendError, OSError) as error:
+                self._context.logger.warning("transport wireguard: %s", error)  # tried again at the next look
+
     def _known(self, address: str) -> bool:
         return address in {
             of_device(device).v6 for device in (*self._gateway.devices, *self._device.gateways)
@@ -209,7 +220,7 @@ async def open_wireguard(context: Context, config: WireguardConfig) -> AsyncIter
         undo.push_async_callback(device.close)
         undo.callback(transport.heartbeat.close)
         await transport.heartbeat.open(own.v6)
-        for work in (transport.beat, transport.save):
+        for work in (transport.beat, transport.save, transport.keep):
             undo.push_async_callback(_end, asyncio.create_task(work()))
         yield transport
 
