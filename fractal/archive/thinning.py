@@ -195,6 +195,7 @@ class Thinner:
     async def _trim(self, found: Outlook, rules: Rules, proof: Proof, done: Thinned) -> Thinned:
         timeline, retained = found.timeline, found.retained
         _refuse_broken(timeline)
+        _refuse_cut_line(rules)
         body = self._body(timeline, retained, rules)
         before = timeline.trim.body if timeline.trim is not None else None
         let_go = [p for p, level in retained.let_go if not level and (p, 0) in timeline.counting]
@@ -245,3 +246,13 @@ def _refuse_broken(timeline: Timeline) -> None:
     for point in (*timeline.burnt, *timeline.gaps):
         raise Corrupt(f"nothing is let go while record {point.epoch}.{point.number} cannot be read")
     timeline.require_whole()
+
+
+def _refuse_cut_line(rules: Rules) -> None:
+    """Without one of its bases the line is shorter, and all that lies before looks like the work of a replaced owner."""
+    epoch = rules.epoch
+    while epoch > 1:
+        base = rules.bases.get(epoch)
+        if base is None:
+            raise Corrupt(f"nothing is let go while the base of epoch {epoch} cannot be read")
+        epoch = base.epoch if base.epoch < epoch else 0

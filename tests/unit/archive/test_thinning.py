@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -245,6 +246,28 @@ async def test_a_new_owner_goes_on_from_the_snapshots_that_its_restore_brought(w
         done += await taken.keep_up()
     merged = [d.merged for d in done if d.merged is not None]
     assert len(merged) >= 6 and all(m.parent is not None for m in merged), "no full one was needed"
+    await all_restore(taken, world.device("Shed"))
+
+
+async def test_nothing_is_let_go_while_a_base_of_the_line_cannot_be_read(world: World) -> None:
+    """Else all that lies before would look like the work of a replaced owner, of which only the last moment stays."""
+    life = await Life(world).begin()
+    await life.hours(6, thin=False)
+    kitchen = world.device("Kitchen")
+    assert life.last is not None
+    await kitchen.fetch(life.last)
+    await kitchen.epochs.create(APP, 2, Timers())
+    await kitchen.epochs.create_base(APP, 2, life.last)
+    kitchen.epoch = 2
+    taken = Life(world, "Kitchen", seed=4)
+    taken.last, taken.files, taken.held = life.last, dict(life.files), life.held
+    await taken.tick()
+    rules = await kitchen.rules()
+    cut = replace(rules, bases={e: base for e, base in rules.bases.items() if e != 2})
+    for _ in range(3):
+        with pytest.raises(Corrupt, match="while the base of epoch 2 cannot be read"):
+            await kitchen.archive.thin(cut, kitchen.here(), kitchen.owns)
+    assert (await kitchen.archive.timeline()).trim is None
     await all_restore(taken, world.device("Shed"))
 
 
