@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fractal.agent.local import Queued
+from fractal.agent.local import RESTORED, Queued
 from fractal.api.errors import BackendError, Corrupt, NotFound
 from fractal.archive.archive import AppKeyring, Archive
 from fractal.core.chain import EMPTY, tip
@@ -37,7 +37,9 @@ class AppData:
         """The main line as last listed, with what was committed here since; None before the first look."""
         self._fulls: set[Point] = set()
         self._in_use: list[str] = []
-        """Local snapshots that something reads just now."""
+        """Local snapshots that something reads or takes just now."""
+        self._restoring = 0
+        """Restores under way: what they brought so far is the parent of what they bring next."""
         self._open_until: dict[str, float] = {}
         """Local snapshots that people look into, and until when (boottime)."""
         self._bases: dict[int, Point] = {}
@@ -170,14 +172,14 @@ class AppData:
         return frozenset(_point(key) for key, name in names.items() if name in here)
 
     @contextmanager
-    def holding(self, points: Collection[Point]) -> Iterator[None]:
-        """Keep the snapshots of these moments, which are being read."""
-        names = [self._job.facts.now.name_of(p) for p in points]
-        self._in_use += names
+    def holding(self, names: Iterable[str]) -> Iterator[None]:
+        """Keep these snapshots, which are being read or taken."""
+        held = list(names)
+        self._in_use += held
         try:
             yield
         finally:
-            for name in names:
+            for name in held:
                 self._in_use.remove(name)
 
     async def open(self, point: Point, seconds: float) -> Path:
@@ -204,9 +206,13 @@ class AppData:
         name = facts.now.name_of(point)
         if name not in held:
             archive = await self.archive()
-            snapshot = await archive.restore(
-                point, snapshotter=snapshotter, volume=self.volume, name_of=facts.now.name_of
-            )
+            self._restoring += 1
+            try:
+                snapshot = await archive.restore(
+                    point, snapshotter=snapshotter, volume=self.volume, name_of=facts.now.name_of
+                )
+            finally:
+                self._restoring -= 1
             name = snapshot.name
         facts.put(facts.now.named(point, name))
         await self._name_parents()
@@ -225,7 +231,20 @@ class AppData:
 
     async def prune(self, *, keep: set[str]) -> None:
         """Delete local snapshots that nothing needs any more."""
-        facts, snapshotter = self._job.facts.now, self._job.group.agent.snapshotter
+        facts, snapshotter = self._job.facts, self._job.group.agent.snapshotter
+        for snapshot in await snapshotter.snapshots(self.volume):
+            # Asked for each anew: while one is deleted others are taken, named and opened.
+            if not self._spared(snapshot.name) and snapshot.name not in self._needed(keep):
+                await snapshotter.delete(self.volume, snapshot.name)
+        needed = self._needed(keep)
+        facts.change(names={k: n for k, n in facts.now.names.items() if n in needed})
+
+    def _spared(self, name: str) -> bool:
+        return name.startswith("stray-") or (self._restoring > 0 and name.startswith(RESTORED))
+
+    def _needed(self, keep: set[str]) -> set[str]:
+        """Names of local snapshots that something needs, and those to `keep`."""
+        facts = self._job.facts.now
         keep = (
             keep | {q.name for q in facts.queue} | {facts.name_of(q.parent) for q in facts.queue if q.parent}
         )
@@ -242,11 +261,7 @@ class AppData:
             keep |= set(facts.names.values())  # what coming merges need is not known before the first look
         else:
             keep |= {facts.name_of(p) for p in anchors(self._line, self._fulls)}
-        for snapshot in await snapshotter.snapshots(self.volume):
-            if snapshot.name not in keep and not snapshot.name.startswith("stray-"):
-                await snapshotter.delete(self.volume, snapshot.name)
-        kept = {k: n for k, n in facts.names.items() if n in keep}
-        self._job.facts.change(names=kept)
+        return keep
 
     # --- the volume root -----------------------------------------------------------------------------------------
 

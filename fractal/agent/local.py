@@ -11,6 +11,9 @@ from fractal.api.plain import from_plain, to_plain
 from fractal.core.lease import Standing
 from fractal.core.model import Point
 
+RESTORED = "p-"
+"""Begins the names of local snapshots that came from the archive."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Queued:
@@ -60,7 +63,7 @@ class Local:
 
     def name_of(self, point: Point) -> str:
         """Name of the local snapshot for a point: the one that holds it, else the one that a restore gives it."""
-        return self.names.get(f"{point.epoch}.{point.number}", f"p-{point.epoch}-{point.number}")
+        return self.names.get(f"{point.epoch}.{point.number}", f"{RESTORED}{point.epoch}-{point.number}")
 
 
 class LocalFacts:

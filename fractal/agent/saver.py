@@ -107,11 +107,16 @@ class Saver:
         counter = job.facts.now.counter + 1
         name = f"t-{job.app.epoch}-{counter}"
         job.facts.change(counter=counter)
-        await self._snapshot(name)
-        facts = job.facts.now
-        queued = Queued(name=name, epoch=facts.root, wall_ms=agent.clock.wall_ms(), parent=facts.committed)
-        self._taken[name] = now
-        job.facts.put(replace(facts, queue=(*facts.queue, queued)))
+        with job.data.holding(
+            [name]
+        ):  # it exists before it is queued, and an earlier one is noted beside this
+            await self._snapshot(name)
+            facts = job.facts.now
+            queued = Queued(
+                name=name, epoch=facts.root, wall_ms=agent.clock.wall_ms(), parent=facts.committed
+            )
+            self._taken[name] = now
+            job.facts.put(replace(facts, queue=(*facts.queue, queued)))
         self._settled = False
         await self._thin()
         job.group.pulse.beat()

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from fractal.archive.collecting import Leaving
     from fractal.archive.records import Record
     from fractal.archive.thinning import Outlook, Thinned
-    from fractal.core.model import Point, Policy
+    from fractal.core.model import App, Point, Policy
 
 MOST_STEPS = 50
 """Merges in one go: more wait for the next look."""
@@ -52,13 +52,23 @@ class Thinning:
         )
 
     def _wanted(self) -> set[Point]:
-        """Moments that somebody is about to open: a restore that is not done, a fork that has not begun."""
+        """Moments that somebody is about to open: a restore that is not done, a fork that has stored nothing."""
         job = self._job
         points = {job.app.restore.point} if job.app.restore is not None else set()
         forks = (a for a in job.group.state.apps.values() if a.source is not None and not a.removed)
         return points | {
-            a.source.point for a in forks if a.source and a.source.app == job.id and not a.serving
+            a.source.point for a in forks if a.source and a.source.app == job.id and not self._begun(a)
         }
+
+    def _begun(self, fork: App) -> bool:
+        """Whether it is known to have stored a snapshot of its own. Before that, whoever takes it over begins with ours."""
+        group = self._job.group
+        if fork.owner == group.me:
+            own = group.jobs.get(fork.id)
+            return own is not None and own.facts.now.committed is not None
+        beat = group.beats.get(fork.owner)
+        said = beat.apps.get(fork.id) if beat is not None else None
+        return said is not None and said.epoch == fork.epoch and said.committed is not None
 
     async def outlook(self) -> Outlook:
         """What the rules make of the archive as it stands. Raises BackendError."""
@@ -84,15 +94,21 @@ class Thinning:
 
     async def _step(self, archive: Archive) -> Thinned:
         job = self._job
-        data = job.data
+        data, rules = job.data, await self.rules()
+
+        async def proof() -> bool:
+            # A merge may take hours: what was pinned or wished for meanwhile is not let go.
+            await job.group.journal.poll(0)
+            return await self.owns_highest() and await self.rules() == rules
+
         here = Here(
             snapshotter=job.group.agent.snapshotter,
             volume=data.volume,
             name_of=job.facts.now.name_of,
             held=await data.held(),
         )
-        with data.holding(here.held):
-            step = await archive.thin(await self.rules(), here, self.owns_highest)
+        with data.holding(map(here.name_of, here.held)):
+            step = await archive.thin(rules, here, proof)
         if step.merged is not None:
             kind = "full" if step.merged.parent is None else ("", "hour", "day", "week")[step.merged.level]
             job.logger.info(

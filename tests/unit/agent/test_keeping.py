@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fractal.agent.local import Local
 from fractal.api.errors import Denied, InvalidInput, NotFound
+from fractal.archive.thinning import Thinned
+from fractal.core.model import Point
 from fractal.core.retention import HOUR_MS
 from fractal.shell.clock import SystemClock
 from fractal.testing.agents import Bed, bed
@@ -109,6 +113,84 @@ async def test_an_opened_moment_stays_while_snapshots_go_on_and_a_restore_can_be
     assert found
     await attic.call("Attic", "app.restore", app="test", at=found[-1], wait_s=40)
     assert (await attic.job("Attic").data.root() / "data" / "word").read_text() == "the present"
+
+
+async def test_what_is_pinned_while_a_merge_is_under_way_stays(
+    attic: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await attic.call(
+        "Attic", "app.policy", app="test", keep_all_s=3600, keep_hourly=1, keep_daily=1, keep_weekly=1
+    )
+    moments = await hours(attic, 5)
+    archive = await attic.job("Attic").data.archive()
+    thin = archive.thin
+
+    async def slow(*given: Any) -> Thinned:
+        await attic.call("Attic", "snapshot.pin", app="test", at=moments[1])
+        return await thin(*given)
+
+    monkeypatch.setattr(archive, "thin", slow)
+    done = await attic.call("Attic", "snapshot.prune", app="test")
+    assert done["let_go"]
+    listed = {s["moment"]: s for s in (await attic.call("Attic", "snapshot.list", app="test"))["snapshots"]}
+    assert moments[1] in listed and listed[moments[1]]["pinned"] and moments[2] not in listed
+
+
+async def test_a_snapshot_that_is_just_being_taken_survives_that_older_ones_are_pruned(
+    attic: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await hours(attic, 1)
+    job = attic.job("Attic")
+    snapshotter = job.group.agent.snapshotter
+    take = snapshotter.snapshot
+
+    async def beside(volume: str, name: str) -> object:
+        taken = await take(volume, name)
+        await job.data.prune(keep=set())  # as after storing the one before
+        return taken
+
+    monkeypatch.setattr(snapshotter, "snapshot", beside)
+    (await job.data.root() / "data" / "word").write_text("now")
+    assert (await attic.call("Attic", "snapshot.create", app="test", wait_s=10))["done"]
+
+
+async def test_pruning_takes_nothing_from_a_restore_that_is_under_way(attic: Bed) -> None:
+    moments = await hours(attic, 3)
+    data = attic.job("Attic").data
+    archive = await data.archive()
+    snapshotter = attic.agents["Attic"].snapshotter
+    first = moment_named(moments[0])
+    data._restoring += 1  # somebody opens the second moment, and its parent just came
+    await archive.restore(first, snapshotter=snapshotter, volume=data.volume, name_of=arrived)
+    await data.prune(keep=set())
+    assert arrived(first) in {s.name for s in await snapshotter.snapshots(data.volume)}
+    data._restoring -= 1
+    await data.prune(keep=set())
+    assert arrived(first) not in {s.name for s in await snapshotter.snapshots(data.volume)}
+
+
+async def test_an_origin_keeps_what_its_fork_begins_with_until_the_fork_has_stored_something(
+    attic: Bed,
+) -> None:
+    moments = await hours(attic, 1)
+    made = await attic.call("Attic", "app.fork", app="test", name="copy", at=moments[0], wait_s=40)
+    assert made["done"]
+    copy = next(j for j in attic.at("Attic").jobs.values() if j.app.name == "copy")
+    rules = attic.job("Attic").care.thinning.rules
+    await attic.until(lambda: copy.facts.now.committed is not None)
+    assert moment_named(moments[0]) not in (await rules()).pins
+    copy.facts.change(committed=None)  # serving, and its first snapshot still on its way
+    assert copy.app.serving == copy.app.epoch and moment_named(moments[0]) in (await rules()).pins
+
+
+def moment_named(text: str) -> Point:
+    epoch, _, number = text.partition(".")
+    return Point(epoch=int(epoch), number=int(number))
+
+
+def arrived(point: Point) -> str:
+    """As a restore names it."""
+    return Local().name_of(point)
 
 
 async def test_a_device_without_the_apps_key_opens_nothing_and_says_who_can(
