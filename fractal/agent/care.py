@@ -119,6 +119,7 @@ class Care:
             if self._first_of_its_store():
                 images = await job.group.images(job.app.store)
                 gone += await images.collect_orphans(self.thinning.owns_highest)
+                left += len(await images.orphans())
         except NotSupported:
             gone, left = [], 0  # a store that deletes nothing keeps them: they cost room, not safety
         if gone:

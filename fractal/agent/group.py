@@ -143,6 +143,7 @@ class GroupAgent:
                     workers=agent.workers,
                     notes=agent.notes,
                     named=partial(self._named_images, store),
+                    place=store,
                     folder=agent.folder("spool") / f"{self.id[:16]}.images.{store}",
                 ),
             )

@@ -17,6 +17,7 @@ from fractal.archive.images import Images, ref_of
 from fractal.core.entries import AppImages
 from fractal.core.model import ArchivedImage
 from fractal.core.placement import images_of, standbys
+from fractal.core.retention import last
 from fractal.crypto.keys import seal_to
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class ImageCare:
         """When an object was last seen to be in the store, by its id."""
         self._here: set[str] = set()
         """Digests known to be on this device."""
+        self._made: dict[str, ArchivedImage] = {}
+        """Stored by this process, by digest: if the log cannot be told, they are not stored once more for the next try."""
         self.trouble = ""
 
     # --- what others read ---------------------------------------------------------------------------------------
@@ -163,7 +166,8 @@ class ImageCare:
         past = [i for i in app.images if i.replaced_ms] + [replace(i, replaced_ms=now) for i in gone]
         current = [pinned[name] for name in self.wanted]
         kept = await self._still_needed(past)
-        images = (*kept[-(MOST_KEPT - min(len(current), MOST_KEPT)) :], *current)
+        room = max(0, MOST_KEPT - len(current))
+        images = (*last(kept, room), *current)
         await job.group.journal.append(
             AppImages(app=app.id, images=images),
             wanted=lambda state: (
@@ -192,11 +196,16 @@ class ImageCare:
         for other in self._same(digest):
             if await self._stands(other):
                 return replace(other, name=name)
+        keys = job.data.keyring()
+        made = self._made.get(digest)
+        if made is not None and made.generation == keys.generation and await self._stands(made):
+            return replace(made, name=name)
         job.logger.info("%s: archiving image %s", job.app.name, name)
         image = ArchivedImage(
             name=name, digest=digest, arch=arch, object="", segments=(), sealed_key=b"", generation=0
         )
-        stored = await archive.write(image, lambda: runtime.save_image(digest), job.data.keyring())
+        stored = await archive.write(image, lambda: runtime.save_image(digest), keys)
+        self._made[digest] = stored
         self._stood[stored.object] = job.group.agent.clock.boottime()
         return stored
 

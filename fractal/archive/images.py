@@ -49,6 +49,8 @@ class Images:
     notes: Notes
     named: Named
     """Objects that the group's log names in this store."""
+    place: str
+    """Id of the store."""
     folder: Path
     """The spool: a broken upload goes on where it was."""
     _fetcher: Fetcher = field(init=False)
@@ -71,6 +73,7 @@ class Images:
             clock=self.clock,
             notes=self.notes,
             named=self.named,
+            place=f".{self.place}",
         )
 
     async def write(
@@ -160,6 +163,10 @@ class Images:
             if not await self._stands(layout.segment_key(self.group, PLACE, image.object, index), segment):
                 return False
         return True
+
+    async def orphans(self) -> list[Orphan]:
+        """Objects that are no app's image, and for how long that was observed. Raises BackendError."""
+        return await self._collector.look()
 
     async def collect_orphans(self, proof: Proof, *, grace: float = GRACE) -> list[Orphan]:
         """Delete what no app's image was for `grace` seconds; `proof` is asked before each. Raises BackendError."""

@@ -77,10 +77,12 @@ class Collector:
     clock: Clock
     notes: Notes
     named: Named
+    place: str = ""
+    """Tells stores apart where one app, or the images, have objects in several: what is seen in one says nothing of another."""
     _ages: Ages = field(init=False)
 
     def __post_init__(self) -> None:
-        self._ages = Ages(self.notes, self.clock, f"archive/{self.group}/{self.app}/orphan/")
+        self._ages = Ages(self.notes, self.clock, f"archive/{self.group}/{self.app}/orphan{self.place}/")
 
     async def look(self) -> list[Orphan]:
         """Orphans and their age. Raises Corrupt if it cannot be told what is one."""

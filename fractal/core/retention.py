@@ -199,7 +199,7 @@ def _wanted(
     """Moments that the rules name, each with the strongest reason."""
     marks = ends(line)
     hours, days, weeks = ([p for p in marks if marks[p] >= level] for level in (1, 2, 3))
-    daily = _last(days, keep.daily)
+    daily = last(days, keep.daily)
     wanted: dict[Point, str] = {}
     # A replaced owner's work stays as long as the day on which it was replaced.
     horizon = daily[0] if len(daily) == keep.daily and daily else None
@@ -208,10 +208,10 @@ def _wanted(
         if horizon is None or newest >= horizon:
             wanted[newest] = "branch"
     wanted.update(dict.fromkeys(anchors(line, fulls), "merge"))
-    wanted.update(dict.fromkeys((m.point for m in _last(line, keep.ticks)), "recent"))
-    wanted.update(dict.fromkeys(_last(hours, keep.hourly), "hourly"))
+    wanted.update(dict.fromkeys((m.point for m in last(line, keep.ticks)), "recent"))
+    wanted.update(dict.fromkeys(last(hours, keep.hourly), "hourly"))
     wanted.update(dict.fromkeys(daily, "daily"))
-    wanted.update(dict.fromkeys(_last(weeks, keep.weekly), "weekly"))
+    wanted.update(dict.fromkeys(last(weeks, keep.weekly), "weekly"))
     if line:
         wanted[line[-1].point] = "newest"
     wanted.update(dict.fromkeys(pins, "pinned"))
@@ -316,5 +316,6 @@ def _week(wall_ms: int) -> int:
 T = TypeVar("T")
 
 
-def _last(items: Sequence[T], count: int) -> Sequence[T]:
+def last(items: Sequence[T], count: int) -> Sequence[T]:
+    """The last `count` of them, also none."""
     return items[-count:] if count else items[:0]

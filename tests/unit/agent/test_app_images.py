@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from fractal.api.app import AppRun, AppSpec, ServiceSpec
-from fractal.api.errors import NotFound
+from fractal.api.errors import NotFound, Unreachable
 from fractal.api.runtime import Refusal, Runtime, SupportsImages
-from fractal.core.entries import DeviceUpdated
+from fractal.core.entries import AppImages, DeviceUpdated
 from fractal.manifest import parse
 from fractal.testing.agents import Bed, bed, manifest, service
 
@@ -195,3 +195,23 @@ async def test_an_image_that_is_not_what_the_log_says_never_starts(two: Bed) -> 
     await two.call("Attic", "app.move", app="test", device="Den", wait_s=0)
     await two.until(lambda: "the group's log says" in two.job("Den").trouble)
     assert digest_of(built("evil")) not in den.started
+
+
+async def test_an_image_is_stored_once_however_often_the_log_does_not_answer(
+    two: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fractal.agent.images.AGAIN", 0.1)
+    journal, tries = two.at("Attic").journal, 0
+    append = journal.append
+
+    async def away(entry: object, **given: Any) -> object:
+        nonlocal tries
+        if isinstance(entry, AppImages) and tries < 5:
+            tries += 1
+            raise Unreachable("the log does not answer")
+        return await append(entry, **given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(journal, "append", away)
+    await two.install("Attic", TEXT, device="Attic")
+    await two.until(lambda: IMAGE in two.app("Attic").pinned_images)
+    assert tries == 5 and len(objects(two)) == 1

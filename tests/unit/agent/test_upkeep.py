@@ -19,6 +19,7 @@ from fractal.api.errors import NotFound
 from fractal.api.store import ObjectInfo
 from fractal.archive import layout
 from fractal.archive.epochs import Rollback
+from fractal.archive.images import PLACE
 from fractal.core.entries import GroupChanged
 from fractal.core.log import checkpoint_bytes, fold, state_hash
 from fractal.core.model import GroupState
@@ -281,6 +282,11 @@ async def test_orphans_go_only_after_a_day_and_with_proof(attic: Bed) -> None:
     await store.put_new(key, b"left by an upload that was broken off")
     await job.care.look()
     assert job.care.found.orphans == 1
+    lost = layout.segment_key(attic.group, PLACE, "e" * 32, 0)
+    await store.put_new(lost, b"of an image, likewise")
+    job.care._note(collected_ms=0)
+    await job.care.look()
+    assert job.care.found.orphans == 2, "it is looked at every hour, else its day never comes"
     archive = await job.data.archive()
 
     async def no() -> bool:

@@ -13,6 +13,7 @@ from fractal.agent.notes import MemoryNotes
 from fractal.api.errors import Ambiguous, BackendError, Corrupt, Denied
 from fractal.archive.archive import AppKeyring
 from fractal.archive.images import Images
+from fractal.builtin.memory_store import MemoryObjects, MemoryStore, MemoryStoreConfig
 from fractal.core.model import ArchivedImage
 from fractal.testing.archive_world import GROUP, InlineWorkers, SeededEntropy, World
 
@@ -42,7 +43,13 @@ class Engine:
             yield self.data[start : start + (1 << 16)]
 
 
-def images(world: World, name: str = "attic", named: Collection[str] = ()) -> Images:
+def images(
+    world: World,
+    name: str = "attic",
+    named: Collection[str] = (),
+    notes: MemoryNotes | None = None,
+    place: str = "shelf",
+) -> Images:
     async def known() -> Collection[str]:
         return named
 
@@ -52,8 +59,9 @@ def images(world: World, name: str = "attic", named: Collection[str] = ()) -> Im
         clock=world.clock,
         entropy=SeededEntropy(f"images of {name}"),
         workers=InlineWorkers(),
-        notes=MemoryNotes(),
+        notes=notes if notes is not None else MemoryNotes(),
         named=known,
+        place=place,
         folder=world.folder / f"{name}-images",
     )
 
@@ -156,6 +164,21 @@ async def test_what_no_app_names_goes_after_a_day_of_looking(world: World) -> No
         world.clock.now += 3600
     assert [o.id for o in await archive.collect_orphans(proof)] == [lost.object]
     assert {key.split("/")[3] for key in world.objects} == {stored.object}
+
+
+async def test_a_look_into_another_store_forgets_nothing_of_this_one(world: World) -> None:
+    notes = MemoryNotes()
+    shelf, cellar = images(world, notes=notes), images(world, notes=notes, place="cellar")
+    lost = await shelf.write(WIKI, Engine(b"x").save, keys(world))
+    cellar._collector.store = MemoryStore(MemoryStoreConfig(objects=MemoryObjects()))
+
+    async def proof() -> bool:
+        return True
+
+    for _ in range(24):
+        assert not await shelf.collect_orphans(proof) and not await cellar.collect_orphans(proof)
+        world.clock.now += 3600
+    assert [o.id for o in await shelf.collect_orphans(proof)] == [lost.object]
 
 
 async def test_it_is_seen_whether_the_store_still_has_it(world: World, tmp_path: Path) -> None:
