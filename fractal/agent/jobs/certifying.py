@@ -64,11 +64,13 @@ class Certifying:
         return now < self._not_before.get(name, 0.0)
 
     def failed(self, name: str, why: str, now: float) -> None:
-        """Try again after a while that grows."""
+        """Try again after a while that grows. What fails before that was no try: secrets that cannot be read yet, say."""
+        self.trouble[name] = why
+        if self.waits(name, now):
+            return
         count = self._failures.get(name, 0)
         self._failures[name] = count + 1
         self._not_before[name] = now + PAUSES[min(count, len(PAUSES) - 1)]
-        self.trouble[name] = why
 
     def succeeded(self, name: str) -> None:
         """All is well with it."""

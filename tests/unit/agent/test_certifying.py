@@ -52,3 +52,11 @@ def test_it_is_renewed_when_two_thirds_of_its_life_are_over() -> None:
     begin = 1_700_000_000_000 - DAY_MS
     assert abs(Certifying().renewal_ms(chain) - (begin + LIFETIME_DAYS * DAY_MS * 2 // 3)) < 2000
     assert Certifying().renewal_ms("rubbish") == 0
+
+
+def test_what_fails_between_two_tries_makes_nobody_wait_longer() -> None:
+    known, now = Certifying(), 1000.0
+    for second in range(14):  # the app's secrets cannot be read at any look
+        known.failed("x", "no key yet", now + second)
+    assert known.waits("x", now + PAUSES[0] - 1) and not known.waits("x", now + PAUSES[0])
+    assert known.trouble == {"x": "no key yet"}
