@@ -124,7 +124,7 @@ async def _visits(group: GroupAgent, app: App, route: Route, addresses: frozense
     ports = {g.contact.get(PUBLIC_PORT, "") for g in _gateways_of(group)} - {""}
     if not ports or app.serving != app.epoch or app.desired is Desired.STOPPED:
         return []
-    port, found = int(min(ports)) if min(ports).isdecimal() else 443, []
+    port, found = _port(min(ports)), []
     for address in sorted(addresses):
         try:
             visit = await group.agent.outside.visit(route.name, address, port)
@@ -135,6 +135,12 @@ async def _visits(group: GroupAgent, app: App, route: Route, addresses: frozense
             continue
         found += _visited(group, app, route, visit, address)
     return found
+
+
+def _port(text: str) -> int:
+    """What a gateway says of itself may be anything."""
+    number = int(text) if text.isdecimal() and len(text) <= 5 else 0
+    return number if 0 < number < 1 << 16 else 443
 
 
 def _visited(group: GroupAgent, app: App, route: Route, visit: Visit, address: str) -> Iterator[Break]:

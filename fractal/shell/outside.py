@@ -68,6 +68,8 @@ class SystemOutside:
                 return await _ask(reader, writer, name, where)
         except TimeoutError as error:
             raise BackendError(f"{where} speaks TLS and does not answer", retryable=True) from error
+        except asyncio.LimitOverrunError as error:
+            raise BackendError(f"{where} does not answer in HTTP") from error
         except (OSError, EOFError) as error:
             raise BackendError(f"{where} hangs up instead of answering: {error}", retryable=True) from error
         finally:
