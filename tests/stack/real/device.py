@@ -77,9 +77,10 @@ roles = {json.dumps(list(self.roles))}
             self.engine.start()
         self.start_agent()
 
-    def start_agent(self) -> None:
+    def start_agent(self, env: dict[str, str] | None = None) -> None:
         """Start the agent alone, and wait until it answers."""
-        self.agent = self.machine.start("agent", *command(), "--config", str(self.config), "agent", "run")
+        words = [*command(), "--config", str(self.config), "agent", "run"]
+        self.agent = self.machine.start("agent", *words, env=env)
         deadline = time.monotonic() + UP
         while True:
             if not self.agent.alive:

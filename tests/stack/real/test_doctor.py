@@ -6,6 +6,7 @@ import re
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -205,6 +206,13 @@ def breaks(scene: Scene) -> list[Break]:
             pi,
             r"\blog\b",
         ),
+        Break(
+            "clock",
+            lambda: again(door, {"LD_PRELOAD": fake_time(), "FAKETIME": "+90s", "DONT_FAKE_MONOTONIC": "1"}),
+            lambda: again(door, {}),
+            pi,
+            r"clocks .* Front door",
+        ),
     ]
 
 
@@ -222,3 +230,17 @@ def new_name(scene: Scene) -> None:
     network = scene.world.network
     network.name(OTHER, network.address(scene.gateway.machine))
     scene.pi.run("route", "add", OTHER, APP, "--group", GROUP)
+
+
+def again(device: Device, env: dict[str, str]) -> None:
+    """Start a device's agent again, with these variables."""
+    assert device.agent is not None
+    device.agent.end()
+    device.start_agent(env)
+
+
+def fake_time() -> str:
+    """The library with which one program's wall clock is wrong."""
+    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    assert found, "libfaketime is not installed (Debian: faketime)"
+    return str(found[0])
