@@ -21,6 +21,8 @@ class Deployment:
     """Bytes, at most."""
     cpus: float = 0.0
     processes: int = 0
+    devices: Where | None = None
+    """`resources.reservations.devices`."""
     reserved: int = 0
     """Bytes that are the service's before others'."""
     restart: str = ""
@@ -46,7 +48,9 @@ def deployment(where: Where | None) -> Deployment:
     )
     limits = resources["limits"].table(frozenset({"memory", "cpus", "pids"})) if "limits" in resources else {}
     reserved = (
-        resources["reservations"].table(frozenset({"memory", "cpus"})) if "reservations" in resources else {}
+        resources["reservations"].table(frozenset({"memory", "cpus", "devices"}))
+        if "reservations" in resources
+        else {}
     )
     if "cpus" in reserved:
         reserved["cpus"].idle("engines keep no processors free; `limits` bound them")
@@ -55,6 +59,7 @@ def deployment(where: Where | None) -> Deployment:
         cpus=limits["cpus"].number() if "cpus" in limits else 0.0,
         processes=max(0, limits["pids"].integer(-1, 1 << 22)) if "pids" in limits else 0,
         reserved=reserved["memory"].size() if "memory" in reserved else 0,
+        devices=reserved.get("devices"),
         restart=_restart(table.get("restart_policy")),
     )
 

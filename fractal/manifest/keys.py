@@ -14,28 +14,20 @@ TOP_KEYS = frozenset(
 
 OPTION_KEYS = frozenset(
     {
-        *(
-            "hostname",
-            "init",
-            "read_only",
-            "tmpfs",
-            "shm_size",
-            "cap_add",
-            "cap_drop",
-            "dns",
-            "expose",
-            "labels",
-        ),
-        *("logging", "mem_reservation", "platform", "privileged", "ulimits", "extra_hosts"),
+        *("hostname", "init", "read_only", "tmpfs", "shm_size", "cap_add", "cap_drop", "dns", "expose"),
+        *("labels", "logging", "mem_reservation", "platform", "privileged", "ulimits", "extra_hosts"),
+        *("sysctls", "devices", "group_add", "cpu_shares", "security_opt", "stdin_open", "oom_score_adj"),
+        *("pid", "ipc"),
     }
 )
 """Kept as they are for runtimes that honour them."""
-FLAG_OPTIONS = frozenset({"init", "read_only", "privileged", "stdin_open", "tty"})
+FLAG_OPTIONS = frozenset({"init", "read_only", "privileged", "stdin_open"})
 
 IDLE = {
     "annotations": "they are for tools around the engine",
     "attach": "nothing is attached to: see `homeserver app logs`",
     "container_name": "containers are named by the system, so that two copies of an app can run on one device",
+    "tty": "nobody has a terminal at it; its standard input stays open instead",
     "develop": "it is for working on an image",
     "userns_mode": "the engine's own way is taken",
 }

@@ -17,6 +17,7 @@ from fractal.manifest.env_files import variables
 from fractal.manifest.homeserver import ServiceSection, service_section
 from fractal.manifest.mounts import mounted
 from fractal.manifest.ports import ports
+from fractal.manifest.reaching import gpus, reach
 from fractal.manifest.values import Where
 
 SERVICE_KEYS = frozenset(
@@ -43,8 +44,8 @@ SERVICE_KEYS = frozenset(
             "pids_limit",
             "scale",
         ),
-        *("configs", "secrets", "pull_policy", "volumes_from", "domainname", "security_opt", "x-homeserver"),
-        *("runtime", "ipc", "pid", "uts", "cgroup"),
+        *("configs", "secrets", "pull_policy", "volumes_from", "domainname", "gpus", "x-homeserver"),
+        *("runtime", "uts", "cgroup"),
         *keys.OPTION_KEYS,
         *keys.IDLE,
     }
@@ -61,8 +62,8 @@ CONDITIONS = {
     "service_healthy": "healthy",
     "service_completed_successfully": "completed",
 }
-NETWORK_MODES = {"bridge": "", "default": "", "none": "none"}
-"""An app has a bridge of its own; with `host` it would reach all that the device does."""
+NETWORK_MODES = {"bridge": "", "default": "", "none": "none", "host": "host"}
+"""An app has a bridge of its own; with `host` it reaches all that the device does."""
 LOG_DRIVERS = frozenset({"json-file", "local"})
 LOG_OPTIONS = frozenset({"max-size", "max-file"})
 _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@+-]{0,400}")
@@ -155,17 +156,18 @@ def _fixed(table: Mapping[str, Where]) -> None:
     """Keys of which only what is so anyway is taken."""
     if "scale" in table and table["scale"].text() not in ("0", "1"):
         table["scale"].idle("a service of an app runs once")
-    for key in ("ipc", "pid", "uts", "cgroup"):
-        if key in table and table[key].text() not in ("private", "shareable", ""):
+    for key in ("uts", "cgroup"):
+        if key in table and table[key].text() not in ("private", ""):
             table[key].wrong(
                 f"{table[key].text()[:40]!r} is not supported: an app would see more than its own"
             )
-    if "runtime" in table and table["runtime"].text() not in ("runc", "crun", "io.containerd.runc.v2"):
+    if "runtime" in table and table["runtime"].text() not in (
+        "runc",
+        "crun",
+        "io.containerd.runc.v2",
+        "nvidia",
+    ):
         table["runtime"].wrong("not supported: the engine's own runtime is taken")
-    if "security_opt" in table:
-        for item in table["security_opt"].items():
-            if not re.fullmatch(r"no-new-privileges(?:[:=]true)?", item.text()):
-                item.wrong("not supported: an app keeps the engine's protection")
 
 
 def _all_mounts(given: tuple[Mount, ...], own: ServiceSection) -> tuple[Mount, ...]:
@@ -337,16 +339,23 @@ def _options(
     _network(table, around, found)
     if "healthcheck" in table and _switched_off(table["healthcheck"]):
         found["healthcheck.disable"] = "true"  # not the same as saying nothing: an image may bring a check
-    if found.get("privileged") == "true":
-        table["privileged"].allowed("privileged", "it can do all that the device can")
+    if "tty" in table and table["tty"].flag():
+        found["stdin_open"] = "true"
+    reach(table, found)
+    if text := gpus(table, deploy.devices):
+        found["gpus"] = text
     return found
 
 
 def _network(table: Mapping[str, Where], around: Around, found: dict[str, str]) -> None:
-    if "network_mode" in table and table["network_mode"].choice(NETWORK_MODES):
-        found["network_mode"] = '"none"'
+    if "network_mode" in table and (mode := table["network_mode"].choice(NETWORK_MODES)):
+        found["network_mode"] = f'"{mode}"'
+        if mode == "host":
+            table["network_mode"].allowed(
+                "host-network", "it reaches all that the device does, and takes its ports"
+            )
         if "networks" in table:
-            table["networks"].wrong("`network_mode: none` leaves no network")
+            table["networks"].wrong(f"`network_mode: {mode}` leaves no network of the app's")
     if (networks := table.get("networks")) is None:
         return
     networks.idle(keys.NETWORK)

@@ -6,20 +6,23 @@ import asyncio
 import contextlib
 import signal
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fractal_containers.check import refusals
 from fractal_containers.config import EngineConfig
-from fractal_containers.options import REACHING_OUT, READERS, settings
+from fractal_containers.options import READERS, settings
 from fractal_containers.runtime import ContainerRuntime
 from fractal_containers.testing import TestEngine, opened
 from fractal_containers.testing_images import BUSYBOX
+from fractal_containers.wanted import Wanted
+from fractal_docker.words import payload as docker_words
 from fractal_podman.engine import PodmanEngine
+from fractal_podman.words import payload as podman_words
 
-from fractal.api.app import AppRun, AppSpec, ServiceSpec
+from fractal.api.app import REACHING_OUT, AppRun, AppSpec, ServiceSpec
 from fractal.api.errors import BackendError
 from fractal.manifest import Given, compose, parse
 from fractal.manifest.env_files import named
@@ -83,7 +86,30 @@ services:
     dns: [203.0.113.53]
     logging: {{driver: json-file, options: {{max-size: 1m, max-file: "3"}}}}
   able: {{image: "{BUSYBOX}", cap_add: [NET_RAW, CAP_NET_ADMIN], cap_drop: [CHOWN]}}
+  reaching:
+    image: {BUSYBOX}
+    devices: ["/dev/fuse:/dev/fused:r"]
+    sysctls: {{net.ipv4.ip_unprivileged_port_start: 99}}
+    group_add: [44, "1234"]
+    cpu_shares: 77
+    oom_score_adj: 300
+    security_opt: ["no-new-privileges:true", "seccomp:unconfined"]
+    pid: host
+    ipc: host
+    cap_add: [SYS_PTRACE]
+    tty: true
+    volumes: ["/HOST/PATH:/theirs:ro", "./tool.sh:/usr/bin/tool.sh:ro"]
+    configs: [greeting, {{source: whole, target: /etc/whole.conf}}]
+    secrets: [held]
+    command: [sh, -c, "echo ${{PASSWORD}} > /tmp/shown; cat"]
+    healthcheck: {{test: "grep -q ${{PASSWORD}} /tmp/shown"}}
+  at-home: {{image: "{BUSYBOX}", network_mode: host, ports: ["8123:8123"]}}
   unwatched: {{image: "{BUSYBOX}", healthcheck: {{disable: true}}}}
+configs:
+  greeting: {{content: "hello ${{PASSWORD}}"}}
+  whole: {{file: ./whole.conf}}
+secrets:
+  held: {{environment: GIVEN}}
 """
 ENV_FILE = """\
 # what a file beside the manifest holds
@@ -92,6 +118,10 @@ export SHAPE="round ball"  # quoted
 EDGE=a#b
 LINK=db://${PASSWORD}@db
 """
+ALLOWED = frozenset(
+    {"device:/dev/fuse", "security-opt:seccomp=unconfined", "host-pid", "host-ipc", "host-network"}
+    | {"capability:SYS_PTRACE", "visible-secret:PASSWORD"}
+)
 CHOWN, NET_ADMIN, NET_RAW = 0, 12, 13
 """Bits of capability sets, capabilities(7)."""
 PASSWORD, TOKEN = "correct-horse", "battery-staple"
@@ -117,20 +147,30 @@ def world(engine: TestEngine, tmp_path_factory: pytest.TempPathFactory) -> Itera
     root = folder / "root"
     root.mkdir()
     assert set(named(MANIFEST)) >= {"given.env", "absent.env"}
-    spec = parse(MANIFEST, files={"given.env": ENV_FILE})
+    (folder / "theirs").mkdir()
+    (folder / "theirs" / "film").write_text("moving")
+    spec = parse(
+        MANIFEST.replace("/HOST/PATH", str(folder / "theirs")),
+        files={"given.env": ENV_FILE, "whole.conf": "$all of it", "tool.sh": "#!/bin/sh\necho tooled\n"},
+        given=Given(values={"GIVEN": "given"}, allowed=ALLOWED | {f"host-path:{folder / 'theirs'}"}),
+    )
     run = AppRun(
         group="group",
         app="app",
         epoch=3,
         spec=spec,
         volume_root=root,
-        secrets={"PASSWORD": PASSWORD, "TOKEN": TOKEN},
+        secrets={"PASSWORD": PASSWORD, "TOKEN": TOKEN, "GIVEN": "given"},
     )
     client = engine.api()
     with engine.network(), asyncio.Runner() as runner:
         stack = contextlib.AsyncExitStack()
         try:
-            runtime = runner.run(stack.enter_async_context(opened(engine, folder)))
+            runtime = runner.run(
+                stack.enter_async_context(
+                    opened(engine, folder, allow=("all",), capabilities=("SYS_PTRACE",))
+                )
+            )
             assert list(runtime.check(spec)) == []
             runner.run(runtime.prepare(run))
             runner.run(runtime.start(run))
@@ -262,6 +302,16 @@ def config(name: str) -> Callable[[Any], Any]:
         pytest.param(
             "watched", lambda c: c["HostConfig"]["NetworkMode"] == "none", False, id="network_mode-bridge"
         ),
+        pytest.param(
+            "reaching",
+            lambda c: [(d["PathOnHost"], d["PathInContainer"]) for d in c["HostConfig"]["Devices"]],
+            [("/dev/fuse", "/dev/fused")],
+            id="devices",
+        ),
+        pytest.param("reaching", host("CpuShares"), 77, id="cpu_shares"),
+        pytest.param("reaching", host("OomScoreAdj"), 300, id="oom_score_adj"),
+        pytest.param("reaching", config("OpenStdin"), True, id="tty-keeps-stdin-open"),
+        pytest.param("at-home", host("NetworkMode"), "host", id="network_mode-host"),
         pytest.param("unwatched", config("Healthcheck"), {"Test": ["NONE"]}, id="healthcheck-disable"),
         pytest.param("plain", capabilities("CapDrop"), ["NET_RAW"], id="no-raw-sockets-unasked"),
         pytest.param("plain", host("SecurityOpt"), ["no-new-privileges"], id="no-new-privileges"),
@@ -305,6 +355,31 @@ def test_the_engine_was_told(world: World, service: str, seen: Callable[[Any], A
         pytest.param(
             "bounded", ["sh", "-c", "touch /x 2>&1 || true"], "Read-only file system", id="read_only"
         ),
+        pytest.param("reaching", ["cat", "/theirs/film"], "moving", id="host-path"),
+        pytest.param(
+            "reaching",
+            ["sh", "-c", "touch /theirs/x 2>&1 || true"],
+            "Read-only file system",
+            id="host-path-ro",
+        ),
+        pytest.param("reaching", ["/usr/bin/tool.sh"], "tooled", id="file-beside-the-manifest"),
+        pytest.param("reaching", ["cat", "/greeting"], f"hello {PASSWORD}", id="configs-content"),
+        pytest.param("reaching", ["cat", "/etc/whole.conf"], "$all of it", id="configs-file"),
+        pytest.param("reaching", ["cat", "/run/secrets/held"], "given", id="secrets-environment"),
+        pytest.param("reaching", ["ls", "/run/secrets"], "held\n", id="secrets-only-what-is-asked-for"),
+        pytest.param("reaching", ["cat", "/tmp/shown"], PASSWORD, id="visible-secret"),
+        pytest.param("reaching", ["id", "-G"], "44 1234", id="group_add"),
+        pytest.param(
+            "reaching", ["cat", "/proc/sys/net/ipv4/ip_unprivileged_port_start"], "99", id="sysctls"
+        ),
+        pytest.param("reaching", ["grep", "Seccomp:", "/proc/self/status"], "Seccomp:\t0", id="security_opt"),
+        pytest.param(
+            "reaching", ["ls", "-l", "/proc/self/ns/pid"], str(Path("/proc/self/ns/pid").readlink()), id="pid"
+        ),
+        pytest.param(
+            "reaching", ["ls", "-l", "/proc/self/ns/ipc"], str(Path("/proc/self/ns/ipc").readlink()), id="ipc"
+        ),
+        pytest.param("reaching", ["ls", "-l", "/dev/fused"], "10, 229", id="devices"),
         pytest.param("bounded", ["sh", "-c", "touch /scratch/x && echo done"], "done", id="tmpfs"),
         pytest.param(
             "bounded", ["grep", "Max processes", "/proc/1/limits"], f"{'600':<20} {'600':<20}", id="ulimits"
@@ -353,17 +428,72 @@ def test_ports_are_published_on_loopback_only(world: World) -> None:
     assert all(port not in (0, 80, 8080) for _, _, port in status.endpoints)
 
 
+def test_a_service_in_the_network_of_the_device_is_found_at_its_own_port(world: World) -> None:
+    (status,) = (
+        s for r in world.runner.run(world.runtime.observe()) for s in r.services if s.name == "at-home"
+    )
+    assert status.endpoints == (("8123", "127.0.0.1", 8123),)
+
+
+def test_a_device_gives_apps_nothing_of_its_own_unless_it_says_so(world: World) -> None:
+    """Whatever whoever installed the app allowed it."""
+    found = {(r.service, r.key) for r in refusals(world.run.spec, EngineConfig())}
+    keys = ("volumes", "devices", "security_opt", "pid", "ipc", "cap_add")
+    assert found == {*(("reaching", key) for key in keys), ("at-home", "network_mode")}
+    config = EngineConfig(allow=("host-path:/srv/", "device:/dev/dri", "host-pid"))
+    assert config.allows("host-path:/srv/media") and config.allows("host-pid")
+    assert not any(
+        map(config.allows, ("host-path:/srvx", "host-path:/", "device:/dev/dr", "host-ipc", "gpu"))
+    )
+
+
+def test_gpus_are_asked_for_in_each_engines_words() -> None:
+    """No GPU is here to run with."""
+    (service,) = parse(
+        "services: {a: {image: x, deploy: {resources: {reservations: {devices: [{driver: nvidia, count: 2, capabilities: [gpu]}]}}}}}",
+        given=Given(allowed=frozenset({"gpu"})),
+    ).services
+    options = settings(service.options)
+    assert (options.gpus, options.ties) == (((2, ()),), ("gpu",))
+    asked = Wanted(
+        name="x",
+        image="x",
+        labels={},
+        network="n",
+        alias="a",
+        cgroup_parent="/p",
+        log_bytes=1,
+        options=options,
+    )
+    (request,) = docker_words(asked)["host_config"]["DeviceRequests"]
+    assert (request["Driver"], request["Count"], request["Capabilities"]) == ("nvidia", 2, [["gpu"]])
+    assert podman_words(asked)["devices"] == [{"path": "nvidia.com/gpu=0"}, {"path": "nvidia.com/gpu=1"}]
+
+
 def test_every_option_of_the_manifest_is_known_here() -> None:
-    assert set(READERS) == compose.OPTION_KEYS | {"healthcheck.disable", "network_mode"}
+    assert set(READERS) == compose.OPTION_KEYS | {"healthcheck.disable", "network_mode", "gpus"}
 
 
 @pytest.mark.parametrize(
     ("key", "text", "words"),
     [
-        ("devices", '["/dev/kvm"]', "not supported"),
+        ("devices", '["/etc/passwd"]', "not a device"),
+        ("devices", '["/dev/../etc/x"]', "not a device"),
+        ("devices", '["/dev/kvm"]', "allow"),
+        ("sysctls", '{"vm.swappiness":"1"}', "whole device"),
+        ("sysctls", '["kernel.core_pattern=|x"]', "whole device"),
+        ("group_add", '["a b"]', "group"),
+        ("cpu_shares", '"many"', "262144"),
+        ("oom_score_adj", "-5", "below 0"),
+        ("security_opt", '["seccomp=/etc/x"]', "expected"),
+        ("pid", '"service:x"', "not supported"),
+        ("ipc", '"host"', "allow"),
+        ("gpus", '[{"count":0}]', "GPUs"),
+        ("stdin_open", "1", "true or false"),
         ("privileged", "true", "reach"),
         ("privileged", '"yes"', "true or false"),
-        ("network_mode", '"host"', "not supported"),
+        ("network_mode", '"host"', "allow"),
+        ("network_mode", '"service:x"', "not supported"),
         ("dns", '["resolver"]', "address"),
         ("logging", '{"driver":"syslog"}', "driver"),
         ("logging", '{"options":{"tag":"x"}}', "tag"),
@@ -445,7 +575,7 @@ def test_a_device_may_allow_what_reaches_out() -> None:
 )
 def test_what_would_be_unsafe_is_refused(service: str, key: str) -> None:
     text = f"x-homeserver: {{secrets: {{generate: [S]}}}}\nservices: {{main: {{image: x, {service}}}}}"
-    spec = parse(text, given=Given(allowed=frozenset({"visible-secret:S"})))
+    spec = replace(parse(text, given=Given(allowed=frozenset({"visible-secret:S"}))), allowed=())
     assert {r.key for r in refusals(spec, EngineConfig())} == {key}
 
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from fractal.api.app import AppSpec, ServiceSpec
+from fractal.api.app import REACHING_OUT, AppSpec, ServiceSpec
 from fractal.api.runtime import Refusal
 from fractal_containers.config import EngineConfig
 from fractal_containers.options import settings
-from fractal_containers.wanted import SECRET_USE, bad_target
+from fractal_containers.wanted import SECRET_USE, bad_target, is_secret
 
 SIGNAL = re.compile(r"SIG[A-Z0-9+-]{2,12}|\d{1,2}")
 
@@ -20,15 +21,24 @@ def refusals(spec: AppSpec, config: EngineConfig) -> Iterator[Refusal]:
         if not service.image:
             yield Refusal(service.name, "image", "has none; this runtime runs images only: use `process`")
             continue
-        for mount in service.mounts:
-            if mount.host:
-                yield Refusal(service.name, "volumes", f"{mount.host} of the device: not supported yet")
-        if service.files:
-            yield Refusal(service.name, "configs", "not supported yet")
-        yield from _service(service, config)
+        yield from _of_the_device(service, config)
+        yield from _service(service, config, spec.allowed)
 
 
-def _service(service: ServiceSpec, config: EngineConfig) -> Iterator[Refusal]:
+def _of_the_device(service: ServiceSpec, config: EngineConfig) -> Iterator[Refusal]:
+    """What it would have of this device, which says by `allow` what it gives to apps."""
+    wanted = {f"host-path:{mount.host}": "volumes" for mount in service.mounts if mount.host}
+    for key, option in service.options.items():
+        with contextlib.suppress(ValueError):  # told as such
+            wanted |= dict.fromkeys(settings({key: option}, REACHING_OUT).ties, key)
+    for what, key in wanted.items():
+        if not config.allows(what):
+            yield Refusal(
+                service.name, key, f'this device gives it to no app; allow = ["{what}"] of its runtime'
+            )
+
+
+def _service(service: ServiceSpec, config: EngineConfig, allowed: Sequence[str]) -> Iterator[Refusal]:
     for key, option in service.options.items():
         try:
             settings({key: option}, frozenset(config.capabilities))
@@ -37,22 +47,23 @@ def _service(service: ServiceSpec, config: EngineConfig) -> Iterator[Refusal]:
     for port in service.ports:
         if not 1 <= port.container <= 65535:
             yield Refusal(service.name, f"ports.{port.name}", "needs the number that the service listens on")
-    if "network_mode" in service.options and service.ports:
+    if service.options.get("network_mode") == '"none"' and service.ports:
         yield Refusal(service.name, "network_mode", "leaves no network for the service's ports")
-    targets = [mount.target for mount in service.mounts]
+    targets = [*(mount.target for mount in service.mounts), *service.files]
     for target in targets:
-        if bad_target(target) or targets.count(target) > 1:
+        bad = bad_target(target) and not (target in service.files and is_secret(target))
+        if bad or targets.count(target) > 1:
             yield Refusal(
                 service.name, "volumes", f"nothing can be mounted at {target[:80]!r}, or only one thing"
             )
-    yield from _secrets(service)
+    yield from _secrets(service, allowed)
     if service.health is not None and not service.health.test and _probe_port(service) == "":
         yield Refusal(service.name, "health", "needs a TCP port")
     if not SIGNAL.fullmatch(service.stop_signal):
         yield Refusal(service.name, "stop_signal", f"{service.stop_signal!r} cannot be sent")
 
 
-def _secrets(service: ServiceSpec) -> Iterator[Refusal]:
+def _secrets(service: ServiceSpec, allowed: Sequence[str]) -> Iterator[Refusal]:
     health = service.health.test if service.health is not None else ()
     for key, words in (
         ("command", service.argv),
@@ -60,6 +71,8 @@ def _secrets(service: ServiceSpec) -> Iterator[Refusal]:
         ("healthcheck", health),
     ):
         for name in SECRET_USE.findall("\0".join(words)):
+            if f"visible-secret:{name}" in allowed:
+                continue
             yield Refusal(
                 service.name, key, f"secret {name!r} would be seen in `ps`; pass it in `environment`"
             )

@@ -23,6 +23,13 @@ class EngineConfig:
             "help": "Capabilities that let an app reach the device itself and that apps may have all the same."
         },
     )
+    allow: tuple[str, ...] = field(
+        default=(),
+        metadata={
+            "help": "What of this device apps may have if whoever installs them allows it too, such as host-path:/srv/media,"
+            " device:/dev/dri, host-network; `all`: everything but capabilities."
+        },
+    )
     reach: tuple[str, ...] = field(
         default=(),
         metadata={
@@ -33,3 +40,14 @@ class EngineConfig:
         default=4 << 20,
         metadata={"help": "Size at which a service's log is rotated; Docker keeps one older file."},
     )
+
+    def allows(self, what: str) -> bool:
+        """Whether apps may have something of this device: by its name, or for a path by that of a folder above it."""
+        kind, _, path = what.partition(":")
+        for allowed in self.allow:
+            above, _, folder = allowed.partition(":")
+            if allowed in ("all", what) or (
+                above == kind and folder and path.startswith(folder.rstrip("/") + "/")
+            ):
+                return True
+        return False

@@ -42,3 +42,12 @@ def write_secrets(folder: Path, secrets: Mapping[str, str]) -> Path | None:
             file.write(text)
         (folder / name).chmod(0o444)
     return folder
+
+
+def write_files(folder: Path, texts: Mapping[str, str]) -> dict[str, Path]:
+    """Files each to be bound to its own path inside, which may be scripts: path inside -> path here."""
+    names = {target: str(number) for number, target in enumerate(texts)}
+    write_secrets(folder, {names[target]: text for target, text in texts.items()})
+    for name in names.values():
+        (folder / name).chmod(0o555)
+    return {target: folder / name for target, name in names.items()}

@@ -69,6 +69,8 @@ class Container:
     """`80/tcp` -> host and port at which this device reaches it."""
     address: str = ""
     """In the run's network; "" while it has none."""
+    host_network: bool = False
+    """Whether its network is this device's."""
 
     @property
     def key(self) -> str:
@@ -119,7 +121,11 @@ class Container:
 
     @property
     def endpoints(self) -> tuple[tuple[str, str, int], ...]:
-        """Where this device reaches its ports: on loopback, at numbers that the engine chose."""
+        """Where this device reaches its ports on loopback: at numbers that the engine chose, or in its own network at theirs."""
+        if self.host_network:
+            return tuple(
+                (name, "127.0.0.1", int(port.partition("/")[0])) for name, port in self.ports.items()
+            )
         return tuple(
             (name, *self.published[port]) for name, port in self.ports.items() if port in self.published
         )

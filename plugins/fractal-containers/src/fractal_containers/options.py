@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from fractal.api.app import REACHING_OUT
+from fractal_containers import reaching
 from fractal_containers.labels import PREFIX
 
 
@@ -27,10 +29,19 @@ class Options:
 
     cap_add: tuple[str, ...] = ()
     cap_drop: tuple[str, ...] = ()
+    cpu_shares: int = 0
+    devices: tuple[tuple[str, str, str], ...] = ()
+    """(path on the device, path inside, some of `rwm`)."""
     dns: tuple[str, ...] = ()
     """Addresses of resolvers for names that are not the app's own."""
     expose: tuple[tuple[int, str], ...] = ()
     extra_hosts: Mapping[str, str] = field(default_factory=dict)
+    gpus: tuple[tuple[int, tuple[str, ...]], ...] = ()
+    """(how many, -1 for all; or 0 and their names)."""
+    groups: tuple[str, ...] = ()
+    host_ipc: bool = False
+    host_network: bool = False
+    host_pid: bool = False
     hostname: str = ""
     init: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -43,14 +54,33 @@ class Options:
     no_health: bool = False
     """Not even the image's own check."""
     no_network: bool = False
+    oom_score_adj: int = 0
     platform: str = ""
     privileged: bool = False
     read_only: bool = False
     shm_size: int = 0
     """Bytes; 0: the engine's default."""
+    stdin_open: bool = False
+    sysctls: Mapping[str, str] = field(default_factory=dict)
     tmpfs: Mapping[str, str] = field(default_factory=dict)
     """Path -> mount options."""
     ulimits: tuple[Ulimit, ...] = ()
+    unprotected: tuple[str, ...] = ()
+    """Protections that are off: `seccomp=unconfined`."""
+
+    @property
+    def ties(self) -> tuple[str, ...]:
+        """What it has of the device, as a device allows it by `allow`."""
+        found = [f"device:{path}" for path, _, _ in self.devices] + [
+            f"security-opt:{o}" for o in self.unprotected
+        ]
+        named = (
+            ("host-ipc", self.host_ipc),
+            ("host-network", self.host_network),
+            ("host-pid", self.host_pid),
+            ("gpu", self.gpus),
+        )
+        return (*found, *(name for name, has in named if has))
 
     def without_health(self) -> Options:
         """The same, with no check by the engine."""
@@ -60,20 +90,6 @@ class Options:
 Found = dict[str, Any]
 """Fields of `Options`."""
 
-REACHING_OUT = frozenset(
-    {"ALL", "SYS_ADMIN", "SYS_MODULE", "SYS_RAWIO", "SYS_BOOT", "SYS_TIME", "SYS_PTRACE", "DAC_READ_SEARCH"}
-    | {
-        "BPF",
-        "PERFMON",
-        "MAC_ADMIN",
-        "MAC_OVERRIDE",
-        "SYSLOG",
-        "WAKE_ALARM",
-        "BLOCK_SUSPEND",
-        "AUDIT_CONTROL",
-    }
-)
-"""With these a program inside can reach the device, other apps, or the guard."""
 MAX_LOG_BYTES, MAX_LOG_FILES = 64 << 20, 10
 """What an app's logs may take of a device at most, per service."""
 _CAPABILITY = re.compile(r"(?:CAP_)?([A-Z][A-Z0-9_]{1,30})")
@@ -206,9 +222,9 @@ def _read_privileged(value: Any, found: Found) -> None:
 
 
 def _read_network_mode(value: Any, found: Found) -> None:
-    if value != "none":
+    if value not in ("none", "host"):
         raise ValueError(f"{str(value)[:40]!r} is not supported")
-    found["no_network"] = True
+    found["no_network" if value == "none" else "host_network"] = True
 
 
 def _read_ulimits(value: Any, found: Found) -> None:
@@ -279,23 +295,37 @@ def _read_disabled(value: Any, found: Found) -> None:
     found["no_health"] = _flag(value)
 
 
+def _read_stdin(value: Any, found: Found) -> None:
+    found["stdin_open"] = _flag(value)
+
+
 READERS: Mapping[str, Callable[[Any, Found], None]] = {
     "cap_add": _read_cap_add,
     "cap_drop": _read_cap_drop,
+    "cpu_shares": reaching.read_shares,
+    "devices": reaching.read_devices,
     "dns": _read_dns,
     "expose": _read_expose,
     "extra_hosts": _read_hosts,
+    "gpus": reaching.read_gpus,
+    "group_add": reaching.read_groups,
     "healthcheck.disable": _read_disabled,
     "hostname": _read_hostname,
     "init": _read_init,
+    "ipc": reaching.read_ipc,
     "labels": _read_labels,
     "logging": _read_logging,
     "mem_reservation": _read_mem_reservation,
     "network_mode": _read_network_mode,
+    "oom_score_adj": reaching.read_oom,
+    "pid": reaching.read_pid,
     "platform": _read_platform,
     "privileged": _read_privileged,
     "read_only": _read_only,
+    "security_opt": reaching.read_unprotected,
     "shm_size": _read_shm_size,
+    "stdin_open": _read_stdin,
+    "sysctls": reaching.read_sysctls,
     "tmpfs": _read_tmpfs,
     "ulimits": _read_ulimits,
 }

@@ -13,13 +13,13 @@ from fractal.api.context import Context
 from fractal.api.errors import BackendError, Misconfigured
 from fractal_containers.ending import strike
 from fractal_containers.engine import Engine
-from fractal_containers.files import make_volumes, write_secrets
+from fractal_containers.files import make_volumes, write_files, write_secrets
 from fractal_containers.filling import fill
 from fractal_containers.found import Container, Network
 from fractal_containers.images import Images
 from fractal_containers.isolation import Isolation
 from fractal_containers.labels import RESTART, run_labels
-from fractal_containers.wanted import Place, secret_files, wanted
+from fractal_containers.wanted import SECRETS, Place, other_files, secret_files, wanted
 
 T = TypeVar("T")
 LONG_LIFE = 60.0
@@ -142,10 +142,12 @@ class Start:
     async def _create(self, spec: ServiceSpec, order: int) -> str:
         image = await self.images.digest(self.run.images.get(spec.image, spec.image))
         await fill(self.context, self.engine, self.run, spec, image)
-        files = secret_files(self.run, spec)
-        secrets = write_secrets(self.secrets / spec.name, files)
+        secrets = write_secrets(self.secrets / spec.name, secret_files(self.run, spec))
+        files = write_files(self.secrets / f"{spec.name}~files", other_files(self.run, spec))
+        if secrets is not None:
+            files[SECRETS] = secrets
         self._go_on()
-        container = wanted(self.place, self.run, spec, order, image, secrets)
+        container = wanted(self.place, self.run, spec, order, image, files)
         what = f"{self.run.key}: service {spec.name}"
         return await self.change(self.run.key, self.engine.create(container, what))
 

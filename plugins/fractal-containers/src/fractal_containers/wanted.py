@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fractal.api.app import AppRun, HealthSpec, Limits, ServiceSpec
@@ -96,13 +96,21 @@ class Place:
 
 
 def wanted(
-    place: Place, run: AppRun, service: ServiceSpec, order: int, image: str, secrets: Path | None
+    place: Place,
+    run: AppRun,
+    service: ServiceSpec,
+    order: int,
+    image: str,
+    files: Mapping[str, Path],
 ) -> Wanted:
-    """The container of a service. `secrets` is the folder bound to /run/secrets. Raises BackendError, ValueError."""
+    """The container of a service. `files` of ours are bound by their paths inside. Raises BackendError, ValueError."""
+    service = _visible(run, service)
     options = settings(service.options, frozenset(place.config.capabilities))
-    binds = [Bind(run.volume_root / m.volume, m.target, m.read_only) for m in service.mounts]
-    if secrets is not None:
-        binds.append(Bind(secrets, SECRETS, read_only=True))
+    binds = [
+        Bind(Path(m.host) if m.host else run.volume_root / m.volume, m.target, m.read_only)
+        for m in service.mounts
+    ]
+    binds += [Bind(path, target, read_only=True) for target, path in files.items()]
     health = service.health
     watched_from_outside = health is not None and not health.test
     if watched_from_outside:
@@ -123,7 +131,9 @@ def wanted(
         alias=service.name,
         cgroup_parent=place.cgroup.parent,
         binds=tuple(binds),
-        ports=tuple(dict.fromkeys((port.container, port.protocol) for port in service.ports)),
+        ports=()
+        if options.host_network
+        else tuple(dict.fromkeys((port.container, port.protocol) for port in service.ports)),
         limits=service.limits,
         ulimits=_ulimits(service, options),
         log_bytes=options.log_bytes or place.config.log_bytes,
@@ -141,11 +151,25 @@ def _ulimits(service: ServiceSpec, options: Options) -> tuple[Ulimit, ...]:
 
 def environment(run: AppRun, service: ServiceSpec) -> dict[str, str]:
     """The service's variables with secrets filled in. Raises BackendError for a secret without a value."""
+    return {name: filled(run, service, text) for name, text in service.env.items()}
 
-    def value(match: re.Match[str]) -> str:
-        return secret(run, service, match[1])
 
-    return {name: SECRET_USE.sub(value, text) for name, text in service.env.items()}
+def filled(run: AppRun, service: ServiceSpec, text: str) -> str:
+    """A text with secrets filled in. Raises BackendError for a secret without a value."""
+    return SECRET_USE.sub(lambda match: secret(run, service, match[1]), text)
+
+
+def _visible(run: AppRun, service: ServiceSpec) -> ServiceSpec:
+    """Secrets filled in also where they can be seen: `check` refuses those that nobody allowed."""
+    health = service.health
+    if health is not None:
+        health = replace(health, test=tuple(filled(run, service, word) for word in health.test))
+    return replace(
+        service,
+        argv=tuple(filled(run, service, word) for word in service.argv),
+        entrypoint=tuple(filled(run, service, word) for word in service.entrypoint),
+        health=health,
+    )
 
 
 def secret(run: AppRun, service: ServiceSpec, name: str) -> str:
@@ -156,9 +180,22 @@ def secret(run: AppRun, service: ServiceSpec, name: str) -> str:
 
 
 def secret_files(run: AppRun, service: ServiceSpec) -> dict[str, str]:
-    """Those that are given as files: all that the environment does not name."""
-    named = {name for text in service.env.values() for name in SECRET_USE.findall(text)}
-    return {name: secret(run, service, name) for name in service.secrets if name not in named}
+    """What is in /run/secrets: the secrets that nothing else names, and files of the service's own there."""
+    texts = [*service.env.values(), *service.files.values(), *service.argv, *service.entrypoint]
+    texts += service.health.test if service.health is not None else ()
+    named = {name for text in texts for name in SECRET_USE.findall(text)}
+    own = {t[len(SECRETS) + 1 :]: filled(run, service, x) for t, x in service.files.items() if is_secret(t)}
+    return own | {name: secret(run, service, name) for name in service.secrets if name not in named}
+
+
+def other_files(run: AppRun, service: ServiceSpec) -> dict[str, str]:
+    """A service's files elsewhere: path inside -> text."""
+    return {t: filled(run, service, x) for t, x in service.files.items() if not is_secret(t)}
+
+
+def is_secret(target: str) -> bool:
+    """Whether a path is that of a file directly in /run/secrets."""
+    return posixpath.dirname(target) == SECRETS and posixpath.normpath(target) == target
 
 
 def bad_target(target: str) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from docker.types import Healthcheck, LogConfig, Mount, NetworkingConfig
+from docker.types import DeviceRequest, Healthcheck, LogConfig, Mount, NetworkingConfig
 from docker.types import Ulimit as DockerUlimit
 from docker.types.containers import HostConfig
 from docker.types.networks import EndpointConfig
@@ -37,9 +37,20 @@ def payload(wanted: Wanted) -> dict[str, Any]:
         "ports": list(wanted.exposed),
         "stop_signal": wanted.stop_signal or None,
         "healthcheck": _healthcheck(wanted.health, disabled=options.no_health),
-        "networking_config": None if options.no_network else _networking(wanted),
+        "networking_config": _networking(wanted) if _mode(wanted) == wanted.network else None,
+        "stdin_open": options.stdin_open,
         "host_config": _host(wanted),
     }
+
+
+def _gpu(count: int, ids: Sequence[str]) -> DeviceRequest:
+    return DeviceRequest(driver="nvidia", count=count, device_ids=list(ids), capabilities=[["gpu"]])
+
+
+def _mode(wanted: Wanted) -> str:
+    if wanted.options.host_network:
+        return "host"
+    return "none" if wanted.options.no_network else wanted.network
 
 
 def _networking(wanted: Wanted) -> NetworkingConfig:
@@ -51,12 +62,12 @@ def _host(wanted: Wanted) -> HostConfig:
     log = {"max-size": str(wanted.log_bytes), "max-file": str(wanted.log_files)}
     return HostConfig(
         version=API,
-        network_mode="none" if options.no_network else wanted.network,
+        network_mode=_mode(wanted),
         mounts=[Mount(b.target, str(b.source), type="bind", read_only=b.read_only) for b in wanted.binds],
         port_bindings={f"{number}/{protocol}": (LOOPBACK, None) for number, protocol in wanted.ports},
         cgroup_parent=wanted.cgroup_parent,
         restart_policy={"Name": "no"},  # an engine that restarts apps would start them without a lease
-        security_opt=["no-new-privileges"],
+        security_opt=["no-new-privileges", *options.unprotected],
         mem_limit=limits.memory or None,
         nano_cpus=round(limits.cpus * NANO) or None,
         pids_limit=limits.processes or None,
@@ -64,6 +75,14 @@ def _host(wanted: Wanted) -> HostConfig:
         log_config=LogConfig(type="json-file", config=log),
         dns=list(options.dns) or None,
         privileged=options.privileged,
+        sysctls=dict(options.sysctls) or None,
+        devices=[":".join(device) for device in options.devices] or None,
+        device_requests=[_gpu(count, ids) for count, ids in options.gpus] or None,
+        group_add=list(options.groups) or None,
+        cpu_shares=options.cpu_shares or None,
+        oom_score_adj=options.oom_score_adj or None,
+        pid_mode="host" if options.host_pid else None,
+        ipc_mode="host" if options.host_ipc else None,
         mem_reservation=options.mem_reservation or None,
         cap_add=list(options.cap_add),
         cap_drop=list(options.cap_drop),
@@ -96,6 +115,7 @@ def container(raw: Mapping[str, Any]) -> Container:
     state, config, network = raw["State"], raw["Config"], raw["NetworkSettings"]
     published = network.get("Ports") or {}
     networks = network.get("Networks") or {}
+    ours = raw["HostConfig"].get("NetworkMode") == "host"
     return Container(
         id=str(raw["Id"]),
         labels=config.get("Labels") or {},
@@ -112,7 +132,10 @@ def container(raw: Mapping[str, Any]) -> Container:
             for port, bindings in published.items()
             if bindings
         },
-        address=next((str(n["IPAddress"]) for n in networks.values() if n.get("IPAddress")), ""),
+        address=LOOPBACK
+        if ours
+        else next((str(n["IPAddress"]) for n in networks.values() if n.get("IPAddress")), ""),
+        host_network=ours,
     )
 
 

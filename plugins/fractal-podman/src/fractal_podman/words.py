@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fractal_containers.found import Container, lived
+from fractal_containers.options import Options
 from fractal_containers.wanted import Wanted
 
 from fractal.api.app import HealthSpec
@@ -36,8 +37,9 @@ def payload(wanted: Wanted) -> dict[str, Any]:
         "user": wanted.user,
         "work_dir": wanted.working_dir,
         "hostname": options.hostname,
-        "netns": {"nsmode": "none" if options.no_network else "bridge"},
-        "Networks": {} if options.no_network else {wanted.network: {"aliases": [wanted.alias]}},
+        "netns": {"nsmode": _mode(wanted)},
+        "Networks": {wanted.network: {"aliases": [wanted.alias]}} if _mode(wanted) == "bridge" else {},
+        **_reaching(options),
         "dns_server": list(options.dns),
         "privileged": options.privileged,
         "portmappings": [
@@ -62,6 +64,8 @@ def payload(wanted: Wanted) -> dict[str, Any]:
         "healthconfig": _healthcheck(wanted.health, disabled=options.no_health),
     }
     made["mounts"] += [_tmpfs(path, flags) for path, flags in options.tmpfs.items()]
+    if options.oom_score_adj:
+        made["oom_score_adj"] = options.oom_score_adj
     if options.shm_size:
         made["shm_size"] = options.shm_size
     if wanted.stop_signal:
@@ -70,6 +74,35 @@ def payload(wanted: Wanted) -> dict[str, Any]:
         made["image_os"], _, rest = options.platform.partition("/")
         made["image_arch"], _, made["image_variant"] = rest.partition("/")
     return {name: value for name, value in made.items() if value not in ("", [], {}, None, False)}
+
+
+def _mode(wanted: Wanted) -> str:
+    if wanted.options.host_network:
+        return "host"
+    return "none" if wanted.options.no_network else "bridge"
+
+
+def _reaching(options: Options) -> dict[str, Any]:
+    off = options.unprotected
+    return {
+        "stdin": options.stdin_open,
+        "sysctl": dict(options.sysctls),
+        "devices": [{"path": path} for path in (*map(":".join, options.devices), *_gpus(options))],
+        "groups": list(options.groups),
+        "pidns": {"nsmode": "host"} if options.host_pid else {},
+        "ipcns": {"nsmode": "host"} if options.host_ipc else {},
+        "seccomp_profile_path": "unconfined" if "seccomp=unconfined" in off else "",
+        "apparmor_profile": "unconfined" if "apparmor=unconfined" in off else "",
+        "selinux_opts": ["disable"] if "label=disable" in off else [],
+    }
+
+
+def _gpus(options: Options) -> Iterator[str]:
+    """By the Container Device Interface, as `nvidia-ctk cdi generate` names them."""
+    for count, ids in options.gpus:
+        yield from (
+            f"nvidia.com/gpu={name}" for name in (ids or (["all"] if count < 0 else map(str, range(count))))
+        )
 
 
 def _exposed(wanted: Wanted) -> dict[int, str]:
@@ -105,6 +138,8 @@ def _limits(wanted: Wanted) -> dict[str, Any]:
         found["memory"] = {**found.get("memory", {}), "reservation": reserved}
     if limits.cpus:
         found["cpu"] = {"quota": round(limits.cpus * PERIOD), "period": PERIOD}
+    if shares := wanted.options.cpu_shares:
+        found["cpu"] = {**found.get("cpu", {}), "shares": shares}
     if limits.processes:
         found["pids"] = {"limit": limits.processes}
     return found
@@ -139,6 +174,7 @@ def container(raw: Mapping[str, Any]) -> Container:
     state, config, network = raw["State"], raw["Config"], raw["NetworkSettings"]
     published = network.get("Ports") or {}
     networks = network.get("Networks") or {}
+    ours = raw["HostConfig"].get("NetworkMode") == "host"
     status = str(state.get("Status"))
     return Container(
         id=str(raw["Id"]),
@@ -156,7 +192,10 @@ def container(raw: Mapping[str, Any]) -> Container:
             for port, bindings in published.items()
             if bindings
         },
-        address=next((str(n["IPAddress"]) for n in networks.values() if n.get("IPAddress")), ""),
+        address=LOOPBACK
+        if ours
+        else next((str(n["IPAddress"]) for n in networks.values() if n.get("IPAddress")), ""),
+        host_network=ours,
     )
 
 

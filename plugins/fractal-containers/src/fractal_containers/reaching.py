@@ -1,0 +1,106 @@
+"""Compose keys about the kernel and the device, as plain settings. Pure; what cannot be honoured is a ValueError."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_DEVICE = re.compile(r"/dev(/[A-Za-z0-9_.+-]+){1,4}")
+_GPU = re.compile(r"[A-Za-z0-9][A-Za-z0-9:-]{0,63}")
+_GROUP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}")
+_SYSCTL = re.compile(
+    r"net\.[A-Za-z0-9_./-]{1,100}|kernel\.(msg|sem|shm)[a-z_]{0,30}|fs\.mqueue\.[a-z_]{1,30}"
+)
+"""What the kernel keeps apart for each container, namespaces(7)."""
+_SYSCTL_VALUE = re.compile(r"[0-9A-Za-z \t.,-]{1,100}")
+UNPROTECTED = frozenset({"seccomp=unconfined", "apparmor=unconfined", "label=disable"})
+Found = dict[str, Any]
+"""Fields of `options.Options`."""
+
+
+def read_sysctls(value: Any, found: Found) -> None:
+    """`sysctls`."""
+    pairs = value.items() if isinstance(value, dict) else (str(word).partition("=")[::2] for word in value)
+    settings = {str(name): str(text) for name, text in pairs}
+    for name, text in settings.items():
+        if not _SYSCTL.fullmatch(name):
+            raise ValueError(f"{name[:60]!r} is a setting of the whole device, not of a container")
+        if not _SYSCTL_VALUE.fullmatch(text):
+            raise ValueError(f"{text[:60]!r} is no value")
+    found["sysctls"] = settings
+
+
+def read_devices(value: Any, found: Found) -> None:
+    """`devices`."""
+    found["devices"] = tuple(_device(str(word)) for word in value)
+
+
+def _device(word: str) -> tuple[str, str, str]:
+    path, _, rest = word.partition(":")
+    inside, _, mode = rest.partition(":")
+    if inside and not inside.startswith("/"):
+        inside, mode = "", inside
+    inside, mode = inside or path, mode or "rwm"
+    if not _DEVICE.fullmatch(path) or not _DEVICE.fullmatch(inside) or ".." in f"{path}/{inside}".split("/"):
+        raise ValueError(f"{word[:60]!r} is not a device such as /dev/dri")
+    if not re.fullmatch(r"r?w?m?", mode):
+        raise ValueError(f"{mode[:10]!r} is not some of rwm")
+    return path, inside, mode
+
+
+def read_gpus(value: Any, found: Found) -> None:
+    """`gpus`: each a number of GPUs, -1 for all, or their names."""
+    wanted = []
+    for item in value:
+        count, ids = item.get("count", 0), tuple(map(str, item.get("ids", ())))
+        if not isinstance(count, int) or not -1 <= count <= 64 or bool(count) == bool(ids):
+            raise ValueError("expected a number of GPUs or their names")
+        if wrong := [name for name in ids if not _GPU.fullmatch(name)]:
+            raise ValueError(f"{wrong[0][:40]!r} is not a GPU")
+        wanted.append((count, ids))
+    found["gpus"] = tuple(wanted)
+
+
+def read_groups(value: Any, found: Found) -> None:
+    """`group_add`."""
+    groups = tuple(str(word) for word in (value if isinstance(value, list) else [value]))
+    if wrong := [name for name in groups if not _GROUP.fullmatch(name)]:
+        raise ValueError(f"{wrong[0][:40]!r} is not a group")
+    found["groups"] = groups
+
+
+def read_shares(value: Any, found: Found) -> None:
+    """`cpu_shares`."""
+    if not re.fullmatch(r"[0-9]{1,6}", str(value)) or not 2 <= int(value) <= 262144:
+        raise ValueError("expected a number from 2 to 262144")
+    found["cpu_shares"] = int(value)
+
+
+def read_oom(value: Any, found: Found) -> None:
+    """`oom_score_adj`."""
+    if not re.fullmatch(r"[0-9]{1,4}", str(value)) or int(value) > 1000:
+        raise ValueError("expected a number from 0 to 1000; below 0 others would be ended for it")
+    found["oom_score_adj"] = int(value)
+
+
+def read_unprotected(value: Any, found: Found) -> None:
+    """`security_opt`, without what is so anyway."""
+    if not isinstance(value, list) or not UNPROTECTED.issuperset(map(str, value)):
+        raise ValueError(f"expected some of {', '.join(sorted(UNPROTECTED))}")
+    found["unprotected"] = tuple(map(str, value))
+
+
+def read_pid(value: Any, found: Found) -> None:
+    """`pid`."""
+    found["host_pid"] = _host(value)
+
+
+def read_ipc(value: Any, found: Found) -> None:
+    """`ipc`."""
+    found["host_ipc"] = _host(value)
+
+
+def _host(value: Any) -> bool:
+    if value != "host":
+        raise ValueError(f"{str(value)[:40]!r} is not supported")
+    return True
