@@ -226,6 +226,47 @@ services:
     assert spec.allowed == ("privileged",)
 
 
+@pytest.mark.parametrize(
+    ("body", "need"),
+    [
+        ("devices: ['/dev/dri:/dev/dri']", "device:/dev/dri"),
+        ("gpus: all", "gpu"),
+        ("runtime: nvidia", "gpu"),
+        ("deploy: {resources: {reservations: {devices: [{driver: nvidia, capabilities: [gpu]}]}}}", "gpu"),
+        ("cap_add: [CAP_SYS_ADMIN, CHOWN]", "capability:SYS_ADMIN"),
+        ("security_opt: ['seccomp:unconfined']", "security-opt:seccomp=unconfined"),
+        ("pid: host", "host-pid"),
+        ("ipc: host", "host-ipc"),
+        ("network_mode: host", "host-network"),
+        ("privileged: 'true'", "privileged"),
+    ],
+)
+def test_what_reaches_out_has_to_be_allowed_and_forbids_failover(body: str, need: str) -> None:
+    checked = check(f"services: {{main: {{image: x, {body}}}}}")
+    assert ([option for option, _ in checked.needs], checked.refused) == ([f"--allow {need}"], ())
+    assert report(checked)["forbids_failover"] == [need]
+    spec = whole(body, Given(allowed=frozenset({need})))
+    assert ties(spec) == (need,)
+    assert spec.services[0].options
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("devices: [/etc/shadow]", "expected a device"),
+        ("pid: 'service:db'", "not supported"),
+        ("ipc: 'container:x'", "not supported"),
+        ("security_opt: ['seccomp:./profile.json']", "not supported"),
+        ("uts: host", "not supported"),
+        ("runtime: sysbox", "not supported"),
+        ("gpus: some", "not one of"),
+    ],
+)
+def test_what_cannot_even_be_allowed(body: str, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words):
+        one(body)
+
+
 def test_a_part_of_another_file_is_refused_by_name() -> None:
     (finding,) = check("services:\n  web:\n    ports: [80]\n").refused
     assert finding.key == "services.web"

@@ -65,7 +65,7 @@ def test_a_deployment_on_one_device() -> None:
     [
         ("build: .", "images are not built here"),
         ("image: x, build: ., pull_policy: build", "images are not built here"),
-        ("image: x, network_mode: host", "not one of"),
+        ("image: x, network_mode: host", "needs --allow host-network"),
         ("image: x, network_mode: none, networks: [default]", "leaves no network"),
         ("image: x, env_file: ../../secrets", "leads out"),
         ("image: x, env_file: /etc/passwd", "leads out"),
@@ -76,8 +76,8 @@ def test_a_deployment_on_one_device() -> None:
         ("image: x, deploy: {mode: worldwide}", "not one of"),
         ("image: x, deploy: {place: {}}", "deploy.place: not supported"),
         (
-            "image: x, deploy: {resources: {reservations: {devices: []}}}",
-            "reservations.devices: not supported",
+            "image: x, deploy: {resources: {reservations: {devices: [{capabilities: [tpu]}]}}}",
+            "only GPUs can be reserved",
         ),
         ("image: x, mem_limit: 1g, deploy: {resources: {limits: {memory: 2g}}}", "says otherwise"),
     ],

@@ -115,7 +115,7 @@ def container(raw: Mapping[str, Any]) -> Container:
     state, config, network = raw["State"], raw["Config"], raw["NetworkSettings"]
     published = network.get("Ports") or {}
     networks = network.get("Networks") or {}
-    ours = raw["HostConfig"].get("NetworkMode") == "host"
+    ours = (raw.get("HostConfig") or {}).get("NetworkMode") == "host"
     return Container(
         id=str(raw["Id"]),
         labels=config.get("Labels") or {},

@@ -174,7 +174,7 @@ def container(raw: Mapping[str, Any]) -> Container:
     state, config, network = raw["State"], raw["Config"], raw["NetworkSettings"]
     published = network.get("Ports") or {}
     networks = network.get("Networks") or {}
-    ours = raw["HostConfig"].get("NetworkMode") == "host"
+    ours = (raw.get("HostConfig") or {}).get("NetworkMode") == "host"
     status = str(state.get("Status"))
     return Container(
         id=str(raw["Id"]),
