@@ -12,9 +12,10 @@ from pathlib import Path
 
 import docker
 import pytest
-from fractal_containers.labels import container_name, run_name
+from fractal_containers.filling import filled
+from fractal_containers.labels import SERVICE, container_name, run_name
 from fractal_containers.testing import RememberingRuntime, TestEngine, again, opened
-from fractal_containers.testing_images import BUSYBOX, PYTHON
+from fractal_containers.testing_images import BUSYBOX, PYTHON, busybox_image
 
 from fractal.api.app import AppRun, AppSpec, HealthSpec, Mount, Port, ServiceSpec
 from fractal.api.errors import BackendError, NotFound
@@ -401,6 +402,19 @@ async def test_an_empty_volume_begins_as_in_the_image_and_a_full_one_stays(
     await runtime.start(run)
     assert [path.name for path in data.iterdir()] == ["mine"]
     assert not [v for v in api.volumes()["Volumes"] or () if v["Name"].startswith("fhs-")]
+
+
+async def test_what_fills_a_volume_is_no_service_whatever_its_image_says(
+    engine: TestEngine, runtime: RememberingRuntime, tmp_path: Path
+) -> None:
+    """Else it would be started in a service's place, by the agent after one that was killed while it filled."""
+    image = busybox_image(engine, "labelled:1", "labelled", [f"LABEL {SERVICE}=main"])
+    run = run_of(tmp_path)
+    await runtime.freezable(run)
+    async with filled(runtime._context, runtime._engine, run, image, "/srv/site", "filling") as source:
+        assert source is not None
+        assert [c.service for c in await runtime._containers(run.key)] == [""]
+    assert await runtime._containers(run.key) == []
 
 
 # -- images

@@ -156,7 +156,7 @@ class AcmeAuthority:
         except acme.errors.TimeoutError as error:
             raise BackendError(f"{where}: not done in time", retryable=True) from error
         except (acme.errors.Error, josepy.errors.Error) as error:
-            raise BackendError(f"{where}: {error or type(error).__name__}", retryable=True) from error
+            raise BackendError(f"{where}: {str(error) or type(error).__name__}", retryable=True) from error
         except (requests.exceptions.RequestException, OSError) as error:
             raise BackendError(f"{where}: cannot be reached: {error}", retryable=True) from error
         except (ValueError, KeyError) as error:

@@ -236,7 +236,12 @@ class Engine(ABC):
         """A local image as a docker archive, without its names: loading it moves no tag of anybody else's."""
         path = f"/images/{digest}/get"
         async with self.wire.request(what, "GET", path, patience=self.pull_timeout) as (reader, _):
-            while chunk := await reader.read(CHUNK):
+            while True:
+                # For the engine alone: whoever takes the chunks may be slow.
+                async with asyncio.timeout(self.pull_timeout):
+                    chunk = await reader.read(CHUNK)
+                if not chunk:
+                    return
                 yield chunk
 
     async def load(self, chunks: AsyncIterator[bytes], what: str) -> str:

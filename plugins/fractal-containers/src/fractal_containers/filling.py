@@ -17,7 +17,7 @@ from fractal.api.context import Context
 from fractal.api.errors import BackendError
 from fractal_containers.cgroup import RunCgroup
 from fractal_containers.engine import Engine
-from fractal_containers.labels import run_labels, run_name
+from fractal_containers.labels import SERVICE, run_labels, run_name
 from fractal_containers.wanted import Filling
 
 COPYING = 900.0
@@ -35,7 +35,7 @@ async def fill(context: Context, engine: Engine, run: AppRun, service: ServiceSp
             if any(entries):
                 continue
         what = f"{run.key}: service {service.name}: filling {mount.volume}"
-        async with _filled(context, engine, run, image, mount.target, what) as source:
+        async with filled(context, engine, run, image, mount.target, what) as source:
             if source is not None:
                 await _copy(context, source, folder, what)
 
@@ -54,7 +54,7 @@ async def _copy(context: Context, source: Path, folder: Path, what: str) -> None
 
 
 @contextlib.asynccontextmanager
-async def _filled(
+async def filled(
     context: Context, engine: Engine, run: AppRun, image: str, target: str, what: str
 ) -> AsyncIterator[Path | None]:
     """What the image has at `target`, in a folder of the engine's; None if it has nothing there."""
@@ -64,7 +64,8 @@ async def _filled(
             name=_name(context, run.key),
             image=image,
             target=target,
-            labels=run_labels(context.device, run),
+            # No service, also if the image's own labels say that it is one.
+            labels={**run_labels(context.device, run), SERVICE: ""},
             cgroup_parent=RunCgroup(run_name(context.device, run.key)).parent,
         )
         source = await engine.fill(filling, what)

@@ -346,10 +346,11 @@ class ContainerRuntime:
     async def _last_line(self, container: Container) -> str:
         last = b""
         try:
-            async for chunk in self._engine.logs(container.id, f"{container.key}: last line", tail=1):
-                last = (last + chunk)[-LAST_LINE:]
-        except BackendError:
-            return ""  # a detail, not worth hiding what is known
+            async with asyncio.timeout(self._engine.timeout):
+                async for chunk in self._engine.logs(container.id, f"{container.key}: last line", tail=1):
+                    last = (last + chunk)[-LAST_LINE:]
+        except (BackendError, TimeoutError):
+            return ""  # a detail, not worth hiding what is known, nor waiting for
         return last.decode("utf-8", "replace").strip()
 
     async def _containers(self, key: str = "") -> list[Container]:

@@ -56,7 +56,9 @@ class Wire:
             async with asyncio.timeout(patience):
                 reader, writer = await asyncio.open_unix_connection(str(self.socket))
         except (OSError, TimeoutError) as error:
-            raise BackendError(f"{where}: {error}; does the engine run?", retryable=True) from error
+            raise BackendError(
+                f"{where}: {str(error) or 'no connection in time'}; does the engine run?", retryable=True
+            ) from error
         try:
             writer.write(
                 self._head(method, path, len(body), chunked=chunks is not None, hijack=hijack) + body
@@ -68,7 +70,7 @@ class Wire:
             yield reader, writer
         except (TimeoutError, ConnectionError, EOFError, asyncio.LimitOverrunError) as error:
             raise BackendError(
-                f"{where}: {error or 'no answer in time; is the engine hung?'}", retryable=True
+                f"{where}: {str(error) or 'no answer in time; is the engine hung?'}", retryable=True
             ) from error
         finally:
             writer.close()

@@ -89,7 +89,7 @@ class Haproxy:
                     writer.close()
         except (OSError, TimeoutError) as error:
             raise BackendError(
-                f"transport wireguard: haproxy does not answer: {error or 'time-out'}", retryable=True
+                f"transport wireguard: haproxy does not answer: {str(error) or 'time-out'}", retryable=True
             ) from error
 
     async def tell(self, commands: Iterable[str]) -> None:

@@ -113,7 +113,9 @@ class WireguardTransport:
                     "127.0.0.1", port, ssl=context, server_hostname=name
                 )
         except (OSError, TimeoutError) as error:
-            raise BackendError(f"{name} at port {port}: {error or 'no answer'}", retryable=True) from error
+            raise BackendError(
+                f"{name} at port {port}: {str(error) or 'no answer'}", retryable=True
+            ) from error
         writer.transport.abort()
 
     async def beat(self) -> None:
