@@ -13,7 +13,7 @@ import pytest
 
 from fractal.agent.beats import Beat
 from fractal.agent.outside import Visit
-from fractal.agent.walk import SKEW_MS
+from fractal.agent.walk import SKEW_MS, _port
 from fractal.api.certificates import make_certificate
 from fractal.api.errors import BackendError
 from fractal.api.snapshot import Usage
@@ -204,3 +204,32 @@ async def test_what_is_a_second_names_alone_is_found_too(attic: Bed, monkeypatch
     assert any(second in f["check"] and "no certificate for" in f["what"] for f in of_routes)
     assert not any(NAME in f["check"] and "certificate" in f["what"] for f in of_routes)
     assert not any(second in f["check"] and "log" in f["what"] for f in of_routes)
+
+
+@pytest.mark.parametrize("nonsense", [b"x" * 200_000, b"HTTP/1.1 two hundred\r\n", b""])
+async def test_a_server_that_answers_nonsense_is_told_and_breaks_nothing(
+    tmp_path: Path, nonsense: bytes
+) -> None:
+    made = make_certificate(NAME, SystemEntropy(), 1_700_000_000_000)
+    (tmp_path / "one.pem").write_bytes(made.key + made.chain)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "one.pem")
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(nonsense)
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0, ssl=context)
+    try:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(BackendError, match=r"does not answer in HTTP|hangs up"):
+            await SystemOutside().visit(NAME, "127.0.0.1", port)
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    ("said", "port"), [("8443", 8443), ("0", 443), ("65536", 443), ("9" * 30, 443), ("-1", 443)]
+)
+def test_a_gateway_that_names_no_port_is_looked_for_at_the_usual_one(said: str, port: int) -> None:
+    assert _port(said) == port
