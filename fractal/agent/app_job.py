@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -456,13 +457,34 @@ class AppJob:
         )
         self.group.pulse.beat()
 
+    async def _hold(self, point: Point) -> None:
+        """Fetch a moment, which may take hours, and save the app meanwhile as ever."""
+        fetching = asyncio.create_task(self.data.hold(point))
+        try:
+            while not fetching.done():
+                await self._tick_if_due()
+                await asyncio.wait([fetching], timeout=1.0)
+            await fetching
+        finally:
+            fetching.cancel()
+            await asyncio.wait([fetching])
+
+    async def _tick_if_due(self) -> None:
+        if not self.owns or self.saver.due > self.group.agent.clock.boottime():
+            return
+        try:
+            if await self.data.has_root():
+                await self.saver.tick()
+        except FractalError as error:
+            self.trouble = f"{Step.TICK.value}: {error}"  # tried again soon; the restore goes on
+
     async def _restore(self) -> None:
         wish = self.app.restore
         if wish is None or wish.id == self.app.restored:
             return
         self._restore_at, self._restore_tried = self.group.agent.clock.boottime() + RESTORE_AGAIN, wish.id
         # Fetched while the app runs: what cannot be had costs no downtime.
-        await self.data.hold(wish.point)
+        await self._hold(wish.point)
         if self.runs():
             await self._stop()
         if await self.data.has_root():

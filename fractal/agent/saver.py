@@ -219,8 +219,8 @@ class Saver:
         """Store one snapshot: segments, then its record, then the look that makes it committed."""
         job = self._job
         archive = await job.data.archive()
-        facts = job.facts.now
         held = {s.name for s in await job.group.agent.snapshotter.snapshots(job.data.volume)}
+        facts = job.facts.now
         if queued.name not in held and queued.branch and facts.root == queued.epoch:
             raise BackendError(f"branch {queued.name} is still being put aside", retryable=True)
         if queued.name not in held:

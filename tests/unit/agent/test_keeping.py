@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,27 @@ async def test_an_origin_keeps_what_its_fork_begins_with_until_the_fork_has_stor
     assert moment_named(moments[0]) not in (await rules()).pins
     copy.facts.change(committed=None)  # serving, and its first snapshot still on its way
     assert copy.app.serving == copy.app.epoch and moment_named(moments[0]) in (await rules()).pins
+
+
+async def test_an_app_is_saved_while_a_restore_is_still_fetching(
+    attic: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = await hours(attic, 1)
+    job, arrived = attic.job("Attic"), asyncio.Event()
+    hold = job.data.hold
+
+    async def slow(point: Point) -> None:
+        await arrived.wait()
+        await hold(point)
+
+    monkeypatch.setattr(job.data, "hold", slow)
+    await attic.call("Attic", "app.restore", app="test", at=moments[0], wait_s=0)
+    (await job.data.root() / "data" / "word").write_text("meanwhile")
+    assert (await attic.call("Attic", "snapshot.create", app="test", wait_s=30))["done"]
+    assert job.app.restored != (job.app.restore.id if job.app.restore else "")
+    arrived.set()
+    await attic.until(lambda: job.app.restore is None or job.app.restored == job.app.restore.id)
+    assert (await job.data.root() / "data" / "word").read_text() == "0.0"
 
 
 def moment_named(text: str) -> Point:
