@@ -75,4 +75,5 @@ async def test_an_archive_stays_bounded_and_every_moment_restores(tmp_path: Path
     kept = KEEP.ticks + (KEEP.hourly + 23) + (KEEP.daily + 6) + min(WEEKS + 8, KEEP.weekly + 8)
     # Each record has an object; merges of the last day are leaving beside its ticks.
     assert most_objects <= 2 * (kept + leaving + 3 * 24) + 10
-    assert most_bytes <= (WEEKS / FULL_AFTER + KEEP.daily / 7 + 3) * 1.5 * full + 60 * full / 4
+    # At most one full record a week, and half as much that builds on it.
+    assert most_bytes <= (min(WEEKS, KEEP.weekly) + KEEP.daily / 7 + 2) * 1.5 * full

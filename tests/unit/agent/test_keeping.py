@@ -47,7 +47,11 @@ async def hours(attic: Bed, count: int, on: str = "Attic") -> list[str]:
             (root / "data" / "word").write_text(f"{hour}.{half}")
             (root / "data" / "bulk").write_bytes(bytes([hour, half]) * 40_000)
             taken = await attic.call(on, "snapshot.create", app="test", wait_s=30)
-            assert taken["done"]
+            assert taken["done"], (
+                attic.job(on).saver.problem,
+                attic.job(on).trouble,
+                attic.job(on).facts.now,
+            )
             found.append(str(taken["moment"]))
         Labels.ahead += HOUR_MS
     return found
