@@ -99,7 +99,10 @@ class Saver:
             self.rounds += 1
         if await self._unchanged():
             self._settled = True
-            if not job.facts.now.ticks:
+            if ticks := job.facts.now.ticks:
+                # Once that one is stored, so is all that was written until now.
+                self._taken[ticks[-1].name] = now
+            else:
                 self._safe_at = now
             if self._target_moving() and self.last_round is None:
                 self.last_round = 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -13,6 +14,9 @@ from fractal.agent.local import LocalFacts
 from fractal.agent.notes import MemoryNotes
 from fractal.agent.saver import Saver
 from fractal.core.model import Point
+
+if TYPE_CHECKING:
+    from fractal.archive.records import Record
 
 HOUR_MS = 3_600_000
 
@@ -54,7 +58,7 @@ def saver(clock: Clocks, snapshots: Snapshots) -> tuple[Saver, LocalFacts]:
     policy = SimpleNamespace(interval=60_000)
     job = SimpleNamespace(
         app=SimpleNamespace(policy=policy, move_to="", epoch=1, name="ledger"),
-        data=SimpleNamespace(volume="v"),
+        data=SimpleNamespace(volume="v", holding=nullcontext),
         facts=facts,
         group=group,
         health=lambda: None,
@@ -120,3 +124,25 @@ async def test_a_failed_snapshot_is_taken_again_soon() -> None:
         await tested.tick()
     assert clock.boot < tested.due <= clock.boot + 10
     assert not tested.caught_up
+
+
+async def test_an_equal_snapshot_that_still_waits_makes_all_safe_once_it_is_stored() -> None:
+    """Nothing changed since a snapshot that is not stored yet: when it is, whoever asked since need not wait for another."""
+    clock, snapshots = Clocks(), Snapshots(same=False)
+    tested, facts = saver(clock, snapshots)
+    await tested.tick()
+    snapshots.same = True
+    asked = clock.boot = clock.boot + 5
+    tested.hurry()
+    await tested.tick()
+    assert not tested.safe(asked), "it is not stored yet"
+    (queued,) = facts.now.queue
+    record = SimpleNamespace(epoch=1, number=2, stored=1)
+    tested._job.data.committed = lambda record: None  # type: ignore[method-assign]  # what it keeps in mind is not asked here
+    tested._job.data.prune = _nothing  # type: ignore[method-assign]
+    await tested._note(queued, cast("Record", record), highest=1)
+    assert tested.safe(asked)
+
+
+async def _nothing(*, keep: set[str]) -> None:
+    assert keep
