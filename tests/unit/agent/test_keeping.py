@@ -148,15 +148,18 @@ async def test_a_snapshot_that_is_just_being_taken_survives_that_older_ones_are_
     job = attic.job("Attic")
     snapshotter = job.group.agent.snapshotter
     take = snapshotter.snapshot
+    stays: list[bool] = []
 
     async def beside(volume: str, name: str) -> object:
         taken = await take(volume, name)
         await job.data.prune(keep=set())  # as after storing the one before
+        stays.append(name in {s.name for s in await snapshotter.snapshots(volume)})
         return taken
 
     monkeypatch.setattr(snapshotter, "snapshot", beside)
     (await job.data.root() / "data" / "word").write_text("now")
     assert (await attic.call("Attic", "snapshot.create", app="test", wait_s=10))["done"]
+    assert stays == [True]
 
 
 async def test_pruning_takes_nothing_from_a_restore_that_is_under_way(attic: Bed) -> None:
