@@ -172,7 +172,7 @@ async def _checkpoint(
             state_from_checkpoint(data, stated.state_hash)
             return base_notes(state.id, data, stated.state_hash)
         except (FractalError, TimeoutError) as error:
-            _log.info("store %s: no checkpoint: %s", entry.name, error or "no answer in time")
+            _log.info("store %s: no checkpoint: %s", entry.name, str(error) or "no answer in time")
     _log.info("the log of group %s is folded from its beginning", state.id)
     return {}
 

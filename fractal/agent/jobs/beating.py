@@ -34,9 +34,10 @@ async def exchange_signals(group: GroupAgent) -> None:
                 await hear(group)
             problem = ""
         except (FractalError, TimeoutError) as error:
-            if str(error) != problem:
-                group.logger.info("signals: %s", error or "timed out")
-            problem = str(error)
+            said = str(error) or "timed out"
+            if said != problem:
+                group.logger.info("signals: %s", said)
+            problem = said
         await agent.clock.sleep(interval * agent.entropy.uniform(0.8, 1.0))
 
 

@@ -138,7 +138,7 @@ async def _take(group: GroupAgent, due: list[Take], tries: dict[str, tuple[float
                 epoch = await _create(group, group.app(take.app), take)
             except (FractalError, TimeoutError) as error:
                 # One app's store being away, or set up wrongly, must not keep this device from taking the others.
-                why = error or "its store did not answer in time"
+                why = str(error) or "its store did not answer in time"
                 pause = min(LONGEST_TRY, 2 * tries.get(take.app, (0.0, LOOK / 2))[1])
                 if pause == LOOK:
                     group.logger.warning("cannot take %s: %s", group.app(take.app).name, why)
