@@ -33,6 +33,8 @@ class Mount:
     target: str
     """Absolute path inside the service (for the process runtime: only a name, see `ProcessSpec`)."""
     read_only: bool = False
+    shared: bool = False
+    """Whether what is mounted below it inside is seen on the device too; only with `host`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,9 +62,8 @@ def _short(where: Where, service: str, devices: dict[str, str], found: Mounted) 
     flags = {flag for flag in parts[2].split(",") if flag} if len(parts) == 3 else set()
     if unknown := sorted(flags - FLAGS - PROPAGATION):
         where.wrong(f"option {unknown[0][:40]!r} is not supported")
-    if shared := sorted(flags & {"shared", "rshared"}):
-        where.wrong(f"option {shared[0]!r} is not supported: nothing an app mounts is seen outside of it")
-    _place(where, parts[0], parts[1], "ro" in flags, devices, found)
+    shared = bool(flags & {"shared", "rshared"})
+    _place(where, parts[0], parts[1], "ro" in flags, devices, found, shared=shared)
 
 
 def _with_root(where: Where, text: str) -> str:
@@ -94,7 +93,7 @@ def _long(where: Where, service: str, devices: dict[str, str], found: Mounted) -
     read_only = table["read_only"].flag() if "read_only" in table else False
     if "consistency" in table:
         table["consistency"].idle("only Docker Desktop knows it")
-    _details(table)
+    shared = _details(table)
     if kind == "tmpfs":
         found.tmpfs.append(target + _tmpfs(table.get("tmpfs")))
         return
@@ -108,10 +107,12 @@ def _long(where: Where, service: str, devices: dict[str, str], found: Mounted) -
     source = _with_root(table["source"], node.text) if node is not None else _anonymous(service, target)
     if kind == "bind" and source and not source.startswith(("/", ".", "~")):
         source = f"./{source}"
-    _place(where, source, target, read_only, devices, found)
+    _place(where, source, target, read_only, devices, found, shared=shared)
 
 
-def _details(table: dict[str, Where]) -> None:
+def _details(table: dict[str, Where]) -> bool:
+    """What is without effect; whether what is mounted inside is to be seen on the device."""
+    shared = False
     bind = (
         table["bind"].table(frozenset({"create_host_path", "propagation", "selinux", "recursive"}))
         if "bind" in table
@@ -119,11 +120,13 @@ def _details(table: dict[str, Where]) -> None:
     )
     for key, item in bind.items():
         if key == "propagation" and item.text() in ("shared", "rshared"):
-            item.wrong("nothing an app mounts is seen outside of it")
+            shared = True
+            continue
         item.idle("folders are made, and labelled, by the system")
     volume = table["volume"].table(frozenset({"nocopy", "labels"})) if "volume" in table else {}
     for item in volume.values():
         item.idle("volumes are folders of the app, filled from the image while they are empty")
+    return shared
 
 
 def _tmpfs(where: Where | None) -> str:
@@ -135,15 +138,24 @@ def _tmpfs(where: Where | None) -> str:
 
 
 def _place(
-    where: Where, source: str, target: str, read_only: bool, devices: dict[str, str], found: Mounted
+    where: Where,
+    source: str,
+    target: str,
+    read_only: bool,
+    devices: dict[str, str],
+    found: Mounted,
+    *,
+    shared: bool = False,
 ) -> None:
     if not target.startswith("/") or ".." in target.split("/"):
         where.wrong(f"{target[:80]!r} is not an absolute path inside the service")
         return
     source = devices.get(source, source)
     if source.startswith("/"):
-        _host(where, source, target, read_only, found)
+        _host(where, source, target, read_only, found, shared=shared)
         return
+    if shared:
+        where.idle("only a folder of the device can be shared with it")
     path = posixpath.normpath(source) if source else ""
     if path in where.given.files:
         found.files[target] = where.given.files[path]
@@ -161,7 +173,7 @@ def _place(
     found.mounts.append(Mount(volume=folder, target=target, read_only=read_only))
 
 
-def _host(where: Where, source: str, target: str, read_only: bool, found: Mounted) -> None:
+def _host(where: Where, source: str, target: str, read_only: bool, found: Mounted, *, shared: bool) -> None:
     if ".." in source.split("/"):
         where.wrong(f"{source[:80]!r} leads out of where it begins; write the path that is meant")
         return
@@ -170,7 +182,9 @@ def _host(where: Where, source: str, target: str, read_only: bool, found: Mounte
         where.idle(NO_CLOCK)
         return
     where.allowed(f"host-path:{path}", f"{path[:80]} is the device's, not the app's, and is not snapshotted")
-    found.mounts.append(Mount(volume="", host=path, target=target, read_only=read_only))
+    if shared:
+        where.allowed("shared-mounts", "what it mounts there is seen on the device too")
+    found.mounts.append(Mount(volume="", host=path, target=target, read_only=read_only, shared=shared))
 
 
 def _folder(where: Where, source: str) -> str | None:

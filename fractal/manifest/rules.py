@@ -118,6 +118,8 @@ def _mounts_and_ports(service: ServiceSpec, spec: AppSpec, key: str, *, whole: b
             yield f"{key}.volumes", f"{mount.host[:80]!r} is not an absolute path on the device"
         elif mount.host and whole and f"host-path:{mount.host}" not in spec.allowed:
             yield f"{key}.volumes", f"{mount.host[:80]!r} is not allowed"
+        if mount.shared and not mount.host:
+            yield f"{key}.volumes", f"{mount.volume[:80]!r} cannot be shared with the device"
         if mount.volume and mount.volume not in spec.volumes:
             yield f"{key}.volumes", f"{mount.volume[:80]!r} is no volume of this app"
         if not _absolute(mount.target):

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from fractal.api import canonical
 from fractal.api.errors import InvalidInput
-from fractal.manifest import from_plain_spec, parse, to_plain_spec
+from fractal.manifest import Given, check, from_plain_spec, parse, to_plain_spec
+from fractal.manifest.env_files import named
+from fractal.manifest.report import lines, report
 
 WORDS = st.sampled_from(
     [
@@ -28,6 +30,16 @@ WORDS = st.sampled_from(
         "1m30s",
         "no",
         "S",
+        "${A:?e}",
+        "${A:-${B:+$C}}",
+        "${",
+        "/DATA/AppData/$AppID/x:/x",
+        "${APP}/x:/x:ro",
+        "/srv/../x:/x:rshared",
+        "host",
+        "100-200:100-200",
+        "main",
+        "/dev/x:/dev/y",
     ]
 )
 KEYS = st.sampled_from(
@@ -62,6 +74,30 @@ KEYS = st.sampled_from(
         "mem_limit",
         "hooks",
         "before_snapshot",
+        "extends",
+        "profiles",
+        "volumes_from",
+        "links",
+        "networks",
+        "configs",
+        "content",
+        "file",
+        "env_file",
+        "path",
+        "deploy",
+        "resources",
+        "reservations",
+        "devices",
+        "gpus",
+        "logging",
+        "security_opt",
+        "network_mode",
+        "pid",
+        "build",
+        "source",
+        "target",
+        "type",
+        "driver",
     ]
 )
 TREES = st.recursive(
@@ -71,10 +107,22 @@ TREES = st.recursive(
 )
 SERVICE = st.dictionaries(KEYS, TREES, max_size=6).map(lambda d: {"image": "x", **d})
 
+GIVEN = Given(
+    values={"A": "", "B": "{secret.S}", "APP": "../x"},
+    files={"x": "y", "d": "$$"},
+    allowed=frozenset({"privileged", "host-pid", "host-network", "host-path:/x", "host-path:/srv"}),
+)
+
 
 def survives(text: str) -> None:
+    checked = check(text)
+    assert checked.spec is None or not checked.refused
+    assert all(finding.text and finding.line > 0 for finding in (*checked.refused, *checked.idle))
+    report(checked)
+    lines(checked)
+    named(text)
     try:
-        spec = parse(text)
+        spec = parse(text, given=GIVEN)
     except InvalidInput as error:
         assert str(error).startswith("manifest:")
         return

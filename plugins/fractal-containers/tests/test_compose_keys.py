@@ -552,6 +552,33 @@ async def test_a_device_may_allow_even_privileged_services(
         client.close()
 
 
+async def test_mounts_are_shared_with_the_device_only_where_it_says_so(
+    engine: TestEngine, inside: None, tmp_path: Path
+) -> None:
+    """The engine is told; whether it can is up to the device's own mount, which here is not shared."""
+    allowed = frozenset({f"host-path:{tmp_path}", "shared-mounts"})
+    text = f"services: {{main: {{image: '{BUSYBOX}', command: [sleep, '99'], volumes: ['{tmp_path}:/x:rshared']}}}}"
+    run = AppRun(
+        group="group",
+        app="app",
+        epoch=1,
+        spec=parse(text, given=Given(allowed=allowed)),
+        volume_root=tmp_path,
+    )
+    assert [r.key for r in refusals(run.spec, EngineConfig(allow=("host-path:/",)))] == ["volumes"]
+    client = engine.api()
+    try:
+        async with opened(engine, tmp_path, allow=("all",)) as runtime:
+            with contextlib.suppress(BackendError):
+                await runtime.start(run)
+            (container,) = await runtime._containers(run.key)
+            found = client.inspect_container(container.id)
+            binds = [*(found["HostConfig"].get("Mounts") or ()), *(found["HostConfig"].get("Binds") or ())]
+            assert "rshared" in str(binds)
+    finally:
+        client.close()
+
+
 def test_a_device_may_allow_what_reaches_out() -> None:
     for name in sorted(REACHING_OUT):
         made = settings({"cap_add": f'["{name}"]'}, frozenset({f"CAP_{name}"}))

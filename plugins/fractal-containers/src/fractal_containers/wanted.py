@@ -26,6 +26,8 @@ class Bind:
     source: Path
     target: str
     read_only: bool = False
+    shared: bool = False
+    """Whether what is mounted below it inside is seen outside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +109,7 @@ def wanted(
     service = _visible(run, service)
     options = settings(service.options, frozenset(place.config.capabilities))
     binds = [
-        Bind(Path(m.host) if m.host else run.volume_root / m.volume, m.target, m.read_only)
+        Bind(Path(m.host) if m.host else run.volume_root / m.volume, m.target, m.read_only, m.shared)
         for m in service.mounts
     ]
     binds += [Bind(path, target, read_only=True) for target, path in files.items()]

@@ -10,7 +10,7 @@ from docker.types import Ulimit as DockerUlimit
 from docker.types.containers import HostConfig
 from docker.types.networks import EndpointConfig
 from fractal_containers.found import Checked, Container, lived
-from fractal_containers.wanted import Wanted
+from fractal_containers.wanted import Bind, Wanted
 
 from fractal.api.app import HealthSpec
 
@@ -43,6 +43,11 @@ def payload(wanted: Wanted) -> dict[str, Any]:
     }
 
 
+def _bind(bind: Bind) -> Mount:
+    how = "rshared" if bind.shared else None
+    return Mount(bind.target, str(bind.source), type="bind", read_only=bind.read_only, propagation=how)
+
+
 def _gpu(count: int, ids: Sequence[str]) -> DeviceRequest:
     return DeviceRequest(driver="nvidia", count=count, device_ids=list(ids), capabilities=[["gpu"]])
 
@@ -63,7 +68,7 @@ def _host(wanted: Wanted) -> HostConfig:
     return HostConfig(
         version=API,
         network_mode=_mode(wanted),
-        mounts=[Mount(b.target, str(b.source), type="bind", read_only=b.read_only) for b in wanted.binds],
+        mounts=[_bind(bind) for bind in wanted.binds],
         port_bindings={f"{number}/{protocol}": (LOOPBACK, None) for number, protocol in wanted.ports},
         cgroup_parent=wanted.cgroup_parent,
         restart_policy={"Name": "no"},  # an engine that restarts apps would start them without a lease

@@ -9,7 +9,7 @@ from typing import Any
 
 from fractal_containers.found import Container, lived
 from fractal_containers.options import Options
-from fractal_containers.wanted import Wanted
+from fractal_containers.wanted import Bind, Wanted
 
 from fractal.api.app import HealthSpec
 
@@ -47,7 +47,7 @@ def payload(wanted: Wanted) -> dict[str, Any]:
             for number, protocol in wanted.ports
         ],
         "expose": _exposed(wanted),
-        "mounts": [_bind(str(b.source), b.target, read_only=b.read_only) for b in wanted.binds],
+        "mounts": [_bind(bind) for bind in wanted.binds],
         "cgroup_parent": wanted.cgroup_parent,
         # What watches a container must not be frozen, nor killed, with it.
         "cgroups_mode": "no-conmon",
@@ -117,9 +117,9 @@ def _log_bytes(wanted: Wanted) -> int:
     return wanted.log_bytes * max(1, wanted.log_files - 1)
 
 
-def _bind(source: str, target: str, *, read_only: bool) -> dict[str, Any]:
-    options = ["rbind", "ro" if read_only else "rw"]
-    return {"type": "bind", "source": source, "destination": target, "options": options}
+def _bind(bind: Bind) -> dict[str, Any]:
+    options = ["rbind", "ro" if bind.read_only else "rw", *(["rshared"] if bind.shared else [])]
+    return {"type": "bind", "source": str(bind.source), "destination": bind.target, "options": options}
 
 
 def _tmpfs(path: str, flags: str) -> dict[str, Any]:

@@ -1,0 +1,62 @@
+"""Values that a manifest asks for: given once, sealed, kept by later versions; and what is said before installing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from fractal.api.errors import InvalidInput
+from fractal.testing.agents import Bed, bed, manifest, service
+
+ASKS = manifest(service(word="${GREETING:?what to say}/${NAME:-nobody}"))
+
+
+@pytest.fixture
+async def attic(tmp_path: Path) -> AsyncIterator[Bed]:
+    async with bed(tmp_path) as made:
+        await made.start("Attic")
+        await made.found("Attic")
+        yield made
+
+
+async def test_a_value_that_is_needed_and_not_given_is_asked_for(attic: Bed) -> None:
+    with pytest.raises(InvalidInput, match=r"what to say; needs --set GREETING=VALUE"):
+        await attic.call("Attic", "app.install", manifest=ASKS)
+
+
+async def test_values_are_sealed_and_stay_given(attic: Bed) -> None:
+    given = {"GREETING": "hail-canary", "NAME": "anna-canary"}
+    plan = await attic.call("Attic", "app.install", manifest=ASKS, env=given, dry_run=True)
+    step = plan["plan"][0]
+    assert step["detail"]["secrets given"] == "GREETING, NAME"
+    assert step["detail"]["keeps"].startswith("data")
+    assert step["detail"]["can fail over"] == "yes"
+    assert "canary" not in json.dumps(plan)
+
+    assert (await attic.call("Attic", "app.install", manifest=ASKS, env=given, wait_s=40))["done"]
+    app = attic.app("Attic")
+    assert set(app.secrets) >= set(given)
+    assert "canary" not in repr((app.spec, app.manifest))
+    assert app.policy.failover == "automatic"
+    assert await attic.starts("Attic") == ["hail-canary/anna-canary"]
+
+    assert (await attic.call("Attic", "app.update", app="test", env={"GREETING": "bye-canary"}))["done"]
+    await attic.until(lambda: not attic.job("Attic").manifest.outdated)
+    assert (await attic.starts("Attic"))[-1] == "bye-canary/anna-canary"
+    other = manifest(service(word="again/${GREETING:?what to say}"))
+    assert (await attic.call("Attic", "app.update", app="test", manifest=other))["done"]
+    assert (await attic.starts("Attic"))[-1] == "again/bye-canary"
+
+
+async def test_what_this_runtime_has_no_place_for_is_refused_by_name(attic: Bed) -> None:
+    reaching = ASKS.replace(
+        "    stop_grace_period", "    volumes: [/srv/media:/media]\n    stop_grace_period"
+    )
+    allow = ["host-path:/srv/media"]
+    with pytest.raises(InvalidInput, match="needs --allow host-path:/srv/media"):
+        await attic.call("Attic", "app.install", manifest=reaching, env={"GREETING": "x"})
+    with pytest.raises(InvalidInput, match="web: volumes: /srv/media of the device"):
+        await attic.call("Attic", "app.install", manifest=reaching, env={"GREETING": "x"}, allow=allow)
