@@ -195,18 +195,20 @@ def _secrets_generation(app: App, secrets: Mapping[str, bytes]) -> int:
 
 
 def app_key_added(turn: Turn, entry: AppKeyAdded) -> GroupState:
-    """The newest key for more devices, or a new generation.
+    """A key for more devices, or a new generation.
 
-    By who manages the app. A device that the app already trusts may widen the newest generation to devices that the
-    policy trusts (it alone can: it holds the secret), and may begin a new one when a removed device holds the newest.
+    By who manages the app. A device that the app already trusts may widen any generation to devices that the policy
+    trusts (it alone can: it holds the secret), and may begin a new one when a removed device holds the newest.
     """
     app = live_app(turn.state, entry.app)
     newest = app.keys[-1]
     allowed = _may_trust(turn.state, app)
     manages, holds = turn.manages(app), trusted(app, turn.device.id)
     require(manages or holds, "only who manages the app, or a device that it trusts, may pass its key on")
-    if entry.key.generation == newest.generation:
-        return with_app(turn.state, replace(app, keys=(*app.keys[:-1], _widened(newest, entry.key, allowed))))
+    known = next((n for n, key in enumerate(app.keys) if key.generation == entry.key.generation), None)
+    if known is not None:
+        widened = _widened(app.keys[known], entry.key, allowed)
+        return with_app(turn.state, replace(app, keys=(*app.keys[:known], widened, *app.keys[known + 1 :])))
     stale = any(d.removed for i, d in turn.state.devices.items() if i in newest.sealed)
     wanted = manages and len(app.keys) < MAX_NEEDLESS_KEYS
     require(wanted or stale, "a new key is needed only when a removed device holds the newest")
@@ -214,13 +216,13 @@ def app_key_added(turn: Turn, entry: AppKeyAdded) -> GroupState:
     return with_app(turn.state, replace(app, keys=(*app.keys, entry.key)))
 
 
-def _widened(newest: AppKey, key: AppKey, allowed: set[str]) -> AppKey:
-    require(key.public == newest.public, "the public key of this generation is another")
-    added = {device: sealed for device, sealed in key.sealed.items() if device not in newest.sealed}
+def _widened(known: AppKey, key: AppKey, allowed: set[str]) -> AppKey:
+    require(key.public == known.public, "the public key of this generation is another")
+    added = {device: sealed for device, sealed in key.sealed.items() if device not in known.sealed}
     require(bool(added), "the key is sealed to all of these devices already")
     strangers = sorted(set(added) - allowed)
     require(not strangers, f"the app's key is sealed to devices that are not trusted: {', '.join(strangers)}")
-    return replace(newest, sealed={**newest.sealed, **added})
+    return replace(known, sealed={**known.sealed, **added})
 
 
 def _may_trust(state: GroupState, app: App) -> set[str]:

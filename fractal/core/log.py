@@ -32,14 +32,16 @@ RECENT = 512
 MAX_SKIPS = 64
 MAX_STATE = 64 << 20
 """Largest encoded state that is read back, in bytes."""
-RULES = 4
+RULES = 5
 """Raised when a rule of the fold changes, so that journals are folded again."""
 
 OLD_GENERATION = "sealed under an old group key"
 """Reason for which an entry of a present device was skipped that it need only seal again."""
 
-_LOCAL = ("sealed_out", "left")
-_DIAGNOSTIC = ("skipped", "skips", "alarms")
+LOCAL = ("sealed_out", "left")
+"""Fields of the folded state that depend on who reads, and are not hashed ..."""
+DIAGNOSTIC = ("skipped", "skips", "alarms")
+"""... and those that only say what was skipped."""
 
 
 # --- what the opener says --------------------------------------------------------------------------------------------
@@ -134,7 +136,7 @@ def state_hash(state: GroupState) -> bytes:
 
 
 def _hash_plain(plain: Mapping[str, Any]) -> bytes:
-    value = {k: v for k, v in plain.items() if k not in _LOCAL and k not in _DIAGNOSTIC}
+    value = {k: v for k, v in plain.items() if k not in LOCAL and k not in DIAGNOSTIC}
     return hashlib.blake2b(canonical.encode(value), digest_size=32, person=b"fhs-state").digest()
 
 
@@ -336,7 +338,7 @@ def checkpoint_bytes(state: GroupState) -> bytes:
     """
     if state.sealed_out or not state.generation:
         raise InvalidInput("a log that could not be read to its end gives no checkpoint")
-    plain = {k: v for k, v in to_plain(state).items() if k not in _LOCAL and k not in _DIAGNOSTIC}
+    plain = {k: v for k, v in to_plain(state).items() if k not in LOCAL and k not in DIAGNOSTIC}
     return canonical.encode({"v": 1, "state": plain})
 
 

@@ -146,20 +146,22 @@ async def _renew_key(group: GroupAgent, app: App) -> None:
 
 
 async def _share_key(group: GroupAgent, app: App) -> None:
-    """The owner seals the app's newest key to devices that are trusted with the app and do not hold it yet."""
-    newest = app.keys[-1]
-    if group.me not in newest.sealed:
-        return
+    """The owner seals the app's keys to devices that are trusted with the app and do not hold them yet.
+
+    All generations: what a newcomer may have to restore was sealed under the older ones. The newest comes last, as whoever holds
+    that counts as able to take the app over.
+    """
     may = may_trust(group.state, app.policy.trust, app.policy.devices, app.owner_member)
-    missing = [d for d in may if d not in newest.sealed]
-    if not missing:
-        return
-    secret = group.agent.keys.unseal(newest.sealed[group.me])
-    sealed = {d: seal_to(group.state.devices[d].box_key, secret, group.agent.entropy) for d in missing}
-    await group.journal.append(
-        AppKeyAdded(app=app.id, key=replace(newest, sealed={**newest.sealed, **sealed})),
-        wanted=lambda state: state.apps[app.id].keys[-1].generation == newest.generation,
-    )
+    for key in app.keys:
+        missing = [d for d in may if d not in key.sealed]
+        if group.me not in key.sealed or not missing:
+            continue
+        secret = group.agent.keys.unseal(key.sealed[group.me])
+        sealed = {d: seal_to(group.state.devices[d].box_key, secret, group.agent.entropy) for d in missing}
+        await group.journal.append(
+            AppKeyAdded(app=app.id, key=replace(key, sealed={**key.sealed, **sealed})),
+            wanted=lambda state: state.apps[app.id].keys[-1].generation == app.keys[-1].generation,
+        )
 
 
 async def _seal_again(group: GroupAgent, app: App) -> None:
