@@ -61,7 +61,7 @@ class AppData:
         """The writable volume root. Raises BackendError if there is none."""
         root = await self._job.group.agent.snapshotter.root(self.volume)
         if root is None:
-            raise BackendError(f"volume {self.volume} has no root; it is made again from the archive")
+            raise BackendError(f"volume {self.volume} has no root")
         return root
 
     # --- keys ----------------------------------------------------------------------------------------------------
@@ -253,6 +253,8 @@ class AppData:
         wish = self._app().restore
         if wish is not None:
             keep.add(facts.name_of(wish.point))  # fetched, and about to be put in place
+        # Being taken at this moment: it has its number, and is queued as soon as it stands.
+        keep.add(f"t-{facts.root}-{facts.counter}")
         newest = sorted(facts.names, key=_point)[-KEEP:]
         now = self._job.group.agent.clock.boottime()
         self._open_until = {name: end for name, end in self._open_until.items() if end > now}
@@ -273,6 +275,7 @@ class AppData:
         opened = await group.list_epochs(app.store)
         base = (await self.bases()).get(app.epoch)
         if base is None:
+            await self._let_listings_catch_up(opened.store.staleness)
             base = await opened.epochs.create_base(app.id, app.epoch, await self.look())
             self._bases[app.epoch] = base
         if base == EMPTY and app.source is not None:
@@ -286,6 +289,13 @@ class AppData:
         self.fetched = base
         committed = base if base != EMPTY else None
         facts.change(root=app.epoch, committed=committed, spec="", updated_ms=0)
+
+    async def _let_listings_catch_up(self, staleness: float) -> None:
+        """Before a base is chosen in a store whose listings lag by up to S: a snapshot may have been called committed up to S after
+        this epoch's put, by a listing that did not show it yet, and is seen for certain S after that.
+        """
+        if staleness:
+            await self._job.group.agent.clock.sleep(2 * staleness)
 
     async def _make_folders(self) -> None:
         root = await self.root()
@@ -330,6 +340,20 @@ class AppData:
     async def has_root(self) -> bool:
         """Whether there is a volume root: not between the two steps of a restore that a crash broke off."""
         return await self._job.group.agent.snapshotter.root(self.volume) is not None
+
+    async def require_root(self) -> None:
+        """Make the root out of the last committed snapshot if there is none: a restore set it aside, as all of it was stored,
+        and then failed for good.
+        """
+        if await self.has_root():
+            return
+        committed = self._job.facts.now.committed
+        if committed is None:
+            await self._job.group.agent.snapshotter.create_root(self.volume)
+        else:
+            name = await self._restore(committed)
+            await self._job.group.agent.snapshotter.checkout(self.volume, name)
+        await self._make_folders()
 
     async def put_back(self, point: Point) -> None:
         """Make the root hold an earlier moment; the present one was stored before and is kept aside until then."""

@@ -374,6 +374,7 @@ class AppJob:
 
     async def _start(self) -> None:
         agent = self.group.agent
+        await self.data.require_root()
         run = await self.app_run()
         await self.images.bring()
         await agent.runtime.prepare(run)

@@ -72,6 +72,9 @@ def _due(group: GroupAgent, store: str, now: float) -> bool:
         return True
     age = now - opened.sent
     log = group.journal.proof_sent
-    if log is None or now - log > seconds(group.state.timers.poll) + LOG_LATE:
+    timers = group.state.timers
+    # While all is well the proof is as old as two polls: that of the read before, while the next one is held by the server.
+    late = 2 * seconds(timers.poll) + min(LOG_LATE, seconds(timers.proof) / 8)
+    if log is None or now - log > late:
         return age > LOG_LATE
     return age > (WATCH_INTERVAL if group.state.challenges else IDLE_INTERVAL)
