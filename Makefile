@@ -59,8 +59,9 @@ docs: dev ## the docs say what the code does
 packaging: dev ## wheels, plugins from outside, units
 	@$(PYTEST) tests/packaging -q
 
-sim: dev ## seeds of the simulator: SEEDS=N FIRST_SEED=M, JOBS processes at once
-	@$(NICE) $(BIN)/python -m fractal.sim --seeds $${SEEDS:-200} --first-seed $${FIRST_SEED:-0} --jobs $${JOBS:-2} --shrink
+sim: dev ## seeds of the simulator: SEEDS=N FIRST_SEED=M, JOBS at once, MINUTES at most; STATE=file goes on with a run
+	@$(NICE) $(BIN)/python -m fractal.sim --seeds $${SEEDS:-200} --first-seed $${FIRST_SEED:-0} --jobs $${JOBS:-2} \
+		--minutes $${MINUTES:-0} $${STATE:+--state $$STATE} --shrink
 
 stack: dev ## whole agents, real processes, real faults; the demo's acts and that they can fail
 	@$(PYTEST) tests/stack -q

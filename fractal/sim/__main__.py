@@ -3,64 +3,108 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import multiprocessing
 import sys
-from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
+from fractal.sim.totals import Totals
 from fractal.sim.world import Result, simulate
 
 SHOWN = 80
 """Lines of the timeline that are shown before the first violation, unless all were asked for."""
+SAVE_EVERY = 20
+"""Seeds after which a resumable run is noted."""
+FULL = 1000
+"""Seeds from which on a transition that was never reached is a failure."""
 
 
 def main() -> int:
-    """Exit code 0 if no seed violates anything."""
+    """Exit code 0 if no seed violates anything and, of many seeds, none left a transition unreached."""
+    options = _options()
+    only = tuple(int(n) for n in options.only.split(",")) if options.only else None
+    total = Totals.load(options.state, options.first_seed)
+    last = options.first_seed + options.seeds
+    began = time.monotonic()
+    for result in _results(range(total.next, last), only, options):
+        total.add(result)
+        if result.violations:
+            report(shrunk(result) if options.shrink else result, whole=options.timeline)
+        elif options.timeline:
+            _print("\n".join(result.timeline))
+        if total.next % SAVE_EVERY == 0:
+            total.save(options.state)
+    total.save(options.state)
+    _print("\n".join(total.lines()))
+    _print(f"this run: {time.monotonic() - began:.0f} s")
+    reached = total.kinds.total() < FULL or not total.unreached()
+    return 0 if reached and not total.failed else 1
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m fractal.sim", description=__doc__)
     parser.add_argument("--seeds", type=int, default=100, help="how many seeds to run")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of them")
     parser.add_argument("--jobs", type=int, default=1, help="processes at once")
+    parser.add_argument(
+        "--minutes", type=float, default=0.0, help="stop after so many minutes; 0: when all are done"
+    )
+    parser.add_argument(
+        "--state", type=Path, help="a file that keeps the sums: the same command goes on from there"
+    )
     parser.add_argument("--only", default="", help="keep only these faults, by number: 3,7,9")
     parser.add_argument("--shrink", action="store_true", help="look for the fewest faults that still fail")
     parser.add_argument("--timeline", action="store_true", help="print the whole timeline of every seed")
-    options = parser.parse_args()
-    only = tuple(int(n) for n in options.only.split(",")) if options.only else None
-    seeds = range(options.first_seed, options.first_seed + options.seeds)
-    failed = 0
-    total: Counter[str] = Counter()
-    seconds = 0.0
-    with ProcessPoolExecutor(max(1, options.jobs)) as pool:
-        for result in pool.map(_Run(only), seeds):
-            total += result.counts
-            seconds += result.seconds
-            if result.violations:
-                failed += 1
-                report(shrunk(result) if options.shrink else result, whole=options.timeline)
-            elif options.timeline:
-                _print("\n".join(result.timeline))
-    counts = ", ".join(f"{number} {what}" for what, number in sorted(total.items()))
-    _print(f"{len(seeds)} seeds, {seconds / 3600:.1f} simulated hours, {counts}; {failed} seeds failed")
-    return 1 if failed else 0
+    return parser.parse_args()
+
+
+def _results(seeds: range, only: tuple[int, ...] | None, options: argparse.Namespace) -> Iterator[Result]:
+    """Results in the order of their seeds, until time is up."""
+    end = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
+    work = _Run(only, timeline=options.timeline)
+    if options.jobs <= 1:
+        yield from itertools.takewhile(lambda _: time.monotonic() < end, map(work, seeds))
+        return
+    # A process is replaced now and then, as what a killed agent leaves behind is never cleaned up.
+    with multiprocessing.get_context("spawn").Pool(options.jobs, maxtasksperchild=100) as pool:
+        for result in pool.imap(work, seeds):
+            yield result
+            if time.monotonic() > end:
+                pool.terminate()
+                return
 
 
 class _Run:
     """One seed, in a process of the pool."""
 
-    def __init__(self, only: tuple[int, ...] | None) -> None:
+    def __init__(self, only: tuple[int, ...] | None, *, timeline: bool) -> None:
         self.only = only
+        self.timeline = timeline
 
     def __call__(self, seed: int) -> Result:
-        return simulate(seed, only=self.only)
+        result = simulate(seed, only=self.only)
+        # What nobody is going to print need not go from process to process.
+        return result if result.violations or self.timeline else replace(result, timeline=())
 
 
 def shrunk(result: Result) -> Result:
-    """The same kind of violation with as few faults as leaving out one after the other gives."""
+    """The same kind of violation with as few faults as leaving out halves, quarters ... and single ones gives."""
     kind = result.violations[0].partition(":")[0]
     best = result
-    for fault in reversed(result.faults):
-        fewer = [f.number for f in best.faults if f.number != fault.number]
-        tried = simulate(result.seed, only=fewer)
-        if any(v.startswith(f"{kind}:") for v in tried.violations):
-            best = tried
+    size = len(best.faults) // 2
+    while size >= 1:
+        at = 0
+        while at < len(best.faults):
+            fewer = [f.number for n, f in enumerate(best.faults) if not at <= n < at + size]
+            tried = simulate(result.seed, only=fewer)
+            if any(v.startswith(f"{kind}:") for v in tried.violations):
+                best = tried
+            else:
+                at += size
+        size //= 2
     return best
 
 

@@ -1,31 +1,36 @@
 """What must always hold, checked on what really happened in the simulated world, which no agent can see.
 
-I1 one runner, I2 one owner per epoch and one state per position, I3 what was reported as committed can be restored, I5 the app
-runs once faults have ended, I8 no move without need (docs/explanation/failover.md).
+The invariants I1 to I8 are those of docs/explanation/simulation.md.
 """
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import TYPE_CHECKING
 
 from fractal.agent.local import Local
 from fractal.api.canonical import decode
-from fractal.api.errors import FractalError
 from fractal.api.plain import from_plain
-from fractal.archive.archive import AppKeyring, Archive
-from fractal.archive.epochs import Epochs
 from fractal.archive.layout import parse_epoch_key
-from fractal.builtin.memory_store import MemoryStore, MemoryStoreConfig
-from fractal.core.chain import main_line
-from fractal.core.log import state_hash
-from fractal.core.model import Point
-from fractal.sim.volumes import SimSnapshotter, digest
+from fractal.core.log import DIAGNOSTIC, LOCAL, state_hash
+from fractal.core.model import GroupState, Point
+from fractal.sim.volumes import Files, digest
 
 if TYPE_CHECKING:
     from fractal.sim.machine import Machine
     from fractal.sim.processes import Tree
     from fractal.sim.world import World
+
+SHARED = [f.name for f in fields(GroupState) if f.name not in (*LOCAL, *DIAGNOSTIC)]
+"""Fields of the folded state that every reader of the same entries has alike."""
+SLACK_MS = 60.0
+"""By how much the figure "would lose" may be too small: what a clock of another rate and one pass of the loop make."""
+ZSTD = b"\x28\xb5\x2f\xfd"
+"""How a compressed frame begins."""
+LATELY = 45.0
+"""Seconds after a device was cut off for which losing its apps is no needless move."""
 
 
 class Truth:
@@ -37,7 +42,15 @@ class Truth:
         """(app, epoch) -> device that created the epoch."""
         self.committed: dict[tuple[str, Point], str] = {}
         """What was reported as committed -> digest of its content."""
-        self._hashes: dict[int, tuple[str, bytes]] = {}
+        self.counts: dict[tuple[str, Point], int] = {}
+        """The same -> value of the app's counter in it."""
+        self.deaths: dict[str, tuple[float, bool]] = {}
+        """App -> when its owner died, and whether a taker died too."""
+        self.takeovers: list[tuple[str, float]] = []
+        """("profile" or "profile, double", seconds from death to start)."""
+        self._states: dict[int, tuple[str, GroupState]] = {}
+        self.last: dict[str, GroupState] = {}
+        self._moved: set[tuple[str, int]] = set()
         self.checks = 0
 
     # --- I1 ------------------------------------------------------------------------------------------------------
@@ -47,48 +60,96 @@ class Truth:
         self.checks += 1
         if not tree.moving:
             return
-        for other in self._world.machines:
+        world = self._world
+        for other in world.machines:
             for run in other.guard.trees.values():
                 if run.app == tree.app and run is not tree and run.moving:
-                    self._world.wrong(
-                        "I1",
-                        f"app {tree.app[:4]} runs on {machine.name} at epoch {tree.epoch} and on {other.name} at epoch {run.epoch}",
-                    )
+                    self._overlap(machine, tree, other, run)
         owner = self.owners.get((tree.app, tree.epoch))
         if owner != machine.name:
-            self._world.wrong(
+            world.wrong(
                 "I2", f"app {tree.app[:4]} runs on {machine.name} at epoch {tree.epoch}, which is {owner}'s"
             )
+
+    def _overlap(self, machine: Machine, tree: Tree, other: Machine, run: Tree) -> None:
+        world = self._world
+        if world.waking(machine) or world.waking(other):
+            return  # `awake` looks again when the guard has had its time
+        text = (
+            f"app {tree.app[:4]} runs on {machine.name} at epoch {tree.epoch} and on {other.name} "
+            f"at epoch {run.epoch}"
+        )
+        bound = world.scene.overlap
+        if not bound:
+            world.wrong("I1", text)
+            return
+        world.say(None, f"OVERLAP {text}")
+        world.counts["overlaps under a lying server"] += 1
+
+        def still() -> None:
+            if tree.moving and run.moving:
+                world.wrong("I1", f"{text}, for more than {bound:.0f} s")
+
+        world.later(bound, still)
+
+    def awake(self, machine: Machine) -> None:
+        """A machine woke, and its guard has had its time."""
+        for tree in machine.guard.trees.values():
+            self.moved(machine, tree)
 
     # --- I2 ------------------------------------------------------------------------------------------------------
 
     def created(self, key: str, machine: Machine) -> None:
         """An object was created in the store."""
-        parsed = parse_epoch_key(self._world.group_id, key)
+        world = self._world
+        parsed = parse_epoch_key(world.group_id, key)
         if parsed is None:
             return
         what = "base of epoch" if parsed.base else "epoch"
-        self._world.say(machine, f"created {what} {parsed.epoch} of {parsed.app[:4]}")
-        if not parsed.base:
-            self.owners[parsed.app, parsed.epoch] = machine.name
-            self._world.counts["epochs"] += 1
+        world.say(machine, f"created {what} {parsed.epoch} of {parsed.app[:4]}")
+        if parsed.base:
+            return
+        world.counts["epochs"] += 1
+        if (parsed.app, parsed.epoch) in self.owners:
+            world.wrong("I2", f"epoch {parsed.epoch} of {parsed.app[:4]} was created twice")
+        self._needless(parsed.app, parsed.epoch, machine)
+        self.owners[parsed.app, parsed.epoch] = machine.name
+
+    def folded(self, machine: Machine) -> None:
+        """A device is about to read on: what it has folded so far is what everybody else has at that position."""
+        group = machine.group
+        if group is None:
+            return
+        state, last = group.state, self.last.get(machine.name)
+        if state is last or state.sealed_out or state.left or machine.name in self._world.network.lies:
+            return
+        self.last[machine.name] = state
+        self.checks += 1
+        if last is not None:
+            self._only_rises(machine, last, state)
+        name, other = self._states.setdefault(state.position, (machine.name, state))
+        if other is not state and any(getattr(other, f) != getattr(state, f) for f in SHARED):
+            self._world.wrong("I2", f"{machine.name} and {name} disagree at position {state.position}")
+        for app in state.apps.values():
+            real = self._world.device_id(self.owners.get((app.id, app.epoch), ""))
+            if app.owner and app.owner != real:
+                self._world.wrong("I2", f"{machine.name} takes a wrong owner of {app.name}@{app.epoch}")
+
+    def _only_rises(self, machine: Machine, before: GroupState, after: GroupState) -> None:
+        if after.position < before.position:
+            return  # another run of the agent, which folds again
+        for app in before.apps.values():
+            if after.apps[app.id].epoch < app.epoch:
+                self._world.wrong("I2", f"the epoch of {app.name} falls on {machine.name}")
 
     def states(self) -> None:
-        """Equal positions have equal hashes; whom the log calls an owner is who created the epoch."""
-        for machine in self._world.machines:
-            group = machine.group
-            if group is None:
-                continue
+        """What is compared field by field at every read, now as the hash that checkpoints state."""
+        hashes: dict[int, tuple[str, bytes]] = {}
+        for name, state in self.last.items():
             self.checks += 1
-            state = group.state
-            hashed = state_hash(state)
-            name, other = self._hashes.setdefault(state.position, (machine.name, hashed))
-            if other != hashed:
-                self._world.wrong("I2", f"{machine.name} and {name} disagree at position {state.position}")
-            for app in state.apps.values():
-                real = self._world.device_id(self.owners.get((app.id, app.epoch), ""))
-                if app.owner and app.owner != real:
-                    self._world.wrong("I2", f"{machine.name} takes a wrong owner of {app.name}@{app.epoch}")
+            known, other = hashes.setdefault(state.position, (name, state_hash(state)))
+            if other != state_hash(state):
+                self._world.wrong("I2", f"{name} and {known} hash position {state.position} differently")
 
     # --- I3 ------------------------------------------------------------------------------------------------------
 
@@ -107,72 +168,95 @@ class Truth:
                 continue
             self.checks += 1
             now = digest(held)
+            self.counts[app, point] = int(held.get("count", "0"))
             if self.committed.setdefault((app, point), now) != now:
                 self._world.wrong(
                     "I3", f"{machine.name} holds another {point.epoch}.{point.number} of {app[:4]}"
                 )
 
+    def local(self, machine: Machine, app: str) -> Local:
+        """What the device durably knows of an app."""
+        stored = machine.notes.get(f"app/{self._world.group_id}/{app}")
+        return from_plain(Local, decode(stored)) if stored else Local()
+
     def root_deleted(self, machine: Machine, volume: str) -> None:
         """A root may be deleted only if a snapshot holds all that is in it."""
         root = machine.disk.roots.get(volume)
-        if root is not None and root not in machine.disk.held.get(volume, {}).values():
+        self.checks += 1
+        if machine.removed or root is None or root in machine.disk.held.get(volume, {}).values():
+            return
+        if root not in self._stored(volume.rpartition(".")[2]):
             self._world.wrong("I3", f"{machine.name} deleted work that no snapshot holds")
 
-    async def restorable(self, app: str) -> None:
-        """Every committed snapshot lies on the main line of the highest epoch and restores bit for bit."""
-        world = self._world
-        auditor = world.auditor
-        store = MemoryStore(MemoryStoreConfig(objects=world.network.objects))
-        owners = {e: world.device_id(name) for (a, e), name in self.owners.items() if a == app}
-        archive = Archive(
-            group=world.group_id,
-            app=app,
-            store=store,
-            keys=auditor.keys,
-            app_keys=AppKeyring(
-                generation=1, public=world.app_public(app), secrets={1: world.app_secret(app)}
-            ),
-            group_key=world.group_key,
-            sign_key_of=world.sign_key_of,
-            clock=auditor.clock,
-            entropy=auditor.entropy,
-            workers=world.workers,
-            spool=auditor.folder / app,
-            notes=auditor.notes,
-            owner_of=owners.get,
-        )
-        epochs = Epochs(
-            group=world.group_id,
-            store=store,
-            keys=auditor.keys,
-            group_key=world.group_key,
-            sign_key_of=world.sign_key_of,
-            clock=auditor.clock,
-            entropy=auditor.entropy,
-        )
-        points = (await archive.timeline()).points
-        bases = {e: b for e in sorted(owners) if (b := await epochs.base(app, e)) is not None}
-        line = set(main_line(points, bases, max(owners, default=0)))
-        snapshotter = SimSnapshotter(auditor)
-        for (of, point), expected in sorted(self.committed.items()):
-            if of != app:
+    def _stored(self, app: str) -> list[Files]:
+        """Contents of the app's snapshots anywhere."""
+        volume = self._world.volume(app)
+        return [f for m in self._world.machines for f in m.disk.held.get(volume, {}).values()]
+
+    def snapshot_deleted(self, machine: Machine, volume: str, name: str) -> None:
+        """A snapshot that still waits to be stored must not go."""
+        self.checks += 1
+        app = volume.rpartition(".")[2]
+        if machine.removed or machine is self._world.auditor:
+            return
+        if name in {q.name for q in self.local(machine, app).queue}:
+            self._world.wrong(
+                "I3", f"{machine.name} deleted snapshot {name} of {app[:4]} before it was stored"
+            )
+
+    def deleted(self, key: str, machine: Machine) -> None:
+        """An object of the store was deleted."""
+        self._world.counts["objects collected"] += 1
+        self._world.say(machine, f"deleted {key.rpartition('/')[2][:12]}")
+
+    # --- I4 ------------------------------------------------------------------------------------------------------
+
+    def ages(self, machine: Machine) -> None:
+        """The figure "would lose" of every app that the device runs is not smaller than the truth."""
+        group = machine.group
+        if group is None:
+            return
+        now = self._world.loop.time()
+        for app, job in group.jobs.items():
+            volume = self._world.volume(app)
+            root = machine.disk.roots.get(volume)
+            if root is None or not job.owns or job.facts.now.root != job.app.epoch:
                 continue
+            machine.disk.settle(volume)
+            committed = job.facts.now.committed
+            known = 0 if committed is None else self.counts.get((app, committed), 0)
+            safe = max(known, machine.disk.begun.get(volume, 0))
+            first = machine.disk.written.get(volume, {}).get(safe + 1)
+            if first is None or int(root.get("count", "0")) <= safe:
+                continue
+            said, truth = job.saver.would_lose(), 1000 * (now - first) * min(1.0, machine.clock.rate)
             self.checks += 1
-            name = f"{point.epoch}.{point.number}"
-            if point not in line:
-                world.wrong("I3", f"committed snapshot {name} of {app[:4]} is not on the main line")
-                continue
-            try:
-                await archive.restore(
-                    point, snapshotter=snapshotter, volume=app, name_of=lambda p: f"p-{p.epoch}-{p.number}"
+            if 0 <= said < truth - SLACK_MS and not self._world.stepped(machine):
+                self._world.wrong(
+                    "I4",
+                    f"{machine.name} says that {app[:4]} would lose {said} ms, and it would lose {truth:.0f} ms",
                 )
-            except FractalError as error:
-                world.wrong("I3", f"committed snapshot {name} of {app[:4]}: {error}")
-                continue
-            if digest(auditor.disk.held[app][f"p-{point.epoch}-{point.number}"]) != expected:
-                world.wrong("I3", f"committed snapshot {name} of {app[:4]} restores to something else")
 
     # --- I5, I8 --------------------------------------------------------------------------------------------------
+
+    def died(self, machine: Machine) -> None:
+        """A device died for so long that its apps must move: from now on their takeover is timed."""
+        now = self._world.loop.time()
+        for app in self._world.apps:
+            began, _ = self.deaths.get(app, (now, False))
+            if app in self.deaths:
+                self.deaths[app] = (began, True)
+            elif any(t.app == app and t.moving for t in machine.guard.trees.values()):
+                self.deaths[app] = (now, False)
+
+    def starting(self, app: str) -> None:
+        """A device has the right to run the app and begins to start it."""
+        if app in self.deaths:
+            began, double = self.deaths.pop(app)
+            kind = f"{self._world.profile}, double" if double else self._world.profile
+            took = self._world.loop.time() - began
+            self.takeovers.append((kind, took))
+            self._world.say(None, f"takeover of {app[:4]} ({kind}): {took:.1f} s")
 
     def running(self, app: str) -> bool:
         """Whether the app runs anywhere, un-frozen."""
@@ -185,9 +269,57 @@ class Truth:
             if not self.running(app) and not self._world.excused(app):
                 self._world.wrong("I5", f"app {app[:4]} does not run {self._world.why_not(app)}")
 
+    def _needless(self, app: str, epoch: int, machine: Machine) -> None:
+        """Counted, not forbidden outside gentle seeds: a healthy, connected owner loses an app that nobody wanted elsewhere."""
+        world = self._world
+        before = self.owners.get((app, epoch - 1), "")
+        owner = next((m for m in world.machines if m.name == before), None)
+        known = machine.group.state.apps.get(app) if machine.group is not None else None
+        if owner is None or owner is machine or known is None or known.release is not None:
+            return
+        if owner.removed or owner.asleep or owner.lost or owner.life is None or owner.life.frozen:
+            return
+        healthy = any(t.app == app and t.moving for t in owner.guard.trees.values())
+        apart = world.loop.time() - world.cut_at.get(owner.name, -LATELY) < LATELY
+        stormy = world.network.weather.loss or world.network.weather.slow or world.network.lies
+        if healthy and not apart and not stormy:
+            world.counts["needless moves"] += 1
+            world.say(owner, f"loses {app[:4]} without need")
+
     def unmoved(self) -> None:
         """Nothing happened that is a reason to move an app."""
         for (app, epoch), device in sorted(self.owners.items()):
             self.checks += 1
             if epoch > 1:
                 self._world.wrong("I8", f"{device} took app {app[:4]} at epoch {epoch} without need")
+
+    # --- I7 ------------------------------------------------------------------------------------------------------
+
+    def left(self, payload: bytes) -> None:
+        """Bytes left a device: nothing of an app, a secret or a name is readable in them."""
+        self.checks += 1
+        if (at := payload.find(ZSTD)) >= 0:
+            payload += unpacked(payload[at:])
+        for word in self._world.secrets:
+            if word in payload:
+                self._world.wrong("I7", f"{word!r} left a device in clear")
+
+
+def unpacked(data: bytes) -> bytes:
+    """What a compressed frame holds; nothing if it is none."""
+    import zstandard
+
+    try:
+        return zstandard.ZstdDecompressor().decompressobj().decompress(data)
+    except zstandard.ZstdError:
+        return b""
+
+
+def in_base64(word: bytes) -> tuple[bytes, ...]:
+    """What is seen of a word in base64 text, wherever it begins there."""
+    found = []
+    for before in range(3):
+        text = base64.urlsafe_b64encode(bytes(before) + word).rstrip(b"=")
+        first, last = -(-8 * before // 6), (before + len(word)) * 8 // 6
+        found.append(text[first:last])
+    return tuple(found)

@@ -34,6 +34,10 @@ class Life:
     name: str
     dead: bool = False
     frozen: bool = False
+    asleep: float | None = None
+    """Since when its machine sleeps: its timers stand still meanwhile, as those of asyncio do on CLOCK_MONOTONIC."""
+    stopped: list[tuple[float, int, _Handle | asyncio.Future[None]]] = field(default_factory=list)
+    """Timers that would have gone off while the machine slept."""
     held: list[_Handle] = field(default_factory=list)
     """What would have run while it was frozen; kept for ever once it is dead, as a killed program cleans nothing up."""
 
@@ -98,7 +102,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def __init__(self) -> None:
         self._now = 0.0
         self._ready: deque[_Handle] = deque()
-        self._timers: list[tuple[float, int, _Handle | asyncio.Future[None]]] = []
+        self._timers: list[tuple[float, int, _Handle | asyncio.Future[None], Life | None]] = []
         self._order = itertools.count()
         self._closed = False
         self.steps = 0
@@ -146,8 +150,10 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             raise Stuck("no timer is left")
         self._now = now = max(self._now, timers[0][0])
         while timers and timers[0][0] <= now:
-            due = heapq.heappop(timers)[2]
-            if isinstance(due, _Handle):
+            when, order, due, life = heapq.heappop(timers)
+            if life is not None and life.asleep is not None:
+                life.stopped.append((when, order, due))
+            elif isinstance(due, _Handle):
                 if not due.dropped:
                     ready.append(due)
             elif not due.done():
@@ -159,10 +165,22 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         held, life.held = life.held, []
         self._ready.extend(held)
 
+    def wake(self, life: Life) -> None:
+        """Its machine wakes: every timer goes off as much later as the sleep was long; whatever else came runs now."""
+        if life.asleep is None:
+            return
+        slept, life.asleep = self._now - life.asleep, None
+        moved = [t if t[3] is not life else (t[0] + slept, *t[1:]) for t in self._timers]
+        moved += [(when + slept, order, due, life) for when, order, due in life.stopped]
+        life.stopped = []
+        heapq.heapify(moved)
+        self._timers = moved
+        self.thaw(life)
+
     def until(self, when: float) -> asyncio.Future[None]:
         """Done at that time: what a sleep waits for."""
         future: asyncio.Future[None] = _Future(loop=self)
-        heapq.heappush(self._timers, (when, next(self._order), future))
+        heapq.heappush(self._timers, (when, next(self._order), future, LIFE.get()))
         return future
 
     # --- what asyncio calls ---
@@ -196,7 +214,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.TimerHandle:
         """As in asyncio."""
         timer: Any = _Handle(callback, args, context, when)
-        heapq.heappush(self._timers, (when, next(self._order), timer))
+        heapq.heappush(self._timers, (when, next(self._order), timer, timer.life))
         return cast("asyncio.TimerHandle", timer)
 
     def create_future(self) -> asyncio.Future[Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from fractal.agent.notes import MemoryNotes
 from fractal.api.authority import Answer, AuthorityBackend, Issued
 from fractal.api.context import Completed, Context
 from fractal.api.coordination import CoordinationBackend
-from fractal.api.errors import FractalError, NotSupported
+from fractal.api.errors import BackendError, FractalError, NotSupported
 from fractal.api.events import Event
 from fractal.api.runtime import RuntimeBackend
 from fractal.api.snapshot import SnapshotBackend
@@ -27,13 +27,15 @@ from fractal.api.transport import Link, TransportBackend
 from fractal.builtin.self_signed_config import SelfSignedConfig
 from fractal.config.model import Chosen, Device, DeviceConfig
 from fractal.core.entries import Entry
+from fractal.core.model import DeviceRole
 from fractal.crypto.keys import DeviceKeys
 from fractal.guard.client import GuardClient
 from fractal.plugins import Plugins
 from fractal.shell.outside import SystemOutside
+from fractal.sim.log_server import SimCoordinator
 from fractal.sim.loop import LIFE, Crashed, Life, VirtualLoop
-from fractal.sim.network import SimCoordinator, SimStore
 from fractal.sim.processes import SimGuard, SimGuardClient, SimRuntime
+from fractal.sim.store_server import SimStore
 from fractal.sim.volumes import Disk, SimSnapshotter
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 WALL_START = 1_750_000_000_000
+WAKING = 0.35
+"""Seconds after a machine woke within which its guard has looked and frozen what has no proof (docs/explanation/failover.md)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +59,8 @@ class DeviceClock:
         self._loop = loop
         self.rate = rate
         self.booted = 0.0
+        self.slept = 0.0
+        """Seconds of sleep since boot: CLOCK_MONOTONIC would not have them."""
         self.step_ms = 0
 
     def boottime(self) -> float:
@@ -103,11 +109,26 @@ class SimNotes(MemoryNotes):
     def __init__(self, machine: Machine) -> None:
         super().__init__()
         self._machine = machine
+        self._parts: dict[str, dict[str, bytes]] = {}
+        """By what stands before the first slash, as scans are many and notes too."""
+
+    def scan(self, prefix: str) -> list[tuple[str, bytes]]:
+        """As `Notes.scan`."""
+        part = self._parts.get(prefix.partition("/")[0], {})
+        return sorted((key, value) for key, value in part.items() if key.startswith(prefix))
 
     def write(self, changes: Mapping[str, bytes | None]) -> None:
         """As `Notes.write`."""
         self._machine.moment("note")
+        if self._machine.notes_full > 0:
+            raise BackendError("the agent's notes: no space left on device", retryable=True)
         super().write(changes)
+        for key, value in changes.items():
+            parts = self._parts.setdefault(key.partition("/")[0], {})
+            if value is None:
+                parts.pop(key, None)
+            else:
+                parts[key] = bytes(value)
         self._machine.world.truth.noted(self._machine, changes)
         self._machine.moment("note")
 
@@ -115,9 +136,12 @@ class SimNotes(MemoryNotes):
 class SimTransport:
     """A `Transport` that leads nowhere."""
 
+    def __init__(self, canary: str) -> None:
+        self._canary = canary
+
     def contact(self) -> Mapping[str, str]:
-        """None."""
-        return {}
+        """Something that only the group may read."""
+        return {"canary": self._canary}
 
     async def serve(self, gateways: object, routes: object) -> None:
         """Nothing."""
@@ -173,7 +197,7 @@ class SimPlugins(Plugins):
 
     def transport(self, name: str) -> TransportBackend[Any]:
         """None to speak of."""
-        return self._record(TransportBackend, lambda _: SimTransport())
+        return self._record(TransportBackend, lambda _: SimTransport(self._machine.world.canary))
 
     def coordinator(self, name: str) -> CoordinationBackend[Any]:
         """The log."""
@@ -205,10 +229,22 @@ class Machine:
         self.agent: Agent | None = None
         self.fuse: tuple[str, int] | None = None
         """(kind of moment, how many of them) until it crashes."""
+        self.doomed = 0.0
+        """The fuse is one of the whole machine, which stays off for so many seconds; 0: only the agent's."""
         self.down = 0
         """How many faults want it to be off."""
         self.lost = False
         """It never comes back."""
+        self.removed = False
+        """Somebody put it out of the group, or it left."""
+        self.founder = True
+        """It was there from the beginning."""
+        self.disk_full = 0
+        self.notes_full = 0
+        self.slow_disk = 0
+        self.asleep = 0
+        """How many faults keep it suspended."""
+        self.woke = float("-inf")
 
     @property
     def id(self) -> str:
@@ -253,6 +289,12 @@ class Machine:
                 await agent.run()
         except asyncio.CancelledError:
             self.world.say(self, "agent ended in order")
+        except FractalError as error:
+            # As a service manager does. Only a disk that is full is a reason to end like this.
+            self.world.say(self, f"agent failed: {error}")
+            if self.notes_full <= 0:
+                self.world.wrong("agent", f"{self.name}: the agent died: {error!r}")
+            self.world.later(5.0, self.revive)
         except Exception as error:  # outermost: an agent that dies by itself is what the simulation looks for
             self.world.wrong("agent", f"{self.name}: the agent died: {error!r}")
         life.dead = True
@@ -269,17 +311,52 @@ class Machine:
             if self.fuse[1] <= 0:
                 self.fuse = None
                 self.world.say(self, f"killed at {kind}")
+                if self.doomed:
+                    self._dies_too()
+                    raise Crashed
                 self.kill()
                 self.world.later(
                     self.world.random.uniform(0.3, self.world.random.choice((2.0, 25.0))), self.revive
                 )
                 raise Crashed
 
+    def _dies_too(self) -> None:
+        """The second of a double failure: nobody after it."""
+        self.power_off()
+        self.world.later(self.doomed, self.revive)
+        for app in self.world.truth.deaths:
+            self.world.truth.deaths[app] = (self.world.truth.deaths[app][0], True)
+        for machine in self.world.machines:
+            machine.fuse, machine.doomed = None, 0.0
+
     def kill(self) -> None:
         """SIGKILL of the agent: guard and containers go on."""
         if self.life is not None:
             self.life.dead = True
         self.agent = None
+
+    def sleep(self) -> None:
+        """Suspend the machine: agent, guard and apps stop at once; CLOCK_BOOTTIME goes on, timers do not."""
+        self.asleep += 1
+        if self.asleep > 1:
+            return
+        self.world.say(self, "falls asleep")
+        self.guard.sleep()
+        if self.life is not None and not self.life.dead and self.life.asleep is None:
+            self.life.asleep, self.life.frozen = self.world.loop.time(), True
+
+    def wake(self) -> None:
+        """The machine goes on."""
+        self.asleep -= 1
+        if self.asleep > 0:
+            return
+        self.world.say(self, "wakes")
+        self.woke = self.world.loop.time()
+        self.guard.wake()
+        if self.life is not None:
+            self.clock.slept += self.woke - (self.woke if self.life.asleep is None else self.life.asleep)
+            self.world.loop.wake(self.life)
+        self.world.later(WAKING, self.world.truth.awake, self)
 
     def power_off(self) -> None:
         """Everything of this device dies; its disk stays."""
@@ -288,6 +365,9 @@ class Machine:
 
     def revive(self) -> None:
         """Start the agent if it is off and nothing else keeps it off."""
+        if self.asleep > 0:
+            self.world.later(1.0, self.revive)
+            return
         if (self.life is None or self.life.dead) and not self.down and not self.lost:
             if self.guard.dead:
                 self.clock.booted = self.world.loop.time()
@@ -296,21 +376,31 @@ class Machine:
     def act(self, what: str, make: Callable[[GroupAgent], Entry | None]) -> None:
         """Let somebody say something through this device's agent."""
         group = self.group
-        life = self.life
-        if group is None or life is None:
-            return
-        entry = make(group)
-        if entry is None:
+        entry = make(group) if group is not None else None
+        if group is None or entry is None:
             return
 
         async def say() -> None:
-            with suppress(FractalError):
-                await group.journal.append(entry)
+            await group.journal.append(entry)
+
+        self.run(what, say)
+
+    def run(self, what: str, work: Callable[[], Coroutine[Any, Any, object]]) -> None:
+        """Let somebody use this device's agent for something, which may fail and ends with the agent."""
+        life = self.life
+        if life is None or life.dead:
+            return
+
+        async def tried() -> None:
+            try:
+                await work()
+            except FractalError as error:
+                self.world.say(self, f"{what}: {error}")
 
         context = copy_context()
         context.run(LIFE.set, life)
         self.world.say(self, what)
-        self.world.keep(self.world.loop.create_task(say(), context=context))
+        self.world.keep(self.world.loop.create_task(tried(), context=context))
 
     def goodbye(self) -> None:
         """The orderly end of the agent: it hands its apps over."""
@@ -358,7 +448,7 @@ class Machine:
                 name=self.name,
                 state_dir=self.folder,
                 runtime_dir=self.folder / "run",
-                roles=frozenset(),
+                roles=frozenset({DeviceRole.HOST}),
             ),
             runtime=chosen,
             snapshot=chosen,

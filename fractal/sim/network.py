@@ -7,25 +7,24 @@ is another journey. So a write may happen late, or happen and look failed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from contextvars import Context
-from dataclasses import dataclass, field
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fractal.api.context import Context as BackendContext
-from fractal.api.coordination import Page, Signal
 from fractal.api.errors import Ambiguous, BackendError, FractalError
-from fractal.api.store import ObjectInfo, Store
-from fractal.builtin.memory_log import MemoryCoordinator, MemoryHub
-from fractal.builtin.memory_store import MemoryObjects, MemoryStore, MemoryStoreConfig
+from fractal.builtin.log_limits import check_entry
+from fractal.builtin.memory_log import MemoryHub
+from fractal.builtin.memory_store import MemoryObjects
+from fractal.sim.log_server import Lie
 from fractal.sim.loop import VirtualLoop
+from fractal.sim.weather import APPENDS, LOG, SIGNALS, STORE, Weather
 
 if TYPE_CHECKING:
+    from fractal.sim.invariants import Truth
     from fractal.sim.machine import Machine
 
 T = TypeVar("T")
-LOG, STORE, SIGNALS, APPENDS = "log", "store", "signals", "appends"
 HANG = 45.0
 """Seconds after which a connection that says nothing is given up by the network itself."""
 
@@ -41,39 +40,35 @@ def at_once(work: Coroutine[Any, Any, T]) -> T:
     raise AssertionError("a memory backend waited")
 
 
-@dataclass(slots=True)
-class Weather:
-    """What is wrong with the network now. Counts, because faults overlap."""
-
-    cut: dict[tuple[str, str], int] = field(default_factory=dict)
-    """(device, service) -> how many faults keep them apart."""
-    loss: float = 0.0
-    """Probability that a request or an answer is lost."""
-    slow: float = 0.0
-    """Probability of a delay out of a heavy tail."""
-    lying: float = 0.0
-    """Probability that a write succeeds and looks timed out."""
-    late: dict[str, float] = field(default_factory=dict)
-    """Devices to which answers take about so many seconds."""
-    muted: dict[str, int] = field(default_factory=dict)
-    """Devices whose signals are lost."""
-
-    def apart(self, device: str, service: str) -> bool:
-        """Whether nothing gets through."""
-        return self.cut.get((device, service), 0) > 0
-
-
 class Network:
     """Carries calls between devices and the two servers."""
 
-    def __init__(self, loop: VirtualLoop, random: Random) -> None:
+    def __init__(self, loop: VirtualLoop, random: Random, truth: Truth) -> None:
         self._loop = loop
-        self._random = random
+        self._random = self.random = random
+        self.truth = truth
+        self.now = loop.time
+        self.at_once = at_once
         self._outside = Context()
         """Belongs to no program: a request under way survives whoever sent it."""
         self.weather = Weather()
         self.hub = MemoryHub()
         self.objects = MemoryObjects()
+        self.lies: dict[str, Lie] = {}
+        """Device -> what the log's server makes it believe."""
+        self.log_lag = 0.0
+        """Seconds by which reads of the log may lag, as its server declares."""
+        self.store_lag = 0.0
+        """The same of listings of the store."""
+        self.excess_lag = 0.0
+        """Seconds by which the store's listings lag more than it declares."""
+        self.created: dict[str, float] = {}
+        """Key -> when it was created."""
+        self.listed: dict[str, set[str]] = {}
+        """Device -> keys that some listing showed it."""
+        self.remember_listed = False
+        self._appended: list[float] = []
+        self._before = 0
         self.waiting: list[asyncio.Future[None]] = []
         """Long polls at the log's server."""
 
@@ -93,6 +88,13 @@ class Network:
         machine.moment(service)
         answer: asyncio.Future[T] = self._loop.create_future()
         quick = self._random.random() < 0.5
+        if writes and service == STORE and self._random.random() < self.weather.belated:
+            # Given up by whoever sent it; the server carries it out later nevertheless.
+            self._later(self._random.uniform(3.0, 60.0), self._carry_out, effect)
+            self._later(self._random.choice((1.0, 8.0)), self._fail, answer, "timed out", ambiguous=True)
+            return await answer
+        if self.weather.twice and self._random.random() < self.weather.twice:
+            self._later(self._random.uniform(0.1, 20.0), self._carry_out, effect)
         mute = writes and service == LOG and self.weather.apart(machine.name, APPENDS)
         if mute or self.weather.apart(machine.name, service) or self._lost():
             self._later(1.0 if quick else HANG, self._fail, answer, "no connection", ambiguous=False)
@@ -121,7 +123,17 @@ class Network:
             self._later(wait, self._fail, answer, "timed out", ambiguous=writes)
             return
         late = self.weather.late.get(machine.name, 0.0) * self._random.uniform(0.8, 1.0)
+        if service == LOG:
+            late += self.weather.slow_log * self._random.random()
+        elif service == STORE:
+            late += self.weather.slow_store * self._random.random()
         self._later(self.delay() + late, self._tell, answer, result)
+
+    def _carry_out(self, effect: Callable[[], Any]) -> None:
+        try:
+            effect()
+        except FractalError:
+            return  # nobody waits for the answer
 
     def _later(self, delay: float, callback: Callable[..., None], *arguments: Any, **named: Any) -> None:
         self._loop.call_later(delay, lambda: callback(*arguments, **named), context=self._outside)
@@ -136,6 +148,51 @@ class Network:
 
     def _fail(self, answer: asyncio.Future[T], why: str, *, ambiguous: bool) -> None:
         self._raise(answer, Ambiguous(why) if ambiguous else BackendError(why, retryable=True))
+
+    def snare(self, machine: Machine) -> None:
+        """Cut a device off from everything, for as long as somebody wished."""
+        seconds = self.weather.snares.pop(machine.name)
+        for service in (LOG, STORE, SIGNALS):
+            pair = (machine.name, service)
+            self.weather.cut[pair] = self.weather.cut.get(pair, 0) + 1
+            self._later(seconds, self._heal, pair)
+
+    def _heal(self, pair: tuple[str, str]) -> None:
+        self.weather.cut[pair] -= 1
+
+    # --- the log ---
+
+    def append(self, hub: MemoryHub, address: str, token: str, entry: bytes) -> None:
+        """One entry more; nothing if its token is known."""
+        log = hub.log(address)
+        check_entry(entry)
+        if token in log.tokens:
+            return
+        log.tokens.add(token)
+        log.entries.append(bytes(entry))
+        self.truth.left(entry)
+        if hub is self.hub:
+            self._appended.append(self.now())
+        self.grown()
+
+    def appended(self, index: int) -> float:
+        """When the entry at that index came."""
+        index -= self._before
+        return self._appended[index] if index >= 0 else 0.0
+
+    def begin_with(self, entries: list[bytes], address: str) -> None:
+        """The log's past."""
+        self.hub.log(address).entries.extend(entries)
+        self._before = len(entries)
+
+    def fork(self, address: str) -> MemoryHub:
+        """A second log with the same past."""
+        hub = MemoryHub()
+        hub.create(address.partition("#")[2])
+        real, other = self.hub.log(address), hub.log(address)
+        other.entries.extend(real.entries)
+        other.tokens.update(real.tokens)
+        return hub
 
     # --- long polls ---
 
@@ -152,108 +209,3 @@ class Network:
         self.waiting.append(future)
         self._later(seconds, self._tell, future, None)
         return future
-
-
-class SimCoordinator(MemoryCoordinator):
-    """A `Coordinator` at the other end of the network."""
-
-    def __init__(self, context: BackendContext, machine: Machine) -> None:
-        super().__init__(context, machine.world.network.hub)
-        self._machine = machine
-        self._network = machine.world.network
-
-    async def append(self, address: str, token: str, entry: bytes) -> None:
-        """Append at the server."""
-
-        def effect() -> None:
-            at_once(super(SimCoordinator, self).append(address, token, entry))
-            self._network.grown()
-
-        await self._network.call(self._machine, LOG, effect, writes=True)
-
-    async def read(self, address: str, after: str | None, *, limit: int = 500, wait: float = 0.0) -> Page:
-        """Read at the server, which holds the request while there is nothing new."""
-        end: float | None = None
-
-        def effect() -> Page | asyncio.Future[None]:
-            nonlocal end
-            now = self._machine.world.loop.time()
-            end = now + wait if end is None else end
-            page = at_once(super(SimCoordinator, self).read(address, after, limit=limit))
-            return page if page.entries or now >= end else self._network.patience(end - now)
-
-        page = await self._network.call(self._machine, LOG, effect)
-        assert isinstance(page, Page)
-        return page
-
-    async def signal(self, address: str, payload: bytes, *, to: str | None = None) -> None:
-        """Send, unless the device is muted."""
-
-        def effect() -> None:
-            if not self._network.weather.muted.get(self._machine.name):
-                at_once(super(SimCoordinator, self).signal(address, payload, to=to))
-
-        await self._network.call(self._machine, SIGNALS, effect)
-
-    async def signals(self, address: str) -> Sequence[Signal]:
-        """What arrived."""
-        return await self._network.call(
-            self._machine, SIGNALS, lambda: at_once(super(SimCoordinator, self).signals(address))
-        )
-
-
-class SimStore(Store):
-    """A `Store` at the other end of the network."""
-
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-        self._network = machine.world.network
-        self._store = MemoryStore(MemoryStoreConfig(objects=self._network.objects))
-
-    @property
-    def staleness(self) -> float:
-        """None."""
-        return 0.0
-
-    @property
-    def fencing(self) -> bool:
-        """As the memory store's."""
-        return True
-
-    async def put_new(self, key: str, data: bytes | AsyncIterator[bytes]) -> None:
-        """Create at the server, all or nothing."""
-        whole = data if isinstance(data, bytes) else b"".join([chunk async for chunk in data])
-
-        def effect() -> None:
-            at_once(self._store.put_new(key, whole))
-            self._machine.world.truth.created(key, self._machine)
-
-        self._machine.moment(f"put {key}")
-        await self._network.call(self._machine, STORE, effect, writes=True)
-        self._machine.moment(f"put {key}")
-
-    async def get(self, key: str, *, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
-        """The whole range in one answer."""
-
-        async def read() -> list[bytes]:
-            return [c async for c in self._store.get(key, offset=offset, length=length)]
-
-        for chunk in await self._network.call(self._machine, STORE, lambda: at_once(read())):
-            yield chunk
-
-    async def head(self, key: str) -> ObjectInfo:
-        """Size."""
-        return await self._network.call(self._machine, STORE, lambda: at_once(self._store.head(key)))
-
-    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
-        """One answer, true when the server gave it."""
-
-        async def read() -> list[ObjectInfo]:
-            return [i async for i in self._store.list(prefix)]
-
-        for info in await self._network.call(self._machine, STORE, lambda: at_once(read())):
-            yield info
-
-    async def delete(self, key: str) -> None:
-        """Delete at the server."""
-        await self._network.call(self._machine, STORE, lambda: at_once(self._store.delete(key)), writes=True)

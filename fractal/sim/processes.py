@@ -36,6 +36,8 @@ class Tree:
     frozen: bool = True
     final: bool = False
     paused: bool = False
+    asleep: bool = False
+    """Its machine sleeps."""
     deadline: float = 0.0
     started: float = 0.0
     writes: int = 0
@@ -45,7 +47,7 @@ class Tree:
     @property
     def moving(self) -> bool:
         """Whether its processes compute at this instant."""
-        return self.alive and not self.frozen and not self.paused
+        return self.alive and not self.frozen and not self.paused and not self.asleep
 
 
 class SimGuard:
@@ -55,6 +57,7 @@ class SimGuard:
         self._machine = machine
         self.trees: dict[str, Tree] = {}
         self.dead = False
+        self.asleep = False
 
     def _watch(self, tree: Tree) -> None:
         """Look again when the deadline has passed: at most 0.2 s late, as a loaded machine may be."""
@@ -64,14 +67,32 @@ class SimGuard:
         self._machine.world.later(max(0.0, delay), self._look, tree)
 
     def _look(self, tree: Tree) -> None:
-        if self.dead or tree.frozen:
+        if self.dead or tree.frozen or self.asleep:
             return
         if self._machine.clock.boottime() < tree.deadline:
             self._watch(tree)
             return
         self.halt(tree)
+        self._machine.world.counts["guard: froze"] += 1
         if tree.alive:
             self._machine.world.say(self._machine, f"guard froze {tree.app[:4]} at epoch {tree.epoch}")
+
+    def sleep(self) -> None:
+        """The machine is suspended: nothing here computes any more."""
+        self.asleep = True
+        for tree in self.trees.values():
+            self._machine.disk.app_writes(tree)
+            tree.asleep = True
+
+    def wake(self) -> None:
+        """The machine goes on, with the apps as they were; the guard looks within its interval of 0.1 s, or a little later."""
+        self.asleep = False
+        world = self._machine.world
+        for tree in self.trees.values():
+            tree.asleep = False
+            tree.written = world.loop.time()
+            if not tree.frozen:
+                world.later(world.random.uniform(0.0, 0.3), self._look, tree)
 
     def halt(self, tree: Tree) -> None:
         """Freeze."""
@@ -83,6 +104,7 @@ class SimGuard:
         tree.deadline = max(tree.deadline, deadline)
         if tree.frozen:
             tree.frozen = False
+            self._machine.world.counts["guard: thawed"] += 1
             tree.written = self._machine.world.loop.time()
             self._machine.world.truth.moved(self._machine, tree)
             self._watch(tree)
@@ -108,7 +130,7 @@ class SimGuardClient(GuardClient):
         await self._machine.clock.sleep(self._machine.world.random.uniform(0.001, 0.02))
         self._machine.moment("guard")
         self._guard = self._machine.guard
-        if self._guard.dead:
+        if self._guard.dead or self._guard.asleep:
             raise Unreachable("guard: no answer in time")
         return self._guard
 
@@ -197,7 +219,10 @@ class SimRuntime:
 
     async def start(self, run: AppRun) -> None:
         """Start the processes. Raises BackendError while the run is frozen or unknown."""
+        self._machine.world.truth.starting(run.app)
         await self._work(0.05, 0.5)
+        if (self._machine.name, run.app) in self._machine.world.broken:
+            raise BackendError(f"{run.key}: the image is not one for this machine")
         tree = self._tree(run.key)
         if tree is None or tree.frozen:
             raise BackendError(f"{run.key}: frozen by the guard; it starts only with proof", retryable=True)

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fractal.api.errors import Conflict, Corrupt, NotFound
+from fractal.api.errors import BackendError, Conflict, Corrupt, NotFound
 from fractal.api.snapshot import Snapshot, Usage
 
 if TYPE_CHECKING:
@@ -33,6 +33,10 @@ class Disk:
         self._machine = machine
         self.roots: dict[str, Files] = {}
         self.held: dict[str, dict[str, Files]] = {}
+        self.written: dict[str, dict[int, float]] = {}
+        """Volume -> value of its counter -> when the app wrote it last."""
+        self.begun: dict[str, int] = {}
+        """Volume -> value of its counter in the snapshot that its root was made of."""
 
     def app_writes(self, tree: Tree) -> None:
         """Carry out what the run's processes wrote since the last look."""
@@ -42,9 +46,14 @@ class Disk:
             return
         count = int((now - tree.written) / WRITE_EVERY)
         if count > 0:
+            before = int(root.get("count", "0"))
+            at = self.written.setdefault(tree.volume, {})
+            for n in range(1, count + 1):
+                at[before + n] = tree.written + n * WRITE_EVERY
             tree.written += count * WRITE_EVERY
             tree.writes += count
-            root["count"] = str(int(root.get("count", "0")) + count)
+            root["count"] = str(before + count)
+            root["canary"] = self._machine.world.canary
             root[f"by-{self._machine.name}"] = f"{tree.epoch}:{tree.writes}"
 
     def settle(self, volume: str) -> None:
@@ -65,8 +74,14 @@ class SimSnapshotter:
         self._disk = machine.disk
 
     async def _work(self) -> None:
-        await self._machine.clock.sleep(self._machine.world.random.uniform(0.001, 0.05))
+        slow = self._machine.slow_disk
+        await self._machine.clock.sleep(self._machine.world.random.uniform(0.001, 0.05) * (1 + 100 * slow))
         self._machine.moment("disk")
+
+    def _room(self) -> None:
+        """Raises BackendError while the disk is full."""
+        if self._machine.disk_full > 0:
+            raise BackendError("no space left on device", retryable=True)
 
     def _path(self, volume: str) -> Path:
         return Path("/volumes") / volume
@@ -83,6 +98,7 @@ class SimSnapshotter:
     async def create_root(self, volume: str) -> Path:
         """Empty."""
         await self._work()
+        self._room()
         self._disk.roots.setdefault(volume, {})
         return self._path(volume)
 
@@ -109,6 +125,7 @@ class SimSnapshotter:
     async def snapshot(self, volume: str, name: str) -> Snapshot:
         """A copy."""
         await self._work()
+        self._room()
         self._disk.settle(volume)
         held = self._disk.held.setdefault(volume, {})
         if name in held:
@@ -130,6 +147,7 @@ class SimSnapshotter:
     async def delete(self, volume: str, name: str) -> None:
         """Gone."""
         await self._work()
+        self._machine.world.truth.snapshot_deleted(self._machine, volume, name)
         self._disk.held.get(volume, {}).pop(name, None)
 
     async def send(self, volume: str, name: str, parent: str | None = None) -> AsyncIterator[bytes]:
@@ -157,6 +175,7 @@ class SimSnapshotter:
         """All or nothing. Raises Corrupt for a stream that was sent against another parent."""
         text = b"".join([chunk async for chunk in chunks])
         await self._work()
+        self._room()
         try:
             changed, gone, against = json.loads(text)
         except ValueError as error:
@@ -171,9 +190,11 @@ class SimSnapshotter:
     async def checkout(self, volume: str, name: str) -> Path:
         """A writable copy."""
         await self._work()
+        self._room()
         if volume in self._disk.roots:
             raise Conflict(f"volume {volume} has a root")
-        self._disk.roots[volume] = dict(self._held(volume, name))
+        self._disk.roots[volume] = root = dict(self._held(volume, name))
+        self._disk.begun[volume] = int(root.get("count", "0"))
         return self._path(volume)
 
     async def unchanged(self, volume: str, name: str) -> bool:

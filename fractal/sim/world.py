@@ -18,26 +18,29 @@ from random import Random
 from typing import Any
 
 from fractal.agent.journal_notes import key_notes
-from fractal.api.app import AppSpec, ServiceSpec
+from fractal.api.app import AppSpec, ProcessSpec, ServiceSpec
 from fractal.core.entries import DeviceUpdated, GroupChanged, StoreAdded
 from fractal.core.lease import PROFILES
 from fractal.core.model import Policy
 from fractal.crypto.keys import DeviceKeys
 from fractal.manifest.plain import to_plain_spec
+from fractal.sim.audit import Auditor
+from fractal.sim.counting import counting
 from fractal.sim.faults import Fault, apply, draw
-from fractal.sim.invariants import Truth
+from fractal.sim.invariants import Truth, in_base64
 from fractal.sim.loop import new_loop
-from fractal.sim.machine import InlineWorkers, Machine, quiet_logger
+from fractal.sim.machine import WAKING, InlineWorkers, Machine, SeededEntropy, quiet_logger
 from fractal.sim.network import Network
-from fractal.sim.once import once
+from fractal.sim.once import hurried, once
+from fractal.sim.scene import Scene, drawn
 from fractal.testing.group import World as Founding
 
-FAULTS_FOR = 300.0
-"""Simulated seconds in which faults begin."""
-BOUND = 150.0
-"""Seconds after the last fault ended by which every app must run."""
-STATES_EVERY = 20.0
-SPEC = AppSpec(name="counter", services=(ServiceSpec(name="main", image="counter"),))
+STATES_EVERY = 60.0
+AGES_EVERY = 5.0
+MOVING = 60.0
+"""Seconds that a planned move may take at the end."""
+SPEC = AppSpec(name="counter", services=(ServiceSpec(name="main", process=ProcessSpec(argv=("counter",))),))
+LETTERS = "!#$%&()*+-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]^_abcdefghijklmnopqrstuvwxyz{|}~"
 TOKEN = "5" * 32
 STORE_ID = "7" * 16
 
@@ -47,10 +50,13 @@ class Result:
     """What one seed gave."""
 
     seed: int
+    kind: str
     violations: tuple[str, ...]
     timeline: tuple[str, ...]
     faults: tuple[Fault, ...]
     counts: Counter[str]
+    takeovers: tuple[tuple[str, float], ...]
+    """("profile" or "profile, double", seconds from an owner's death to its successor's start)."""
     steps: int
     seconds: float
     """Simulated."""
@@ -59,50 +65,63 @@ class Result:
 class World:
     """Everything in one seed."""
 
-    def __init__(self, seed: int, folder: Path, script: Sequence[Fault] | None = None) -> None:
+    def __init__(
+        self, seed: int, folder: Path, script: Sequence[Fault] | None = None, scene: Scene | None = None
+    ) -> None:
         self.loop = new_loop()
         plan = Random(f"plan {seed}")
         self.random = Random(f"world {seed}")
-        self.network = Network(self.loop, self.random)
-        self.workers = InlineWorkers()
         self.truth = Truth(self)
+        self.network = Network(self.loop, self.random, self.truth)
+        self.workers = InlineWorkers()
         self.sick: set[tuple[str, str]] = set()
+        """(device, app): it does not get healthy there."""
+        self.broken: set[tuple[str, str]] = set()
+        """(device, app): it does not even start there."""
+        self.cut_at: dict[str, float] = {}
+        """Device -> when it was last known to be cut off from the log."""
         self.timeline: list[str] = []
         self.violations: list[str] = []
         self.counts: Counter[str] = Counter()
         self._kept: list[asyncio.Task[Any]] = []
         self._seed = seed
-        self.gentle = script is None and plan.random() < 0.15
-        self.profile = plan.choice(("standard", "standard", "fast", "patient"))
-        size, apps = plan.choice((2, 3, 3, 4)), plan.choice((1, 2, 3))
-        mortal = script is None and not self.gentle and plan.random() < 0.5
-        self.dies_for_good = plan.randrange(size) if mortal else None
-        if script is not None:
-            size, apps, self.profile = 3, 1, "standard"
-        self.faults = script or draw(plan, size, FAULTS_FOR, gentle=self.gentle)
-        self._found(size, apps, plan, folder)
+        self._folder = folder
+        self.scene = scene or (Scene() if script is not None else drawn(plan))
+        self.profile = self.scene.profile
+        self.canary = "".join(self.random.choice(LETTERS) for _ in range(24))
+        plain = (self.canary.encode(), b"app-canary-", b"Shelf-canary")
+        self.secrets = (*plain, *(word for secret in plain for word in in_base64(secret)))
+        """What must be readable nowhere outside a device."""
+        self.network.store_lag, self.network.log_lag = self.scene.store_lag, self.scene.log_lag
+        self.network.excess_lag = self.scene.excess_lag
+        self.faults = list(script) if script is not None else draw(plan, self.scene)
+        self.network.remember_listed = any(f.kind == "store hides" for f in self.faults)
+        self._found(plan, folder)
 
     # --- the group -----------------------------------------------------------------------------------------------
 
-    def _found(self, size: int, apps: int, plan: Random, folder: Path) -> None:
-        names = [f"d{n}" for n in range(size)]
+    def _found(self, plan: Random, folder: Path) -> None:
+        scene = self.scene
+        names = [f"d{n}" for n in range(scene.size)]
         founding = Founding.founded(self._seed, device=names[0])
         for name in names[1:]:
             founding.join(name, "ann", by=names[0])
         if self.profile != "standard":
             founding.must(names[0], GroupChanged(timers=PROFILES[self.profile]))
-        founding.must(names[0], StoreAdded(id=STORE_ID, name="Shelf", backend="sim"))
-        self.apps = [f"{n:x}" * 16 for n in range(10, 10 + apps)]
+        founding.must(names[0], StoreAdded(id=STORE_ID, name="Shelf-canary", backend="sim"))
+        self.apps = [f"{n:x}" * 16 for n in range(10, 10 + scene.apps)]
         for app in self.apps:
             entry = founding.installation(
                 app,
                 store=STORE_ID,
-                placed=names[0] if apps == 1 else plan.choice(names),
-                policy=Policy(interval=plan.choice((10_000, 30_000)), standby=plan.choice((0, 1, 2))),
+                placed=names[0] if scene.apps == 1 else plan.choice(names),
+                policy=Policy(
+                    interval=scene.interval or plan.choice((10_000, 30_000)), standby=plan.choice((0, 1, 2))
+                ),
             )
-            named = replace(entry, name=f"app-{app[0]}", spec=to_plain_spec(SPEC))
+            named = replace(entry, name=f"app-canary-{app[0]}", spec=to_plain_spec(SPEC))
             founding.must(names[0], named)
-        if Random(f"bent {self._seed}").random() < 0.2:
+        if scene.bent:
             # An app that nobody can run must be in no other app's way.
             founding.must(
                 names[0], StoreAdded(id="8" * 16, name="Bent", backend="sim", config={"no": "such"})
@@ -110,22 +129,33 @@ class World:
             bent = founding.installation("9" * 16, store="8" * 16, placed=names[0])
             founding.must(names[0], replace(bent, name="app-bent", spec=to_plain_spec(SPEC)))
         self.group_id = founding.state.id
-        self._group_keys = dict(founding.group_keys)
-        self._founding = founding
+        self.group_keys = dict(founding.group_keys)
         self.network.hub.create(TOKEN)
-        address = f"memory#{TOKEN}"
-        self.network.hub.log(address).entries.extend(founding.log)
+        self.address = f"memory#{TOKEN}"
+        self.network.begin_with(founding.log, self.address)
+        self._member = founding.people["ann"].keys.to_bytes()
         self.machines: list[Machine] = []
         for name in names:
             machine = self._machine(name, founding.machines[name].keys, folder)
             machine.notes.write(
                 {
-                    f"groups/{self.group_id}": address.encode(),
-                    **key_notes(self.group_id, self._group_keys),
+                    f"groups/{self.group_id}": self.address.encode(),
+                    "member/keys": self._member,
+                    **key_notes(self.group_id, self.group_keys),
                 }
             )
             self.machines.append(machine)
         self.auditor = self._machine("audit", founding.machines[names[0]].keys, folder)
+
+    def newcomer(self) -> Machine:
+        """A device that nobody knows yet; it is switched on, and asks nobody for anything."""
+        name = f"d{len(self.machines)}"
+        keys = DeviceKeys.generate(SeededEntropy(Random(self.random.getrandbits(64))))
+        machine = self._machine(name, keys, self._folder)
+        machine.founder = False
+        self.machines.append(machine)
+        machine.revive()
+        return machine
 
     def _machine(self, name: str, keys: DeviceKeys, folder: Path) -> Machine:
         return Machine(self, name, keys, self.random.uniform(0.996, 1.004), folder / name)
@@ -144,22 +174,21 @@ class World:
         """Id of a device by its name."""
         return next((m.id for m in self.machines if m.name == name), "")
 
-    def group_key(self, generation: int | None) -> tuple[int, bytes]:
-        """For the auditor."""
-        return generation or 1, self._group_keys[generation or 1]
+    def waking(self, machine: Machine) -> bool:
+        """Whether the machine woke so short a time ago that its guard need not have looked."""
+        return self.loop.time() < machine.woke + WAKING
 
-    def sign_key_of(self, device: str) -> bytes | None:
-        """For the auditor."""
-        known = self._founding.state.devices.get(device)
-        return known.sign_key if known else None
+    def stepped(self, machine: Machine) -> bool:
+        """Whether the figure "would lose" goes by a wall clock that somebody turned: a new agent has only a label to go by."""
+        return machine.clock.step_ms != 0
 
-    def app_public(self, app: str) -> bytes:
-        """For the auditor."""
-        return self._founding.state.apps[app].keys[-1].public
-
-    def app_secret(self, app: str) -> bytes:
-        """For the auditor."""
-        return self.auditor.keys.unseal(self._founding.state.apps[app].keys[-1].sealed[self.auditor.id])
+    def trusted(self) -> list[Machine]:
+        """Devices that are in the group, run, and hold its owner's key: those that may let others in and put them out."""
+        return [
+            m
+            for m in self.machines
+            if m.group is not None and m.founder and not m.removed and not m.group.blind
+        ]
 
     # --- what everything uses ------------------------------------------------------------------------------------
 
@@ -205,7 +234,8 @@ class World:
         for machine in self.machines:
             if machine.group is not None:
                 state = machine.group.state
-                owner = state.devices.get(state.apps[app].owner)
+                known = state.apps.get(app)
+                owner = state.devices.get(known.owner) if known is not None else None
                 if owner is not None and owner.away_until > machine.group.agent.clock.wall_ms():
                     return True
         return False
@@ -220,6 +250,8 @@ class World:
                 said.append(f"{machine.name}: off")
                 continue
             state = group.state.apps[app]
+            if machine.removed:
+                continue
             owner = next((m.name for m in self.machines if m.id == state.owner), "nobody")
             said.append(f"{machine.name}: epoch {state.epoch} of {owner}, {job.problem() or 'no problem'}")
         return f"({'; '.join(said)})"
@@ -233,38 +265,69 @@ class World:
         for fault in self.faults:
             if only is None or fault.number in only:
                 self.later(fault.at, apply, self, fault)
-        await self._watch(FAULTS_FOR)
-        self._heal()
-        await self._watch(BOUND)
-        self.truth.alive()
-        if self.gentle:
+        await self._watch(self.scene.faults_for)
+        entries = self.entries()
+        if self.scene.kind != "idle":
+            self._heal()
+        await self._watch(self.scene.rest)
+        if self.violations:
+            return
+        if not all(self.truth.running(app) for app in self.apps):
+            # It may be on its way from one device to another at this very instant.
+            await self._watch(MOVING)
+        if self.scene.kind != "hostile":
+            self.truth.alive()
+        if self.scene.gentle:
             self.truth.unmoved()
+        if self.scene.kind == "idle":
+            self.counts["idle seconds"] += int(self.scene.rest) * len(self.machines)
+            self.counts["idle entries"] += self.entries() - entries
+        auditor = Auditor(self)
         for app in self.apps:
-            await self.truth.restorable(app)
+            await auditor.restorable(app)
+        self.counts["checks"] += self.truth.checks
+
+    def entries(self) -> int:
+        """Entries in the log."""
+        return len(self.network.hub.log(self.address).entries)
 
     async def _watch(self, seconds: float) -> None:
         end = self.loop.time() + seconds
         while self.loop.time() < end and not self.violations:
-            await asyncio.sleep(min(STATES_EVERY, end - self.loop.time()))
-            self.truth.states()
+            await asyncio.sleep(min(AGES_EVERY, end - self.loop.time()))
+            for machine in self.machines:
+                self.truth.ages(machine)
+            if self.loop.time() >= self._hashed_at + STATES_EVERY:
+                self._hashed_at = self.loop.time()
+                self.truth.states()
+
+    _hashed_at = 0.0
 
     def _heal(self) -> None:
         """No fault lasts longer; at most one device stays off."""
         self.say(None, "all faults end")
-        weather = self.network.weather
-        weather.cut = dict.fromkeys(weather.cut, -1000)
-        weather.muted = dict.fromkeys(weather.muted, -1000)
-        weather.loss = weather.slow = weather.lying = 0.0
+        self.network.weather.clear()
+        self.network.excess_lag = 0.0
+        for lie in self.network.lies.values():
+            lie.withheld = None
         self.sick.clear()
+        self.broken.clear()
         for number, machine in enumerate(self.machines):
             machine.fuse = None
-            if number == self.dies_for_good:
+            machine.disk_full = machine.notes_full = -1000
+            machine.slow_disk = 0
+            if machine.asleep > 0:
+                machine.asleep = 1
+                machine.wake()
+                machine.asleep = -1000
+            if number == self.scene.mortal and not machine.removed and self.spare(machine):
                 self.say(machine, "stays off for good")
                 machine.lost = True
                 machine.power_off()
                 continue
             if machine.life is not None and machine.life.frozen and not machine.life.dead:
                 self.loop.thaw(machine.life)
+            machine.down = 0
             machine.revive()
             self.later(
                 1.0,
@@ -272,6 +335,10 @@ class World:
                 "drain over",
                 lambda _, m=machine: DeviceUpdated(device=m.id, draining=False),
             )
+
+    def spare(self, machine: Machine) -> bool:
+        """Whether others remain that hold what the apps need."""
+        return any(m is not machine and m.founder and not m.removed and not m.lost for m in self.machines)
 
     def close(self) -> None:
         """Nothing that still exists has any effect."""
@@ -298,31 +365,39 @@ def _alone() -> Iterator[None]:
 
 
 def simulate(
-    seed: int, *, only: Collection[int] | None = None, script: Sequence[Fault] | None = None
+    seed: int,
+    *,
+    only: Collection[int] | None = None,
+    script: Sequence[Fault] | None = None,
+    scene: Scene | None = None,
 ) -> Result:
     """Run one seed; `only` keeps just those faults, by number.
 
-    With `script` these faults happen instead, to three devices with one app, placed on the first.
+    With `script` these faults happen instead, in `scene`: three devices with one app, placed on the first, unless told.
     """
     shared = Path("/dev/shm")
     with (
         _alone(),
         once(),
+        hurried(),
         tempfile.TemporaryDirectory(prefix="fractal-sim-", dir=shared if shared.is_dir() else None) as folder,
     ):
-        world = World(seed, Path(folder), script)
-        try:
-            world.loop.run(world.course(only))
-        finally:
-            world.close()
+        world = World(seed, Path(folder), script, scene)
+        with counting(world.counts):
+            try:
+                world.loop.run(world.course(only))
+            finally:
+                world.close()
         for error in world.loop.errors:
             world.wrong("agent", error)
         result = Result(
             seed=seed,
+            kind=world.scene.kind,
             violations=tuple(world.violations),
             timeline=tuple(world.timeline),
             faults=tuple(f for f in world.faults if only is None or f.number in only),
             counts=world.counts,
+            takeovers=tuple(world.truth.takeovers),
             steps=world.loop.steps,
             seconds=world.loop.time(),
         )

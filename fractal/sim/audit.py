@@ -1,0 +1,135 @@
+"""The last look at a simulated world: everything that was ever promised is read back with keys that only the auditor has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fractal.api.errors import FractalError
+from fractal.archive.archive import AppKeyring, Archive
+from fractal.archive.epochs import Epochs
+from fractal.archive.layout import parse_segment_key
+from fractal.builtin.memory_store import MemoryStore, MemoryStoreConfig
+from fractal.core.chain import main_line
+from fractal.core.model import App, GroupState
+from fractal.sim.volumes import SimSnapshotter, digest
+
+if TYPE_CHECKING:
+    from fractal.sim.world import World
+
+LEFT_OVER = 30
+"""Snapshots of one app that a device may hold at the end besides its queue: the newest ones, roots put aside, strays."""
+
+
+class Auditor:
+    """Reads with the keys of all devices, also of those that were put out."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.state = max((s for _, s in world.truth.last.items()), key=lambda s: s.position)
+
+    def group_key(self, generation: int | None) -> tuple[int, bytes]:
+        """Any generation, from any device that has it."""
+        wanted = generation or self.state.generation
+        for machine in self._world.machines:
+            group = machine.group
+            key = group.journal.opener.group_key(group.state, wanted) if group is not None else None
+            if key is not None:
+                return wanted, key
+        return wanted, self._world.group_keys[wanted]
+
+    def sign_key_of(self, device: str) -> bytes | None:
+        """Of any device that ever was in the group."""
+        known = self.state.devices.get(device)
+        return known.sign_key if known else None
+
+    def keyring(self, app: App) -> AppKeyring:
+        """Every generation of the app's key, from any device that it was sealed to."""
+        secrets: dict[int, bytes] = {}
+        for machine in self._world.machines:
+            secrets |= AppKeyring.of(app.keys, machine.keys).secrets
+        return AppKeyring(generation=app.keys[-1].generation, public=app.keys[-1].public, secrets=secrets)
+
+    async def restorable(self, app: str) -> None:
+        """Every committed snapshot lies on the main line of the highest epoch and restores bit for bit."""
+        world, truth = self._world, self._world.truth
+        auditor = world.auditor
+        store = MemoryStore(MemoryStoreConfig(objects=world.network.objects))
+        owners = {e: world.device_id(name) for (a, e), name in truth.owners.items() if a == app}
+        archive = Archive(
+            group=world.group_id,
+            app=app,
+            store=store,
+            keys=auditor.keys,
+            app_keys=self.keyring(self.state.apps[app]),
+            group_key=self.group_key,
+            sign_key_of=self.sign_key_of,
+            clock=auditor.clock,
+            entropy=auditor.entropy,
+            workers=world.workers,
+            spool=auditor.folder / app,
+            notes=auditor.notes,
+            owner_of=owners.get,
+        )
+        epochs = Epochs(
+            group=world.group_id,
+            store=store,
+            keys=auditor.keys,
+            group_key=self.group_key,
+            sign_key_of=self.sign_key_of,
+            clock=auditor.clock,
+            entropy=auditor.entropy,
+        )
+        keys = list(world.network.objects.by_key)  # before any listing: what is uploaded meanwhile is no leak
+        timeline = await archive.timeline()
+        bases = {e: b for e in sorted(owners) if (b := await epochs.base(app, e)) is not None}
+        line = set(main_line(timeline.points, bases, max(owners, default=0)))
+        snapshotter = SimSnapshotter(auditor)
+        for (of, point), expected in sorted(truth.committed.items()):
+            if of != app:
+                continue
+            truth.checks += 1
+            name = f"{point.epoch}.{point.number}"
+            if point not in line:
+                world.wrong("I3", f"committed snapshot {name} of {app[:4]} is not on the main line")
+                continue
+            try:
+                await archive.restore(
+                    point, snapshotter=snapshotter, volume=app, name_of=lambda p: f"p-{p.epoch}-{p.number}"
+                )
+            except FractalError as error:
+                world.wrong("I3", f"committed snapshot {name} of {app[:4]}: {error}")
+                continue
+            if digest(auditor.disk.held[app][f"p-{point.epoch}-{point.number}"]) != expected:
+                world.wrong("I3", f"committed snapshot {name} of {app[:4]} restores to something else")
+        # In this order: an object that got its record meanwhile is found in the second.
+        try:
+            orphans = {o.id for o in await archive.orphans()}
+        except FractalError as error:
+            world.wrong("I6", f"{app[:4]} is never collected again: {error}")
+            return
+        named = {record.body.object.id for record in (await archive.timeline()).stored.values()}
+        self._leaks(app, keys, named | orphans)
+
+    def _leaks(self, app: str, keys: list[str], known: set[str]) -> None:
+        """Whatever crashes left behind is known to those who clean up."""
+        world = self._world
+        for key in keys:
+            world.truth.checks += 1
+            parsed = parse_segment_key(world.group_id, app, key)
+            still = key in world.network.objects.by_key
+            if parsed is not None and parsed[0] not in known and still:
+                world.wrong("I6", f"{key} is named by nothing and found by no collection")
+        volume = world.volume(app)
+        for machine in world.machines:
+            if machine.lost or machine.removed:
+                continue
+            world.truth.checks += 1
+            held = machine.disk.held.get(volume, {})
+            queued = {q.name for q in world.truth.local(machine, app).queue}
+            strays = [n for n in held if n.startswith(("stray-", "before-"))]
+            if len(held) - len(queued) - len(strays) > LEFT_OVER:
+                world.wrong("I6", f"{machine.name} keeps {len(held)} snapshots of {app[:4]}: {sorted(held)}")
+
+    def state_now(self) -> GroupState:
+        """The newest state that any device folded."""
+        return self.state

@@ -1,0 +1,101 @@
+"""The store: the memory store, whose listings may lag by a declared bound and may hide what they showed before."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+from fractal.api.store import ObjectInfo, Store
+from fractal.builtin.memory_store import MemoryStore, MemoryStoreConfig
+from fractal.sim.weather import STORE
+
+if TYPE_CHECKING:
+    from fractal.sim.machine import Machine
+
+
+class SimStore(Store):
+    """A `Store` at the other end of the network."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._network = machine.world.network
+        self._store = MemoryStore(MemoryStoreConfig(objects=self._network.objects))
+
+    @property
+    def staleness(self) -> float:
+        """As this seed's store declares."""
+        return self._network.store_lag
+
+    @property
+    def fencing(self) -> bool:
+        """As the memory store's."""
+        return True
+
+    async def put_new(self, key: str, data: bytes | AsyncIterator[bytes]) -> None:
+        """Create at the server, all or nothing."""
+        whole = data if isinstance(data, bytes) else b"".join([chunk async for chunk in data])
+        network = self._network
+
+        def effect() -> None:
+            network.at_once(self._store.put_new(key, whole))
+            network.created[key] = network.now()
+            network.truth.created(key, self._machine)
+
+        network.truth.left(whole)
+        network.truth.left(key.encode())
+        self._machine.moment(f"put {key}")
+        await network.call(self._machine, STORE, effect, writes=True)
+        self._machine.moment(f"put {key}")
+
+    async def get(self, key: str, *, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+        """The whole range in one answer."""
+
+        async def read() -> list[bytes]:
+            return [c async for c in self._store.get(key, offset=offset, length=length)]
+
+        at_once = self._network.at_once
+        for chunk in await self._network.call(self._machine, STORE, lambda: at_once(read())):
+            yield chunk
+
+    async def head(self, key: str) -> ObjectInfo:
+        """Size."""
+        at_once = self._network.at_once
+        return await self._network.call(self._machine, STORE, lambda: at_once(self._store.head(key)))
+
+    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        """One answer: what was there at most the declared lag ago, when the server gave it."""
+        network, name = self._network, self._machine.name
+
+        async def read() -> list[ObjectInfo]:
+            return [i async for i in self._store.list(prefix)]
+
+        def effect() -> list[ObjectInfo]:
+            found = network.at_once(read())
+            lag = network.store_lag + network.excess_lag
+            if lag:
+                until = network.now() - network.random.uniform(0.0, lag)
+                found = [i for i in found if network.created.get(i.key, 0.0) <= until]
+            hidden = network.weather.hides.get(name, 0)
+            if hidden > 0:
+                known = network.listed.setdefault(name, set())
+                old = sorted(
+                    (i.key for i in found if i.key in known), key=lambda k: network.created.get(k, 0.0)
+                )
+                gone = set(old[-hidden:])
+                return [i for i in found if i.key not in gone]
+            if network.remember_listed:
+                network.listed.setdefault(name, set()).update(i.key for i in found)
+            return found
+
+        for info in await network.call(self._machine, STORE, effect):
+            yield info
+
+    async def delete(self, key: str) -> None:
+        """Delete at the server."""
+        network = self._network
+
+        def effect() -> None:
+            network.truth.deleted(key, self._machine)
+            network.at_once(self._store.delete(key))
+
+        await network.call(self._machine, STORE, effect, writes=True)
