@@ -60,6 +60,8 @@ class AppJob:
         self._wait: tuple[int, float] | None = None
         self._started: tuple[int, float] | None = None
         """Epoch that is being started, and since when: each epoch has its own time to get healthy."""
+        self._unprepared: tuple[int, float] | None = None
+        """Epoch of which the images cannot be had here, and since when."""
         self._backoff = 0.0
         self._looked: tuple[Point | None, float] = (None, 0.0)
         """What the owner had said when the archive was looked into last, and when that was."""
@@ -267,7 +269,7 @@ class AppJob:
             fetched=self.data.fetched,
             newest=self._newest(),
             standby=not self.owns and group.me in standbys(group.state, app),
-            started=self._started[1] if self._started and self._started[0] == app.epoch else None,
+            started=self._since(app.epoch),
             start_limit=self._start_limit(),
             tick_due=self.saver.due,
             changed_since_tick=not self.saver.settled,
@@ -283,6 +285,13 @@ class AppJob:
             others_left=not app.failed
             or any(d not in app.failed for d in successors(group.state, app, without=[group.me])),
         )
+
+    def _since(self, epoch: int) -> float | None:
+        """When this epoch's time to get healthy began."""
+        for known in (self._unprepared, self._started):
+            if known is not None and known[0] == epoch:
+                return known[1]
+        return None
 
     def _start_limit(self) -> float:
         """Seconds to get healthy: what the manifest itself asks for may be more than the usual."""
@@ -376,8 +385,15 @@ class AppJob:
         agent = self.group.agent
         await self.data.require_root()
         run = await self.app_run()
-        await self.images.bring()
-        await agent.runtime.prepare(run)
+        try:
+            await self.images.bring()
+            await agent.runtime.prepare(run)
+        except FractalError:
+            # Not to be had here counts like not getting healthy here: another device may have it.
+            if self._unprepared is None or self._unprepared[0] != self.app.epoch:
+                self._unprepared = (self.app.epoch, agent.clock.boottime())
+            raise
+        self._unprepared = None
         await agent.guard.register(await agent.runtime.freezable(run))
         right = self.right()
         if right.deadline is None or right.deadline <= agent.clock.boottime():
@@ -397,7 +413,7 @@ class AppJob:
         for run in self.runs():
             await agent.runtime.stop(run.key)
             await agent.runtime.remove(run.key)
-        self._started = None
+        self._started = self._unprepared = None
         await agent.observe()
         self.saver.hurry()
 

@@ -39,7 +39,7 @@ FORMAT = "docker-archive/1"
 
 @dataclass(kw_only=True)
 class Images:
-    """Writes and reads images of one group in one store, one at a time each."""
+    """Writes and reads images of one group in one store: one is written at a time, and each read by one at a time."""
 
     group: str
     store: Store
@@ -56,7 +56,8 @@ class Images:
     _fetcher: Fetcher = field(init=False)
     _collector: Collector = field(init=False)
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _reading: dict[str, asyncio.Lock] = field(default_factory=dict)
+    """By object."""
 
     def __post_init__(self) -> None:
         self._fetcher = Fetcher(
@@ -180,8 +181,9 @@ class Images:
         ref = ref_of(image)
         key = app_keys.object_key(ref)
         header = _header(self.group, ref.id, image.digest)
-        async with self._reading:
-            await self._fetcher.keep_only([ref.id])
+        async with self._reading.setdefault(ref.id, asyncio.Lock()):
+            # A takeover must not wait for what a standby loads at its leisure: others go on beside it.
+            await self._fetcher.keep_only([known for known, lock in self._reading.items() if lock.locked()])
             await self._fetcher.fetch(ref)
             async with aclosing(self._fetcher.open(ref, key, header, f"image {image.name}")) as chunks:
                 async for chunk in chunks:

@@ -110,6 +110,7 @@ class Upload:
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         self._temporary = os.open(self._name, flags, dir_fd=self._folder)
         fcntl.flock(self._temporary, fcntl.LOCK_EX)
+        os.fchmod(self._temporary, 0o600)
         return True
 
     def write(self, data: bytes) -> None:

@@ -62,7 +62,7 @@ class View:
     standby: bool = False
     """This device keeps a warm copy."""
     started: float | None = None
-    """When the present run was started."""
+    """When the present run was started, or could first not be prepared."""
     start_limit: float = 120.0
     """Seconds within which it must get healthy."""
     tick_due: float = 0.0
@@ -140,6 +140,8 @@ def _owning(view: View) -> Step:
         return Step.TICK if view.changed_since_tick and view.now >= view.tick_due else Step.IDLE
     if view.hand_over_to and _hand_over_now(view, running=running):
         return Step.HAND_OVER
+    if not running and _hopeless(view, health):
+        return Step.GIVE_UP  # before yet another start: what cannot be prepared here would be tried for ever
     if not running and view.now >= view.start_at and not _all_failed(view):
         return Step.START
     if running and view.outdated:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from fractal.agent.jobs.upkeep import change_secrets
 from fractal.agent.journal import Stale
+from fractal.api.authority import Issued
 from fractal.api.certificates import begins_ms, expires_ms
 from fractal.api.errors import BackendError, FractalError, NotSupported
 from fractal.api.transport import Certificate, RouteKind, SupportsChallenge
@@ -41,6 +42,8 @@ class Certifying:
 
     trouble: dict[str, str] = field(default_factory=dict)
     """Name -> why it has no good certificate."""
+    issued: dict[str, Issued] = field(default_factory=dict, repr=False)
+    """Name -> what the authority gave and the log has not got yet."""
     _failures: dict[str, int] = field(default_factory=dict)
     _not_before: dict[str, float] = field(default_factory=dict)
     _serving: dict[str, tuple[int, float]] = field(default_factory=dict)
@@ -151,10 +154,14 @@ async def _issue(group: GroupAgent, app: App, name: str) -> None:
             raise NotSupported(f"transport {agent.config.transport.backend} lets no authority look")
         await transport.challenge(group.id, app.id, name, proof)
 
-    account = job.data.secrets().get(ACCOUNT, "").encode()
-    async with asyncio.timeout(ISSUE_LIMIT):
-        issued = await agent.authority.issue(name, account, answer)
+    account, known = job.data.secrets().get(ACCOUNT, "").encode(), group.certifying.issued
+    if name not in known:
+        async with asyncio.timeout(ISSUE_LIMIT):
+            # Kept until it stands in the log: authorities count what they issue.
+            known[name] = await agent.authority.issue(name, account, answer)
+    issued = known[name]
     if not _renewal_ms(issued.certificate.chain.decode("ascii", "replace")):
+        del known[name]
         raise BackendError(f"{agent.authority.identity}: what it issued for {name} is no certificate")
     app = group.app(app.id)
     values = {
@@ -166,6 +173,7 @@ async def _issue(group: GroupAgent, app: App, name: str) -> None:
         values[ACCOUNT] = issued.account
     sealed = {n: seal_to(app.keys[-1].public, value, agent.entropy) for n, value in values.items()}
     await change_secrets(group, app, {**app.secrets, **sealed})
+    del known[name]
     group.logger.info("%s has a certificate for %s by %s", app.name, name, agent.authority.identity)
 
 

@@ -99,6 +99,15 @@ def test_a_standby_fetches_what_the_owner_committed() -> None:
     assert next_step(replace(elsewhere, standby=False)) is Step.IDLE
 
 
+def test_what_cannot_be_prepared_here_is_given_up_like_what_does_not_get_healthy() -> None:
+    """Else a device whose disk is full, or that cannot get an image, would try for ever beside one that could run it."""
+    stuck = view(app(serving=1), runs={}, started=100.0, start_limit=120.0)
+    stuck = replace(stuck, right=replace(stuck.right, deadline=1000.0))
+    assert next_step(replace(stuck, now=219.0)) is Step.START
+    assert next_step(replace(stuck, now=221.0)) is Step.GIVE_UP
+    assert next_step(replace(stuck, now=221.0, started=None)) is Step.START
+
+
 class TestTakingOver:
     taken = view(app(serving=2), runs={}, standing=Standing(waited=2), wait_over=114.0)
 

@@ -90,6 +90,7 @@ class RunCgroup:
         found: set[int] = set()
         for folder in _below(self.outer):
             found.update(map(int, _read(folder / "cgroup.procs").split()))
+        found.discard(0)  # processes of another pid namespace; as a target, 0 would be our own group
         return sorted(found)
 
     def strike(self) -> bool:

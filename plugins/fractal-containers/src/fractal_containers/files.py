@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fractal.api.app import AppRun
 from fractal.api.errors import BackendError
+from fractal_containers.config import EngineConfig
 
 
 def make_volumes(run: AppRun) -> None:
@@ -23,6 +24,23 @@ def make_volumes(run: AppRun) -> None:
                 path.chmod(0o755)  # services run as users of their own
         except OSError as error:
             raise BackendError(f"{path}: {error.strerror}", retryable=True) from error
+
+
+def refuse_detours(run: AppRun, config: EngineConfig) -> None:
+    """Raises BackendError for a folder of the device whose name leads elsewhere than where the device lets apps go.
+
+    An app that may write in a shared folder could plant a link there, for another app's mount to follow.
+    """
+    if "all" in config.allow:
+        return
+    given = [os.path.realpath(a.partition(":")[2]) for a in config.allow if a.startswith("host-path:")]
+    for mount in (m for service in run.spec.services for m in service.mounts if m.host):
+        real = os.path.realpath(mount.host)
+        if not any(real == folder or real.startswith(folder.rstrip("/") + "/") for folder in given):
+            raise BackendError(
+                f"{run.key}: {mount.host} leads to {real}, which this device gives to no app; "
+                f'allow = ["host-path:{real}"] of its runtime if it may have that'
+            )
 
 
 def write_secrets(folder: Path, secrets: Mapping[str, str]) -> Path | None:

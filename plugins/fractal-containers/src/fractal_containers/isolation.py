@@ -75,7 +75,7 @@ class Isolation:
         self._context = context
         self._prefix = bridges(context.device)
         self._reach = list(_reach(reach))
-        self._looked = context.clock.boottime()
+        self._looked = -LOOK  # at once: the table may have been cleared while no agent looked
 
     @property
     def table(self) -> str:

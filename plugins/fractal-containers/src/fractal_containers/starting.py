@@ -13,7 +13,7 @@ from fractal.api.context import Context
 from fractal.api.errors import BackendError, Misconfigured
 from fractal_containers.ending import strike
 from fractal_containers.engine import Engine
-from fractal_containers.files import make_volumes, write_files, write_secrets
+from fractal_containers.files import make_volumes, refuse_detours, write_files, write_secrets
 from fractal_containers.filling import fill
 from fractal_containers.found import Container, Network
 from fractal_containers.images import Images
@@ -78,6 +78,7 @@ class Start:
         self.place.cgroup.make()
         if self.place.cgroup.frozen():
             raise BackendError(f"{key}: frozen by the guard; it starts only with proof", retryable=True)
+        refuse_detours(self.run, self.place.config)
         make_volumes(self.run)
         network = await self._network()
         waiting: set[str] = set()
