@@ -35,6 +35,11 @@ class Finding:
     text: str
 
 
+def _one_line(text: str) -> str:
+    """Names come from the text: none begins a line of its own, or moves a terminal's cursor."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text[:2000])
+
+
 @dataclass(slots=True)
 class Problems:
     """What is wrong with one text, and what else was found in it."""
@@ -58,6 +63,7 @@ class Problems:
 
     def add(self, line: int, key: str, message: str) -> None:
         """Note a problem; `line` counts from 1, `key` is a dotted path or ""."""
+        key, message = _one_line(key), _one_line(message)
         self.lines.append(f"{self.source}:{line}: {key + ': ' if key else ''}{message}")
         self.refused.append(Finding(line, key, message))
 
@@ -114,6 +120,8 @@ def read(text: str, problems: Problems) -> Table:
             problems.check()
         _bound(yaml.parse(text, Loader=yaml.SafeLoader), problems)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except InvalidInput:
+        raise  # a ValueError too
     except UnicodeEncodeError:
         problems.add(1, "", "not valid Unicode")
     except yaml.MarkedYAMLError as error:

@@ -28,12 +28,16 @@ class Malformed(ValueError):
     """A `$` that begins nothing."""
 
 
-def expand(text: str, value: Callable[[Use], str]) -> str:
-    """`text` with every variable replaced by what `value` says of it. Raises Malformed."""
+def expand(text: str, value: Callable[[Use], str], limit: int = 1 << 17) -> str:
+    """`text` with every variable replaced by what `value` says of it. Raises Malformed, also for more than `limit` characters."""
     if "$" not in text:
         return text
-    parts, at = [], 0
+    parts, at, seen, size = list[str](), 0, 0, 0
     while (dollar := text.find("$", at)) >= 0:
+        size += sum(map(len, parts[seen:]))
+        seen = len(parts)
+        if size > limit:
+            raise Malformed(f"longer than {limit} characters with its values")
         parts.append(text[at:dollar])
         following = text[dollar + 1 : dollar + 2]
         if following == "$":

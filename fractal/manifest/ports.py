@@ -21,6 +21,9 @@ def ports(where: Where) -> tuple[Port, ...]:
     for item in where.items():
         for port in _ports(item):
             found.setdefault((port.container, port.protocol), port)
+        if len(found) > rules.MAX_PORTS:
+            item.wrong(f"more than {rules.MAX_PORTS} ports")
+            break
     return tuple(found.values())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from fractal.api.app import AppSpec, ServiceSpec
@@ -23,6 +24,8 @@ CONDITIONS = frozenset({"started", "healthy", "completed"})
 RESTARTS = frozenset({"always", "on-failure", "no"})
 CONSISTENCY = frozenset({"crash", "pause", "hook"})
 MAX_SERVICES = 64
+MAX_PORTS = 2000
+"""Of a service."""
 
 Found = Iterator[tuple[str, str]]
 """(dotted key, what is wrong)."""
@@ -127,10 +130,12 @@ def _mounts_and_ports(service: ServiceSpec, spec: AppSpec, key: str, *, whole: b
     for target in service.files:
         if not _absolute(target):
             yield f"{key}.configs", f"{target[:80]!r} is not an absolute path inside the service"
-    names = [port.name for port in service.ports]
+    names = Counter(port.name for port in service.ports)
+    if len(service.ports) > MAX_PORTS:
+        yield f"{key}.ports", f"more than {MAX_PORTS}"
     for port in service.ports:
         good = PORT.fullmatch(port.name) and 0 <= port.container <= 65535 and port.protocol in ("tcp", "udp")
-        if not good or names.count(port.name) > 1:
+        if not good or names[port.name] > 1:
             yield f"{key}.ports", f"{port.name[:80]!r}: not a port, or named twice"
 
 

@@ -26,9 +26,8 @@ def services(where: Where) -> tuple[dict[str, Where], frozenset[str]]:
             found[name] = whole
         else:
             absent.add(name)
-    for name, item in found.items():
-        found[name] = replace(item, node=_with_volumes(item, found))
-    return found, frozenset(absent)
+    # Of the volumes that are written in each, not of those that it has from others: else a few lines would stand for billions.
+    return {n: replace(w, node=_with_volumes(w, found)) for n, w in found.items()}, frozenset(absent)
 
 
 def _chosen(where: Where, chosen: set[str]) -> bool:

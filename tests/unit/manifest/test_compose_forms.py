@@ -391,3 +391,47 @@ def test_every_key_without_effect_is_documented() -> None:
         if f"`{key}`" not in listed or why not in listed
     ]
     assert not missing
+
+
+def chain(keys: str, count: int) -> str:
+    """Services that all take from all before them."""
+    names = [f"s{i}" for i in range(count)]
+    return (
+        "services: {"
+        + ", ".join(f"{n}: {{image: x, {keys % ','.join(names[:i])}}}" for i, n in enumerate(names))
+        + "}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("services: {a: {image: x, command: '" + "y" * (10 << 20) + "'}}", "longer than 1048576 bytes"),
+        (
+            "services: {a: {image: x, ports: ["
+            + ",".join(f"'{i * 60 + 1}-{i * 60 + 1000}'" for i in range(1000))
+            + "]}}",
+            "more than 2000 ports",
+        ),
+        ("services: {a: {image: x, hostname: '" + "${A:-" * 100 + "}" * 100 + "'}}", "nested deeper"),
+        ("services: {a: {image: x, command: '" + "${A}" * 30_000 + "'}}", "longer than 131072 characters"),
+        (
+            "services: {"
+            + ",".join(f"s{i}: {{extends: s{i + 1}}}" for i in range(60))
+            + ", s60: {image: y}}",
+            "extends",
+        ),
+        ('services: {"a\\nb:1: ; rm -rf": {image: x}}', "cannot be a service's name"),
+        ("include: [x.yml]\nservices: {a: {image: x}}", "put what it includes into the file"),
+    ],
+    ids=["10 MB", "ports", "nesting", "values", "extends", "names", "include"],
+)
+def test_what_is_meant_to_do_harm_is_refused_in_lines(text: str, words: str) -> None:
+    with pytest.raises(InvalidInput, match=words) as caught:
+        parse(text, given=Given(values={"A": "z" * 100_000}))
+    assert all(line.startswith("manifest:") for line in str(caught.value).splitlines())
+
+
+def test_volumes_from_each_other_do_not_multiply() -> None:
+    found = parse(chain("volumes: [d%.0s:/d], volumes_from: [%s]".replace("d%.0s", "d"), 60)).services
+    assert max(len(service.mounts) for service in found) == 60
