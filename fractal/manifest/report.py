@@ -20,7 +20,8 @@ _DATABASES = {
 }
 _NO_DATABASE = re.compile(r"exporter|admin|commander|backup|insight|proxy|client")
 _CONSISTENCY = {
-    "crash": "every snapshot is of one instant; it recovers from its journal, as after a loss of power",
+    "crash": "a snapshot is of one instant where the device can take such (btrfs, ZFS); it recovers from its journal,"
+    " as after a loss of power",
     "pause": "the app is paused for the instant of a snapshot; it recovers from its journal",
     "hook": "the manifest's hooks run before and after each snapshot",
 }
