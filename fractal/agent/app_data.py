@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from fractal.agent.app_job import AppJob
     from fractal.archive.records import Record
 
+UNREAD = 20
+"""Local snapshots that stay while the archive could not be read since the agent's start."""
 KEEP = 2
 """Local snapshots of the main line that stay: the parent of the next tick, and one before it. Beside them parents of merges."""
 
@@ -260,7 +262,8 @@ class AppData:
         self._open_until = {name: end for name, end in self._open_until.items() if end > now}
         keep |= {facts.names[k] for k in newest} | {*self._in_use, *self._open_until}
         if self._line is None:
-            keep |= set(facts.names.values())  # what coming merges need is not known before the first look
+            # What coming merges need is not known before the first look, which an unreadable archive may put off for ever.
+            keep |= {facts.names[k] for k in sorted(facts.names, key=_point)[-UNREAD:]}
         else:
             keep |= {facts.name_of(p) for p in anchors(self._line, self._fulls)}
         return keep

@@ -87,7 +87,8 @@ class Records:
         """The number that the next record of an epoch takes, and its records; bears with a store that lost some."""
         slots = await self._list([layout.epoch_records_prefix(self._group, self._app, epoch)])
         timeline = self._judge(slots, [], {}, 0)
-        newest = max((p.number for p, _ in timeline.stored), default=0)
+        # Records of other epochs are among them where a store lags: those that were seen lately.
+        newest = max((p.number for p, _ in timeline.stored if p.epoch == epoch), default=0)
         number = max(self._highest(epoch), newest) + 1
         while Point(epoch=epoch, number=number) in timeline.burnt:
             number += 1

@@ -10,7 +10,7 @@ from fractal.archive.epochs import Epochs
 from fractal.archive.layout import parse_segment_key
 from fractal.builtin.memory_store import MemoryStore, MemoryStoreConfig
 from fractal.core.chain import main_line
-from fractal.core.model import App, GroupState
+from fractal.core.model import App, GroupState, Point
 from fractal.sim.volumes import SimSnapshotter, digest
 
 if TYPE_CHECKING:
@@ -50,11 +50,16 @@ class Auditor:
         return AppKeyring(generation=app.keys[-1].generation, public=app.keys[-1].public, secrets=secrets)
 
     async def restorable(self, app: str) -> None:
-        """Every committed snapshot lies on the main line of the highest epoch and restores bit for bit."""
+        """Every committed snapshot restores bit for bit, and lies on the main line unless the log lied."""
         world, truth = self._world, self._world.truth
         auditor = world.auditor
         store = MemoryStore(MemoryStoreConfig(objects=world.network.objects))
         owners = {e: world.device_id(name) for (a, e), name in truth.owners.items() if a == app}
+        bases: dict[int, Point] = {}
+
+        async def ends() -> tuple[dict[int, Point], int]:
+            return bases, max(owners, default=0)
+
         archive = Archive(
             group=world.group_id,
             app=app,
@@ -69,6 +74,7 @@ class Auditor:
             spool=auditor.folder / app,
             notes=auditor.notes,
             owner_of=owners.get,
+            line=ends,
         )
         epochs = Epochs(
             group=world.group_id,
@@ -80,8 +86,8 @@ class Auditor:
             entropy=auditor.entropy,
         )
         keys = list(world.network.objects.by_key)  # before any listing: what is uploaded meanwhile is no leak
+        bases |= {e: b for e in sorted(owners) if (b := await epochs.base(app, e)) is not None}
         timeline = await archive.timeline()
-        bases = {e: b for e in sorted(owners) if (b := await epochs.base(app, e)) is not None}
         line = set(main_line(timeline.points, bases, max(owners, default=0)))
         snapshotter = SimSnapshotter(auditor)
         for (of, point), expected in sorted(truth.committed.items()):
@@ -89,6 +95,11 @@ class Auditor:
                 continue
             truth.checks += 1
             name = f"{point.epoch}.{point.number}"
+            if timeline.let_go(point):
+                continue  # retention, by its own rules
+            # Who sees another history of the log may take an app from its living owner: then that one's work is a branch.
+            if point not in line and world.scene.kind == "hostile":
+                continue
             if point not in line:
                 world.wrong("I3", f"committed snapshot {name} of {app[:4]} is not on the main line")
                 continue

@@ -185,3 +185,17 @@ async def test_a_full_disk_is_told_and_changes_nothing(world: World, monkeypatch
     assert world.objects == {}
     point = await attic.save(1, "t", {"a": b"1"}, None)
     assert await world.device("Kitchen").fetch(point) == {"a": b"1"}
+
+
+async def test_an_epoch_begins_with_its_first_record_also_where_the_store_lags(world: World) -> None:
+    """A number that is left out is a gap for ever, and nothing is let go or collected beside one."""
+    world.store._staleness = 5.0
+    attic, kitchen = world.device("Attic"), world.device("Kitchen")
+    parent: Point | None = None
+    for number in range(3):
+        parent = await attic.save(1, f"t-1-{number}", {"a": b"%d" % number}, parent)
+        assert parent.number == number + 1
+        world.clock.now += 1
+        await kitchen.archive.timeline(strict=False)
+    for device in (attic, kitchen):
+        assert (await device.archive._records.end_of(2))[0] == 1
