@@ -309,6 +309,8 @@ async def test_before_a_planned_move_stops_an_app_no_route_leads_to_it(beds: Bed
     await beds.found("Attic")
     await beds.join("Kitchen", by="Attic")
     await beds.install("Attic")
+    kitchen = beds.agents["Kitchen"].keys.id
+    await beds.until(lambda: kitchen in beds.app("Attic").keys[-1].sealed)
     await beds.call("Attic", "route.add", group=beds.group, name="test.example", app="test")
     attic = beds.agents["Attic"]
     await beds.until(lambda: [r.name for r in attic.serving] == ["test.example"])

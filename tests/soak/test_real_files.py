@@ -1,6 +1,6 @@
 """Real Compose files, in a folder that is named by COMPOSE_FILES: how many are understood.
 
-    COMPOSE_FILES=FOLDER python -m pytest -s tests/unit/manifest/test_real_files.py
+    COMPOSE_FILES=FOLDER python -m pytest -s tests/soak/test_real_files.py
 
 A list `MANIFEST.tsv` beside them may say in its columns `file`, `compose_spec_schema` and `notable` which of them the
 official schema takes (`valid`) and which are only parts of others (`service without image nor build`).
