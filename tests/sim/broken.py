@@ -348,7 +348,7 @@ class Variant:
 VARIANTS: Mapping[str, Variant] = {
     "no wait after the put": Variant("I1", no_wait_after_the_put),
     "only the margin is waited": Variant("I1", longest_proof_not_looked_up),
-    "proof counted from arrival": Variant("I1", proof_counted_from_arrival, seeds=30),
+    "proof counted from arrival": Variant("I1", proof_counted_from_arrival, seeds=100),
     "the wait is forgotten by a restart": Variant("I1", wait_forgotten_by_a_restart, seeds=30),
     "no guard": Variant("I1", no_guard),
     "a proof never expires": Variant("I1", proof_never_expires),
