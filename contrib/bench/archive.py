@@ -113,14 +113,22 @@ class Ours:
     archive: Archive
     folder: Path
     number: int = 0
+    base: Point | None = None
+    """The small full that ticks follow."""
 
-    async def write(self, paths: Sequence[Path]) -> Cost:
+    async def write(self, paths: Sequence[Path], *, full: bool) -> Cost:
         """Back the stream up."""
         self.number += 1
         files = cast("Snapshotter", Files(paths))
         wall, cpu = time.monotonic(), _cpu_of_self()
         record = await self.archive.write(
-            1, snapshotter=files, volume="v", name=f"t-{self.number}", wall_ms=0
+            1,
+            snapshotter=files,
+            volume="v",
+            name=f"t-{self.number}",
+            wall_ms=0,
+            parent=None if full else self.base,
+            name_of=lambda p: f"t-{p.number}",
         )
         return Cost(time.monotonic() - wall, _cpu_of_self() - cpu, record.stored)
 
@@ -161,7 +169,8 @@ async def ours(folder: Path) -> AsyncIterator[Ours]:
         warm = folder / "warm"
         warm.write_bytes(bytes(MIB))
         found = Ours(archive, folder)
-        await found.write([warm])
+        await found.write([warm], full=True)
+        found.base = Point(epoch=1, number=1)
         yield found
 
 
@@ -248,7 +257,7 @@ def _ratios(mine: Cost, other: Cost) -> str:
     return f"{mine.wall / other.wall:>8.2f}{mine.cpu / other.cpu:>8.2f}{stored}"
 
 
-async def compare(title: str, paths: Sequence[Path], folder: Path, rounds: int) -> None:
+async def compare(title: str, paths: Sequence[Path], folder: Path, rounds: int, *, full: bool) -> None:
     """Two tables: ours against the floors on the same bytes, there and back."""
     scratch = folder / "scratch"
     scratch.mkdir()
@@ -257,7 +266,7 @@ async def compare(title: str, paths: Sequence[Path], folder: Path, rounds: int) 
     reads: dict[str, list[Cost]] = {OURS: [], **{name: [] for name in floor.reads}}
     async with ours(scratch) as mine:
         for _ in range(rounds):
-            writes[OURS].append(await mine.write(paths))
+            writes[OURS].append(await mine.write(paths, full=full))
             for name in floor.writes:
                 writes[name].append(floor.write(name))
             reads[OURS].append(await mine.restore())
@@ -272,7 +281,7 @@ async def compare(title: str, paths: Sequence[Path], folder: Path, rounds: int) 
 async def backup_once(paths: Sequence[Path], folder: Path) -> None:
     """What the process does whose memory is measured."""
     async with ours(folder) as mine:
-        await mine.write(paths)
+        await mine.write(paths, full=True)
 
 
 def peak_memory(paths: Sequence[Path], folder: Path) -> Cost:
@@ -311,9 +320,9 @@ def main() -> None:
         tick, block = folder / "tick", folder / "block"
         make_tick(tick, TICK, 1)
         make_volume(block, BLOCK, 2)
-        asyncio.run(compare("Tick", [tick], folder, max(options.rounds, 9)))
+        asyncio.run(compare("Tick", [tick], folder, max(options.rounds, 9), full=False))
         blocks = [block] * max(1, options.full * MIB // BLOCK)
-        asyncio.run(compare("Full backup", blocks, folder, options.rounds))
+        asyncio.run(compare("Full backup", blocks, folder, options.rounds, full=True))
         if options.memory:
             blocks = [block] * max(1, options.memory * MIB // BLOCK)
             cost = peak_memory(blocks, folder)

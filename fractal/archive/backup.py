@@ -150,7 +150,7 @@ class Backup:
         uploading = asyncio.create_task(self._upload_ahead(ref.id, writer, ahead))
         try:
             async with aclosing(frames_of(chunks)) as frames:
-                await seal_frames(frames, seal, writer, self.workers)
+                await seal_frames(frames, seal, writer, self.workers, large=parent is None)
             # Before the last segment can be complete in the store: from here on a crash costs nothing.
             plan = await spool.to_its_end(self.workers, writer.finish, described)
             writer.end()
@@ -296,9 +296,18 @@ async def frames_of(chunks: AsyncIterator[bytes]) -> AsyncGenerator[list[bytes],
 
 
 async def seal_frames(
-    frames: AsyncIterator[list[bytes]], seal: ObjectSeal, writer: spool.ObjectWriter, workers: Workers
+    frames: AsyncIterator[list[bytes]],
+    seal: ObjectSeal,
+    writer: spool.ObjectWriter,
+    workers: Workers,
+    *,
+    large: bool = False,
 ) -> Raw:
-    """Compress and seal frames side by side, write them in order, end with the trailer."""
+    """Compress and seal frames side by side, write them in order, end with the trailer.
+
+    An object known or seen to be large is compressed less thoroughly as long as the store keeps up with the processor: it is
+    done sooner. Where the store, or the line to it, is what takes the time, fewer bytes are.
+    """
     pending: deque[asyncio.Task[tuple[list[bytes], bytes]]] = deque()
     hashes, length, count = RawHash(), 0, 0
 
@@ -313,7 +322,8 @@ async def seal_frames(
     try:
         async for frame in frames:
             length += sum(map(len, frame))
-            pending.append(asyncio.create_task(workers.run(seal.frame, count, frame)))
+            quick = (large or writer.held is None) and writer.kept_up_with
+            pending.append(asyncio.create_task(workers.run(seal.frame, count, frame, quick)))
             count += 1
             # Frames take longer or shorter: one that is done early waits for its turn, and the next one is begun.
             while (

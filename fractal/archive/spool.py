@@ -38,6 +38,8 @@ HOLD = 14 << 20
 _PLAN = "plan.json"
 _DONE = "done"
 _PLAN_LIMIT = 4 << 20
+LAG = 3 * SEGMENT
+"""Bytes that an upload may lag behind and still keep up: a store may flush a whole segment at a time."""
 
 
 class ObjectWriter:
@@ -58,6 +60,8 @@ class ObjectWriter:
         """Where in the object they begin, and the parts that were told last."""
         self._told = 0
         """Bytes of the object that whoever uploads may know of."""
+        self._taken = 0
+        """Bytes of the object that whoever uploads has asked for."""
         self._news = asyncio.Event()
         self._ended = False
 
@@ -124,6 +128,11 @@ class ObjectWriter:
         self._ended = True
         self.tell()
 
+    @property
+    def kept_up_with(self) -> bool:
+        """Whether who uploads lags little behind: the store takes bytes as fast as the processor makes them."""
+        return self._told - self._taken <= LAG
+
     async def begun(self, index: int) -> bool:
         """Wait until there are bytes of segment `index`; False if there are none going to be."""
         return await self._beyond(index * SEGMENT)
@@ -133,6 +142,7 @@ class ObjectWriter:
 
         The last one is complete only after `end`.
         """
+        self._taken = index * SEGMENT
         await self._beyond((index + 1) * SEGMENT - 1)
         return None if self.held is not None else self._segment(index)
 
@@ -146,6 +156,7 @@ class ObjectWriter:
             part = self._remembered(offset)
             if part is None:
                 part = await workers.run(read_at, self._segment(index), offset - index * SEGMENT)
+            self._taken = offset
             yield part
             offset += len(part)
 
