@@ -8,7 +8,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
+from fractal.api import canonical
 from fractal.core.entries import (
     AppInstalled,
     Approved,
@@ -30,7 +32,7 @@ from fractal.crypto.keys import (
     seal_shared,
     seal_to,
 )
-from fractal.crypto.seal import GroupOpener, key_check, seal_entry, seal_genesis
+from fractal.crypto.seal import Envelope, GroupOpener, key_check, pad, seal_entry, seal_genesis, seal_group
 
 
 class SeededEntropy:
@@ -180,6 +182,27 @@ class World:
             group_key=self.group_keys[folded.generation],
             entropy=self.entropy,
         )
+
+    def custom(self, machine: str, kind: str, body: dict[str, Any], **header: Any) -> bytes:
+        """An entry of any kind and body, sealed and signed as it must be, its header changed by `header`."""
+        state, keys = self.state, self.machines[machine].keys
+        last = state.authors.get(keys.id)
+        fields: dict[str, Any] = {
+            "group": state.id,
+            "author": keys.id,
+            "number": last.number + 1 if last else 1,
+            "prev": last.hash if last else b"",
+            "position": state.position,
+            "head": state.head,
+            "generation": state.generation,
+            **header,
+        }
+        inside = pad(canonical.encode({"kind": kind, "body": body}))
+        bare = Envelope(**fields)
+        boxed = replace(
+            bare, box=seal_group(inside, self.group_keys[fields["generation"]], bare.aad(), self.entropy)
+        )
+        return replace(boxed, sig=keys.sign(boxed.signed())).to_bytes()
 
     def put(self, raw: bytes) -> str:
         """Append raw bytes to the log; the reason for which they were skipped, "" if they were not."""
