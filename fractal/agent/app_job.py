@@ -166,7 +166,7 @@ class AppJob:
             return f"not running: {right.reason}"
         if self.owns and right.deadline is not None and right.deadline < self.group.agent.clock.boottime():
             return "frozen: neither log nor store could be read lately"
-        return self.saver.problem or self.care.problem or self.images.problem
+        return self.saver.problem or self.saver.hooks.problem or self.care.problem or self.images.problem
 
     @property
     def handing_over(self) -> bool:
@@ -208,10 +208,11 @@ class AppJob:
                 return
 
     async def _unpause(self) -> None:
-        """An agent that was killed in the middle of a snapshot left the app paused."""
+        """An agent that was killed in the middle of a snapshot left the app paused, or holding still for its hooks."""
         for run in self.runs():
             if run.epoch == self.app.epoch and self.owns:
                 await self.group.agent.runtime.unpause(run.key)
+        await self.saver.hooks.release()
 
     async def _attempt(self, step: Step) -> None:
         clock = self.group.agent.clock

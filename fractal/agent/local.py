@@ -46,6 +46,8 @@ class Local:
     """Digest of the specification and secrets that the root's epoch was last started with; "" before the first start."""
     updated_ms: int = 0
     """When it was given another specification, until it is healthy with that; then 0."""
+    hooked: str = ""
+    """Key of the run whose hooks before a snapshot were begun, until those after it are done; then ""."""
 
     @property
     def ticks(self) -> tuple[Queued, ...]:

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from fractal.agent.hooks import SnapshotHooks
 from fractal.agent.local import Queued
 from fractal.api.app import run_key
 from fractal.api.errors import BackendError, FractalError
@@ -27,6 +28,7 @@ class Saver:
 
     def __init__(self, job: AppJob) -> None:
         self._job = job
+        self.hooks = SnapshotHooks(job)
         self._ticked: float | None = None
         self.problem = ""
         self.rounds = 0
@@ -94,9 +96,22 @@ class Saver:
 
     async def _tick(self, now: float) -> None:
         job = self._job
-        agent = job.group.agent
         if self._target_moving():
             self.rounds += 1
+        # Hooks first: what they have the app write is what there is to be saved.
+        async with self.hooks.around():
+            taken = await self._take(now)
+        if self.hooks.held:
+            # What holds the app up is let go as soon as can be.
+            self._ticked = min(now, now + RETRY - seconds(job.app.policy.interval))
+        if not taken:
+            return
+        await self._thin()
+        job.group.pulse.beat()
+
+    async def _take(self, now: float) -> bool:
+        """A snapshot of what there is now, unless nothing changed; whether there is one more."""
+        job = self._job
         if await self._unchanged():
             self._settled = True
             if ticks := job.facts.now.ticks:
@@ -106,7 +121,7 @@ class Saver:
                 self._safe_at = now
             if self._target_moving() and self.last_round is None:
                 self.last_round = 0
-            return
+            return False
         counter = job.facts.now.counter + 1
         name = f"t-{job.app.epoch}-{counter}"
         job.facts.change(counter=counter)
@@ -115,14 +130,12 @@ class Saver:
         ):  # it exists before it is queued, and an earlier one is noted beside this
             await self._snapshot(name)
             facts = job.facts.now
-            queued = Queued(
-                name=name, epoch=facts.root, wall_ms=agent.clock.wall_ms(), parent=facts.committed
-            )
+            wall_ms = job.group.agent.clock.wall_ms()
+            queued = Queued(name=name, epoch=facts.root, wall_ms=wall_ms, parent=facts.committed)
             self._taken[name] = now
             job.facts.put(replace(facts, queue=(*facts.queue, queued)))
         self._settled = False
-        await self._thin()
-        job.group.pulse.beat()
+        return True
 
     async def _unchanged(self) -> bool:
         facts, snapshotter = self._job.facts.now, self._job.group.agent.snapshotter
@@ -141,31 +154,13 @@ class Saver:
         run = job.health()
         pause = run is not None and (not agent.instant_snapshots or job.spec.consistency == "pause")
         key = run_key(job.group.id, job.id, job.app.epoch)
-        hooks = job.spec.consistency == "hook" and run is not None
-        if hooks:
-            await self._hooks(key, job.spec.before_snapshot)
         try:
             if pause:
                 await agent.runtime.pause(key)
-            try:
-                await agent.snapshotter.snapshot(job.data.volume, name)
-            finally:
-                if pause:
-                    await asyncio.shield(agent.runtime.unpause(key))
+            await agent.snapshotter.snapshot(job.data.volume, name)
         finally:
-            if hooks:
-                await self._hooks(key, job.spec.after_snapshot)
-
-    async def _hooks(self, key: str, hooks: tuple[tuple[str, tuple[str, ...]], ...]) -> None:
-        """Run the app's own commands; one that fails is told and never stops the snapshot."""
-        for service, argv in hooks:
-            try:
-                result = await self._job.group.agent.runtime.exec(key, service, argv, timeout=30.0)
-            except BackendError as error:
-                self.problem = f"snapshot hook of {service}: {error}"
-                continue
-            if result.exit_code:
-                self.problem = f"snapshot hook of {service} exited with {result.exit_code}"
+            if pause:
+                await asyncio.shield(agent.runtime.unpause(key))
 
     async def _thin(self) -> None:
         """Keep the queue bounded while the store is away: give up every second snapshot, and say so."""

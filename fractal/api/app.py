@@ -21,6 +21,8 @@ REACHING_OUT = frozenset(
 )
 """Capabilities with which a program inside can reach the device, other apps, or the guard."""
 
+HOOK_TIMEOUT = 10.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mount:
@@ -154,6 +156,9 @@ class AppSpec:
     before_snapshot: tuple[tuple[str, tuple[str, ...]], ...] = ()
     """(service, argv) to run before a snapshot when consistency is `hook`."""
     after_snapshot: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    """(service, argv) to run after it, whatever came of it and of those before."""
+    hook_timeout: float = HOOK_TIMEOUT
+    """Seconds that all hooks before a snapshot have together, and each of those after it by itself."""
 
 
 def run_key(group: str, app: str, epoch: int) -> str:

@@ -117,6 +117,7 @@ def _read(text: str, problems: Problems, given: Given) -> AppSpec | None:
         consistency=section.consistency,
         before_snapshot=section.before,
         after_snapshot=section.after,
+        hook_timeout=section.hook_timeout,
     )
     if not problems.lines:
         _check(spec, problems, root.node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from fractal.api.app import HealthSpec, Port, ProcessSpec
+from fractal.api.app import HOOK_TIMEOUT, HealthSpec, Port, ProcessSpec
 from fractal.manifest import rules
 from fractal.manifest.values import Where
 
@@ -30,6 +30,7 @@ class AppSection:
     consistency: str = "crash"
     before: Hooks = ()
     after: Hooks = ()
+    hook_timeout: float = HOOK_TIMEOUT
     about: dict[str, str] = field(default_factory=dict)
     """title, summary, version: for catalogs."""
 
@@ -70,14 +71,27 @@ def app_section(where: Where | None) -> AppSection:
             web.wrong("needs `service`")
     if (names := table.get("architectures")) is not None:
         found.architectures = tuple(item.text() for item in names.items())
-    if (word := table.get("consistency")) is not None:
-        found.consistency = word.choice(rules.CONSISTENCY) or "crash"
-    if (hooks := table.get("hooks")) is not None:
-        entries = hooks.table(frozenset({"before_snapshot", "after_snapshot"}))
-        found.before = _hooks(entries.get("before_snapshot"))
-        found.after = _hooks(entries.get("after_snapshot"))
+    _consistency(table, found)
     found.about = {name: table[name].text() for name in ("title", "summary", "version") if name in table}
     return found
+
+
+def _consistency(table: Mapping[str, Where], found: AppSection) -> None:
+    """Hooks are what makes snapshots consistent if there are any: nobody writes some that are not to be run."""
+    hooks, word = table.get("hooks"), table.get("consistency")
+    if hooks is not None:
+        entries = hooks.table(frozenset({"before_snapshot", "after_snapshot", "timeout"}))
+        found.before = _hooks(entries.get("before_snapshot"))
+        found.after = _hooks(entries.get("after_snapshot"))
+        if "timeout" in entries:
+            found.hook_timeout = entries["timeout"].seconds()
+        found.consistency = "hook"
+    if word is not None:
+        found.consistency = word.choice(rules.CONSISTENCY) or "crash"
+        if hooks is not None and found.consistency != "hook":
+            word.wrong("`hooks` are run only with `hook`")
+    if found.consistency == "hook" and not (found.before or found.after):
+        (word or table["hooks"]).wrong("needs `hooks` with `before_snapshot` or `after_snapshot`")
 
 
 def _hooks(where: Where | None) -> Hooks:

@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
-from fractal.api.app import AppSpec, ServiceSpec
+from fractal.api.app import AppSpec
 from fractal.manifest.compose import Checked
-
-_DATABASES = {
-    "PostgreSQL": re.compile(r"postgres|postgis|pgvector|timescale|supabase/postgres|pgvecto"),
-    "MariaDB/MySQL": re.compile(r"mariadb|mysql|percona"),
-    "MongoDB": re.compile(r"mongo(?!-express)"),
-    "Redis": re.compile(r"redis|valkey|keydb|dragonfly"),
-    "SQLite": re.compile(
-        r"vaultwarden|uptime-kuma|home-?assistant|navidrome|jellyfin|radarr|sonarr|prowlarr|lidarr|actual|grafana"
-        r"|gitea|forgejo|n8n|memos|linkding|trilium|gotify|ntfy|wallos|pocketbase|filebrowser|audiobookshelf|mealie"
-    ),
-}
-_NO_DATABASE = re.compile(r"exporter|admin|commander|backup|insight|proxy|client")
-_CONSISTENCY = {
-    "crash": "a snapshot is of one instant where the device can take such (btrfs, ZFS); it recovers from its journal,"
-    " as after a loss of power",
-    "pause": "the app is paused for the instant of a snapshot; it recovers from its journal",
-    "hook": "the manifest's hooks run before and after each snapshot",
-}
+from fractal.manifest.databases import consistency, database
 
 
 def report(checked: Checked) -> dict[str, Any]:
@@ -49,9 +31,9 @@ def report(checked: Checked) -> dict[str, Any]:
             *(f"{f.key}: {f.text}" for f in checked.idle if ".volumes[" in f.key),
         ],
         "databases": [
-            {"service": s.name, "kind": kind, "consistency": _CONSISTENCY[spec.consistency]}
+            {"service": s.name, "kind": kind.name, "consistency": consistency(spec, s, kind)}
             for s in spec.services
-            if (kind := _database(s))
+            if (kind := database(s)) is not None
         ],
         "generated_secrets": list(spec.generated_secrets),
         "given_secrets": list(spec.given_secrets),
@@ -93,11 +75,3 @@ def _ties(option: str) -> bool:
 
 def _users(spec: AppSpec, volume: str) -> list[str]:
     return [f"{s.name}:{m.target}" for s in spec.services for m in s.mounts if m.volume == volume]
-
-
-def _database(service: ServiceSpec) -> str:
-    name = service.image.lower().rpartition("@")[0] or service.image.lower()
-    name = name.rpartition("/")[0].rpartition("/")[2] + "/" + name.rpartition("/")[2].partition(":")[0]
-    if _NO_DATABASE.search(name):
-        return ""
-    return next((kind for kind, pattern in _DATABASES.items() if pattern.search(name)), "")

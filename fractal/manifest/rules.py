@@ -26,6 +26,10 @@ CONSISTENCY = frozenset({"crash", "pause", "hook"})
 MAX_SERVICES = 64
 MAX_PORTS = 2000
 """Of a service."""
+MAX_HOOKS = 8
+"""Before a snapshot, and after it: what they may take is bounded by it."""
+MAX_HOOK_TIMEOUT = 60.0
+"""Seconds at most."""
 
 Found = Iterator[tuple[str, str]]
 """(dotted key, what is wrong)."""
@@ -75,9 +79,17 @@ def _sections(spec: AppSpec, names: list[str]) -> Found:
             "x-homeserver.consistency",
             f"{spec.consistency[:40]!r} is not one of {', '.join(sorted(CONSISTENCY))}",
         )
+    yield from _hooks(spec, names)
+
+
+def _hooks(spec: AppSpec, names: list[str]) -> Found:
     for service, argv in (*spec.before_snapshot, *spec.after_snapshot):
-        if service not in names or not argv:
+        if service not in names or not argv or any("\0" in word for word in argv):
             yield "x-homeserver.hooks", f"{service[:80]!r} is no service of this app, or has nothing to run"
+    if max(len(spec.before_snapshot), len(spec.after_snapshot)) > MAX_HOOKS:
+        yield "x-homeserver.hooks", f"more than {MAX_HOOKS} of a kind"
+    if not 0 < spec.hook_timeout <= MAX_HOOK_TIMEOUT:
+        yield "x-homeserver.hooks.timeout", f"expected at most {MAX_HOOK_TIMEOUT:g} s, and more than none"
 
 
 def _web(spec: AppSpec) -> Found:

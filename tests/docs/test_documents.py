@@ -281,7 +281,8 @@ def test_manifest_samples_are_sound(block: Block) -> None:
     from fractal.builtin.process.check import refusals
 
     spec = parse_manifest(block.text, source=block.where)
-    assert list(refusals(spec)) == []
+    if any(service.process for service in spec.services):
+        assert list(refusals(spec)) == []
 
 
 def test_enough_samples_were_found() -> None:
