@@ -229,6 +229,16 @@ class Lines:
         await self._zfs("set", f"{DELETED}=on", kept.path)
         await self.collect(volume.name)
 
+    async def take_back(self, name: str, path: str) -> None:
+        """A stream was refused of which ZFS may have made a whole snapshot: it sees the first end, not what follows."""
+        try:
+            await self._zfs("destroy", path)
+        except NotFound:
+            pass
+        except BackendError as error:
+            self._logger.warning("%s (part of a stream that was refused stays)", error)
+        await self.collect(name)
+
     async def collect(self, name: str) -> None:
         """Free what nobody needs. What is busy now is left for the next time."""
         tried: set[str] = set()

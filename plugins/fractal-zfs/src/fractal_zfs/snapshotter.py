@@ -155,7 +155,7 @@ class ZfsSnapshotter(Snapshotter):
                 await self._zfs("set", options[1], path)
         except BaseException:
             async with self._held(volume):
-                await self._lines.collect(volume)
+                await self._lines.take_back(volume, path)
             raise
         async with self._held(volume):
             return await self._arrived(volume, name, target)

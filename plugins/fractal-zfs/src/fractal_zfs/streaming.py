@@ -25,6 +25,7 @@ STALL = 600.0
 _BEGIN, _END = 0, 5
 _MAGIC = 0x2F5BACBAC
 _ONE_STREAM = 1
+_HELD = 2 * RECORD
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +98,9 @@ async def _chunk(stdout: asyncio.StreamReader, words: tuple[str, ...]) -> bytes:
 
 
 async def received(target: str, head: Head, data: AsyncIterator[bytes]) -> None:
-    """Feed a stream to `zfs receive`, but its last record only when it is known to be the last. Raises Corrupt, BackendError.
+    """Feed a stream to `zfs receive`, but its last two records only when they are known to be the last. Raises Corrupt, BackendError.
 
-    ZFS makes the snapshot whole or not at all.
+    ZFS makes the snapshot whole or not at all, and is done with the first end that it sees: a second one would go unnoticed.
     """
     process = await asyncio.create_subprocess_exec(
         *["zfs", "receive", "-F", target],
@@ -114,11 +115,11 @@ async def received(target: str, head: Head, data: AsyncIterator[bytes]) -> None:
         held, taken = bytearray(), True
         async for chunk in data:
             held += chunk
-            if len(held) > RECORD:
-                if not (taken := await _fed(process, bytes(held[:-RECORD]))):
+            if len(held) > _HELD:
+                if not (taken := await _fed(process, bytes(held[:-_HELD]))):
                     break
-                del held[:-RECORD]
-        if taken and not is_end(bytes(held), head):
+                del held[:-_HELD]
+        if taken and (not is_end(bytes(held[-RECORD:]), head) or is_end(bytes(held[:-RECORD]), head)):
             raise Corrupt(f"{FORMAT} stream: it was cut short, or goes on after its end")
         taken = taken and await _fed(process, bytes(held))
         process.stdin.close()
