@@ -105,11 +105,17 @@ class Upload:
         """`begin` with a file that is whole already and gets its second name here; False where that cannot be."""
         self._refuse_existing()
         self._folder = os.open(self._path / TEMPORARY, _FOLDER)
+        # Locked before it has a name here: it may be old, and a sweep sees nothing that is not locked.
+        self._temporary = os.open(source, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fcntl.flock(self._temporary, fcntl.LOCK_EX)
         if not _linked(source, self._name, dst_dir_fd=self._folder):
             return False
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._temporary = os.open(self._name, flags, dir_fd=self._folder)
-        fcntl.flock(self._temporary, fcntl.LOCK_EX)
+        found, ours = (
+            os.stat(self._name, dir_fd=self._folder, follow_symlinks=False),
+            os.fstat(self._temporary),
+        )
+        if (found.st_dev, found.st_ino) != (ours.st_dev, ours.st_ino):
+            raise BackendError(f"{self._where}: {source} was replaced meanwhile", retryable=True)
         os.fchmod(self._temporary, 0o600)
         return True
 
@@ -334,9 +340,11 @@ def sweep(path: Path, before: int) -> list[str]:
         for name in _names(folder):
             with suppress(FileNotFoundError):
                 found = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                if stat.S_ISREG(found.st_mode) and found.st_mtime < before and _abandoned(name, folder):
-                    os.unlink(name, dir_fd=folder)
-                    removed.append(name)
+                if stat.S_ISREG(found.st_mode) and found.st_mtime < before:
+                    with _abandoned(name, folder) as free:
+                        if free:
+                            os.unlink(name, dir_fd=folder)
+                            removed.append(name)
     return removed
 
 
@@ -345,15 +353,19 @@ def _names(folder: int) -> list[str]:
         return [entry.name for entry in entries]
 
 
-def _abandoned(name: str, folder: int) -> bool:
+@contextmanager
+def _abandoned(name: str, folder: int) -> Iterator[bool]:
+    """Whether nobody writes it; nobody begins to while this lasts."""
     descriptor = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = True
     except BlockingIOError:
-        return False
+        free = False
+    try:
+        yield free
     finally:
         os.close(descriptor)
-    return True
 
 
 def _refuse_unmounted(path: Path) -> None:

@@ -14,10 +14,13 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from fractal.api.errors import BackendError, Conflict, Misconfigured, NotFound
+from fractal.api.store_files import TEMPORARY
+from fractal.builtin import directory_files
 from fractal.builtin.directory import DirectoryStore, open_directory, probe_directory
 from fractal.builtin.directory_config import DirectoryConfig
 from fractal.testing.context import real_context
@@ -282,3 +285,30 @@ async def test_the_probe_tells_without_touching(tmp_path: Path) -> None:
     missing = await probe_directory(DirectoryConfig(path=tmp_path / "no" / "store"))
     assert not missing.ready
     assert "does not exist" in missing.detail
+
+
+async def test_a_sweep_takes_nothing_that_is_just_being_adopted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A spool's file may be older than what a sweep lets be, and has its name in the store before anything else is done with it."""
+    source, swept = tmp_path / "spooled", list[str]()
+    source.write_bytes(b"sealed")
+    os.utime(source, (0, 0))
+    linked = directory_files._linked
+
+    def beside(*given: Any, **named: Any) -> bool:
+        done = linked(*given, **named)
+        swept.extend(directory_files.sweep(tmp_path / "store", int(time.time()) + 3600))
+        return done
+
+    async with real_context(tmp_path) as context:
+        config = DirectoryConfig(path=tmp_path / "store")
+        async with open_directory(context, config) as store:
+            monkeypatch.setattr(directory_files, "_linked", beside)
+            assert await store.adopt("app/0", source)
+            assert swept == [] and await read(store, "app/0") == b"sealed"
+            monkeypatch.undo()
+            left = tmp_path / "store" / TEMPORARY / "left"
+            os.link(source, left)
+            assert directory_files.sweep(config.path, 3600) == ["left"], "its writer is gone"
+            assert source.read_bytes() == b"sealed"
