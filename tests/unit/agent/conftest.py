@@ -17,11 +17,14 @@ from fractal.api.context import Clock, Context, Entropy
 from fractal.api.coordination import Coordinator
 from fractal.builtin.sqlite import open_sqlite
 from fractal.builtin.sqlite_config import SqliteConfig
+from fractal.core.model import Role
 from fractal.crypto.keys import DeviceKeys
 from fractal.shell.clock import SystemClock
 from fractal.shell.entropy import SystemEntropy
 from fractal.shell.process import ProcessRun
 from fractal.shell.workers import ThreadWorkers
+from fractal.testing.group import World
+from fractal.testing.journal_bench import APP, Bench
 
 
 @dataclass
@@ -81,3 +84,18 @@ async def make_peer(tmp_path: Path, log_path: Path) -> AsyncIterator[MakePeer]:
             return Peer(name, log, keys, MemoryNotes(), SystemClock(), SystemEntropy())
 
         yield make
+
+
+@pytest.fixture
+def world() -> World:
+    """Two members, and an app."""
+    world = World.founded()
+    world.join("kitchen", "bob", Role.ADMIN)
+    world.install(APP)
+    return world
+
+
+@pytest.fixture
+async def bench(world: World) -> Bench:
+    """A journal on that world's log."""
+    return Bench(world)

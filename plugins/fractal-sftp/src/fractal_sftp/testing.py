@@ -9,6 +9,7 @@ with SshServer(folder / "sshd", root=folder / "disk", address="10.1.2.2", enter=
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -23,12 +24,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from fractal.api.errors import BackendError
+from fractal.testing.store import read
 from fractal_sftp.config import SftpConfig
 from fractal_sftp.identity import load_identity, public_line
+from fractal_sftp.store import SftpStore
 
 SSHD = "/usr/sbin/sshd"
 TIMEOUT = 2.0
 """Seconds, for calls that are meant to fail."""
+MIB = 1 << 20
 START = 20.0
 """Seconds that the server may take to listen."""
 
@@ -273,3 +278,19 @@ def _descendants(pid: int) -> list[int]:
         for child in children:
             found += [*_descendants(child), child]
     return found
+
+
+def temporaries(path: Path) -> list[str]:
+    """What is being written, or was left."""
+    return sorted(file.name for file in (path / "tmp").iterdir())
+
+
+async def eventually(store: SftpStore, key: str) -> bytes:
+    """Read until it works, as a caller does with retryable errors."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await read(store, key)
+            except BackendError as error:
+                assert error.retryable
+                await asyncio.sleep(0.1)
