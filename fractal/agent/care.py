@@ -21,6 +21,8 @@ THIN = 300.0
 """Seconds between two looks whether something is to be merged or let go."""
 LOOK = 60.0
 """Seconds between two looks whether something is due."""
+LONGEST = 3600.0
+"""Seconds between two tries of something that fails, at most; the first pause is `LOOK`, and each is twice the one before."""
 FIRST = 120.0
 """Seconds after the agent's start before the first look: starting apps come first."""
 
@@ -41,6 +43,18 @@ class Cared:
     """The store deletes nothing: what is let go stays there."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """A step that failed."""
+
+    words: str
+    """What failed, and why."""
+    pause: float
+    """Seconds until it is tried again."""
+    again: float
+    """When that is, by boot time."""
+
+
 class Care:
     """Belongs to one app's job. Only the owner acts; who gets the app later goes on from its own notes."""
 
@@ -50,6 +64,8 @@ class Care:
         self.found = self._recall()
         self.thinning = Thinning(job)
         self.trouble = ""
+        self._failed: dict[str, Failed] = {}
+        """By what could not be done."""
         self._thinned: float | None = None
 
     @property
@@ -71,17 +87,25 @@ class Care:
             await clock.sleep(LOOK)
 
     async def look(self) -> None:
-        """Do what is due; what fails is told and tried again at the next look."""
+        """Do what is due; what fails is told and tried again, ever later."""
         job, now = self._job, self._job.group.agent.clock.wall_ms()
         if not job.owns or job.group.blind or job.facts.now.root != job.app.epoch:
             return
-        troubles = []
         for name, step in self._steps(now):
+            failed = self._failed.get(name)
+            if failed is not None and job.group.agent.clock.boottime() < failed.again:
+                continue
             try:
                 await step()
+                self._failed.pop(name, None)
             except FractalError as error:
-                troubles.append(f"its archive could not be {name}: {error}")
-        trouble = troubles[0] if troubles else ""
+                pause = LOOK if failed is None else min(LONGEST, 2 * failed.pause)
+                self._failed[name] = Failed(
+                    words=f"its archive could not be {name}: {error}",
+                    pause=pause,
+                    again=job.group.agent.clock.boottime() + pause,
+                )
+        trouble = next((failed.words for failed in self._failed.values()), "")
         if trouble and trouble != self.trouble:
             job.logger.warning("%s: %s", job.app.name, trouble)
         self.trouble = trouble
@@ -97,7 +121,7 @@ class Care:
         if self._thinned is None or clock.boottime() - self._thinned >= THIN:
             yield "thinned", self._thin
         if _due(self.found.swept_ms, HOUR_MS, now):
-            yield "tidied", partial(self._sweep, now)
+            yield "cleared of what was let go", partial(self._sweep, now)
 
     async def _verify(self, now: int) -> None:
         job = self._job
@@ -154,6 +178,7 @@ class Care:
 
     def verified(self, problems: int, first: str) -> None:
         """Somebody had the archive verified: what that found replaces what was known."""
+        self._failed.pop("checked", None)
         self._note(
             verified_ms=self._job.group.agent.clock.wall_ms(),
             problems=problems,

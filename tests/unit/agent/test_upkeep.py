@@ -6,6 +6,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,12 @@ from fractal.agent.care import DAY_MS, Cared
 from fractal.agent.journal import Journal
 from fractal.agent.main import run_until
 from fractal.agent.notes import MemoryNotes
-from fractal.api.errors import NotFound
+from fractal.api.errors import BackendError, NotFound
 from fractal.api.store import ObjectInfo
 from fractal.archive import layout
 from fractal.archive.epochs import Rollback
 from fractal.archive.images import PLACE
+from fractal.archive.verify import VerifyReport
 from fractal.core.entries import GroupChanged
 from fractal.core.log import checkpoint_bytes, fold, state_hash
 from fractal.core.model import GroupState
@@ -271,6 +273,38 @@ async def test_an_archive_is_verified_daily_and_damage_is_shown(attic: Bed) -> N
     (attic.folder / "elsewhere").rename(segments[0])
     result = await attic.call("Attic", "snapshot.verify", app="test")
     assert result["problems"] == [] and attic.job("Attic").care.problem == ""
+
+
+async def test_what_fails_is_tried_again_ever_later_and_keeps_nothing_else_from_being_done(
+    attic: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await attic.install("Attic")
+    job = attic.job("Attic")
+    await attic.until(lambda: job.facts.now.committed is not None)
+    archive, care = await job.data.archive(), job.care
+    tries = 0
+
+    async def fails(**_: object) -> VerifyReport:
+        nonlocal tries
+        tries += 1
+        raise BackendError("the disk is tired")
+
+    monkeypatch.setattr(archive, "verify", fails)
+    await care.look()
+    await care.look()
+    assert tries == 1 and "could not be checked: the disk is tired" in care.problem
+    assert care.found.collected_ms and care.found.swept_ms
+    pauses = []
+    for _ in range(8):
+        failed = care._failed["checked"]
+        pauses.append(failed.pause)
+        care._failed["checked"] = replace(failed, again=0.0)  # it has passed
+        await care.look()
+    assert pauses == [60, 120, 240, 480, 960, 1920, 3600, 3600] and tries == 9
+    monkeypatch.undo()
+    care._failed["checked"] = replace(care._failed["checked"], again=0.0)
+    await care.look()
+    assert care.problem == "" and care.found.verified_ms and not care._failed
 
 
 async def test_orphans_go_only_after_a_day_and_with_proof(attic: Bed) -> None:
