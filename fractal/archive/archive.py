@@ -11,12 +11,13 @@ from fractal.api.context import Clock, Entropy, Workers
 from fractal.api.errors import NotFound
 from fractal.api.snapshot import Snapshot, Snapshotter
 from fractal.api.store import Store
-from fractal.archive.backup import Backup, Progress, Source
+from fractal.archive.backup import Backup, Source
 from fractal.archive.collecting import Leaving, Sweeper
 from fractal.archive.epochs import Notes
 from fractal.archive.keyring import AppKeyring
 from fractal.archive.merging import Merging
 from fractal.archive.orphans import GRACE, Collector, Orphan, Proof, named_by_records
+from fractal.archive.progress import Progress
 from fractal.archive.reading import Line, Records
 from fractal.archive.records import Record
 from fractal.archive.restore import Fetcher, Restore

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 from fractal.api.context import Clock, Entropy, Workers
-from fractal.api.errors import Ambiguous, BackendError, Conflict, Corrupt, NotFound
+from fractal.api.errors import Ambiguous, Corrupt, NotFound
 from fractal.api.plain import to_plain
 from fractal.api.snapshot import Snapshotter
-from fractal.api.store import Store, SupportsLinks
+from fractal.api.store import Store
 from fractal.archive import layout, spool
 from fractal.archive.keyring import AppKeyring
+from fractal.archive.progress import Progress
 from fractal.archive.reading import Records
 from fractal.archive.records import KIND, ObjectRef, Record, RecordBody, Segment, make_record, object_header
 from fractal.archive.sealed import GroupKey, create, seal_statement
+from fractal.archive.uploading import Uploader
 from fractal.core.model import Point
 from fractal.crypto.keys import DeviceKeys, seal_to
 from fractal.crypto.stream import FRAME, KEY_SIZE, MAGIC, ObjectSeal, Raw, RawHash
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes done and the bytes of all; all is 0 while it is not known."""
 
 IN_FLIGHT = 2
 """Frames sealed at once."""
@@ -67,6 +65,13 @@ class Backup:
     folder: Path
     _next: dict[int, tuple[int, Record | None]] = field(default_factory=dict)
 
+    @property
+    def uploader(self) -> Uploader:
+        """Where its objects go."""
+        return Uploader(
+            group=self.group, app=self.app, store=self.store, clock=self.clock, workers=self.workers
+        )
+
     async def write(self, source: Source, app_keys: AppKeyring, progress: Progress | None) -> Record:
         """The record of the snapshot. What is in the spool already is neither sent nor uploaded again; what is there of
         another snapshot is given up.
@@ -84,10 +89,10 @@ class Backup:
             if (standing := await self._standing(source)) is not None:
                 return standing
             plan, held = await self._seal(source, folder, app_keys, ahead)
-        await self._upload(folder, plan, progress, check=resumed, ahead=ahead, held=held)
+        await self.uploader.upload(folder, plan.object, progress, check=resumed, ahead=ahead, held=held)
         while self.clock.boottime() - started > RECHECK:
             started = self.clock.boottime()
-            await self._upload(folder, plan, progress, check=True, held=held)
+            await self.uploader.upload(folder, plan.object, progress, check=True, held=held)
         record = await self._commit(source, plan)
         if held is None:
             await spool.to_its_end(self.workers, spool.mark_done, folder, record.number)
@@ -147,7 +152,7 @@ class Backup:
         seal = ObjectSeal.of(object_key, object_header(self.group, self.app, source.epoch, body))
         writer = self._writer(folder)
         chunks = source.snapshotter.send(source.volume, source.name, source.parent_name)
-        uploading = asyncio.create_task(self._upload_ahead(ref.id, writer, ahead))
+        uploading = asyncio.create_task(self.uploader.ahead(ref.id, writer, ahead))
         try:
             async with aclosing(frames_of(chunks)) as frames:
                 await seal_frames(frames, seal, writer, self.workers, large=parent is None)
@@ -163,72 +168,6 @@ class Backup:
     def _writer(self, folder: Path) -> spool.ObjectWriter:
         """Where the sealed object goes."""
         return spool.ObjectWriter(folder)
-
-    # --- uploading -----------------------------------------------------------------------------------------------
-
-    async def _upload_ahead(self, object_id: str, writer: spool.ObjectWriter, ahead: set[int]) -> None:
-        """Upload segments while they are being sealed. What fails here is left to `_upload`, which says so."""
-        index = 0
-        while await writer.begun(index):
-            key = layout.segment_key(self.group, self.app, object_id, index)
-            try:
-                adopted = isinstance(self.store, SupportsLinks) and await self._adopt(
-                    key, await writer.complete(index)
-                )
-                stream = partial(writer.segment, index, self.workers)
-                if adopted or await create(self.store, key, stream, self.clock):
-                    ahead.add(index)
-            except BackendError:
-                return
-            index += 1
-
-    async def _adopt(self, key: str, path: Path | None) -> bool:
-        """Whether the store took the spool's very file for the object: then it is written once, not twice."""
-        if path is None or not isinstance(self.store, SupportsLinks):
-            return False
-        try:
-            return await self.store.adopt(key, path)
-        except (Ambiguous, Conflict):
-            return False  # `create` finds out what stands there
-
-    async def _upload(
-        self,
-        folder: Path,
-        plan: RecordBody,
-        progress: Progress | None,
-        *,
-        check: bool,
-        ahead: Collection[int] = (),
-        held: Sequence[bytes] | None = None,
-    ) -> None:
-        done, total = 0, plan.object.stored
-        for index, segment in enumerate(plan.object.segments):
-            key = layout.segment_key(self.group, self.app, plan.object.id, index)
-            if index not in ahead and not (check and await self._stands(key, segment)):
-                path = folder / str(index) if held is None else None
-                data = partial(self._read, path) if path is not None else partial(_each, held or ())
-                if not (await self._adopt(key, path) or await create(self.store, key, data, self.clock)):
-                    await self._require(key, segment)
-            done += segment.size
-            if progress is not None:
-                progress(done, total)
-
-    async def _read(self, path: Path) -> AsyncIterator[bytes]:
-        offset = 0
-        while chunk := await self.workers.run(spool.read_at, path, offset):
-            offset += len(chunk)
-            yield chunk
-
-    async def _stands(self, key: str, segment: Segment) -> bool:
-        try:
-            return (await self.store.head(key)).size == segment.size
-        except NotFound:
-            return False
-
-    async def _require(self, key: str, segment: Segment) -> None:
-        """The name, which is random, was taken: by an earlier attempt of ours, or by a store that lies."""
-        if not await self._stands(key, segment):
-            raise BackendError(f"{key} exists in the store and is not what was uploaded: check the store")
 
     # --- committing ----------------------------------------------------------------------------------------------
 
@@ -268,11 +207,6 @@ class Backup:
             return await self.records.read(record.point)
         except NotFound as error:
             raise Ambiguous(f"{key} exists in the store and cannot be read yet") from error
-
-
-async def _each(parts: Sequence[bytes]) -> AsyncIterator[bytes]:
-    for part in parts:
-        yield part
 
 
 async def frames_of(chunks: AsyncIterator[bytes]) -> AsyncGenerator[list[bytes], None]:

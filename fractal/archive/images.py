@@ -13,21 +13,20 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 from fractal.api.canonical import Value
 from fractal.api.context import Clock, Entropy, Workers
-from fractal.api.errors import BackendError, NotFound
 from fractal.api.store import Store
-from fractal.archive import layout, spool
-from fractal.archive.backup import Progress, frames_of, seal_frames
+from fractal.archive import spool
+from fractal.archive.backup import frames_of, seal_frames
 from fractal.archive.epochs import Notes
 from fractal.archive.keyring import AppKeyring
 from fractal.archive.orphans import GRACE, Collector, Named, Orphan, Proof
+from fractal.archive.progress import Progress
 from fractal.archive.records import ObjectRef, RecordBody, Segment
 from fractal.archive.restore import Fetcher
-from fractal.archive.sealed import create
+from fractal.archive.uploading import Uploader
 from fractal.core.model import ArchivedImage
 from fractal.crypto.keys import seal_to
 from fractal.crypto.stream import KEY_SIZE, ObjectSeal
@@ -53,6 +52,7 @@ class Images:
     """Id of the store."""
     folder: Path
     """The spool: a broken upload goes on where it was."""
+    _uploader: Uploader = field(init=False)
     _fetcher: Fetcher = field(init=False)
     _collector: Collector = field(init=False)
     _writing: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -60,6 +60,9 @@ class Images:
     """By object."""
 
     def __post_init__(self) -> None:
+        self._uploader = Uploader(
+            group=self.group, app=PLACE, store=self.store, clock=self.clock, workers=self.workers
+        )
         self._fetcher = Fetcher(
             group=self.group,
             app=PLACE,
@@ -96,7 +99,7 @@ class Images:
             plan, held = await self.workers.run(spool.load_plan, folder), None
             if plan is None:
                 plan, held = await self._seal(image.digest, folder, save(), app_keys)
-            await self._upload(folder, plan, held, progress)
+            await self._uploader.upload(folder, plan.object, progress, check=True, held=held)
             await self.workers.run(spool.discard, folder)
             ref = plan.object
         return replace(
@@ -127,43 +130,9 @@ class Images:
 
         return await spool.to_its_end(self.workers, writer.finish, described), writer.held
 
-    async def _upload(
-        self, folder: Path, plan: RecordBody, held: list[bytes] | None, progress: Progress | None
-    ) -> None:
-        done, total = 0, plan.object.stored
-        for index, segment in enumerate(plan.object.segments):
-            key = layout.segment_key(self.group, PLACE, plan.object.id, index)
-            if not await self._stands(key, segment):
-                data = (
-                    partial(b"".join, held) if held is not None else partial(self._read, folder / str(index))
-                )
-                made = await create(self.store, key, data, self.clock)
-                if not made and not await self._stands(key, segment):
-                    raise BackendError(
-                        f"{key} exists in the store and is not what was uploaded: check the store"
-                    )
-            done += segment.size
-            if progress is not None:
-                progress(done, total)
-
-    async def _read(self, path: Path) -> AsyncIterator[bytes]:
-        offset = 0
-        while chunk := await self.workers.run(spool.read_at, path, offset):
-            offset += len(chunk)
-            yield chunk
-
-    async def _stands(self, key: str, segment: Segment) -> bool:
-        try:
-            return (await self.store.head(key)).size == segment.size
-        except NotFound:
-            return False
-
     async def stands(self, image: ArchivedImage) -> bool:
         """Whether every segment is in the store, as far as sizes tell. Raises BackendError."""
-        for index, segment in enumerate(image.segments):
-            if not await self._stands(layout.segment_key(self.group, PLACE, image.object, index), segment):
-                return False
-        return True
+        return await self._uploader.stands(ref_of(image))
 
     async def orphans(self) -> list[Orphan]:
         """Objects that are no app's image, and for how long that was observed. Raises BackendError."""

@@ -13,8 +13,9 @@ from pathlib import Path
 from fractal.api.errors import Ambiguous, Corrupt, FractalError, NotFound
 from fractal.api.plain import to_plain
 from fractal.archive import layout, spool
-from fractal.archive.backup import RECHECK, Backup, Progress, Source
+from fractal.archive.backup import RECHECK, Backup, Source
 from fractal.archive.keyring import AppKeyring
+from fractal.archive.progress import Progress
 from fractal.archive.records import KIND, Record, RecordBody, make_record
 from fractal.archive.sealed import create, seal_statement
 
@@ -99,7 +100,7 @@ class Merging(Backup):
         check = resumed
         while True:
             started = self.clock.boottime()
-            await self._upload(folder, plan, progress, check=check, ahead=ahead, held=held)
+            await self.uploader.upload(folder, plan.object, progress, check=check, ahead=ahead, held=held)
             if self.clock.boottime() - started <= RECHECK:
                 break
             check, ahead = True, set()

@@ -17,11 +17,10 @@ from fractal.api.snapshot import Snapshot, Snapshotter
 from fractal.api.store import Store, SupportsLinks
 from fractal.archive import layout, spool
 from fractal.archive.keyring import AppKeyring
+from fractal.archive.progress import Progress
 from fractal.archive.records import ObjectRef, Record, Segment, object_header
 from fractal.core.model import Point
 from fractal.crypto.stream import ObjectReader
-
-Progress = Callable[[int, int], None]
 
 IN_FLIGHT = 2
 """Frames opened at once."""
@@ -46,7 +45,7 @@ class Fetcher:
 
     async def _bring(self, ref: ObjectRef, index: int, segment: Segment) -> None:
         key, folder = layout.segment_key(self.group, self.app, ref.id, index), self.folder / ref.id
-        path = await self.workers.run(spool.room_for, folder, index)
+        path = await spool.to_its_end(self.workers, spool.room_for, folder, index)
         try:
             lent = isinstance(self.store, SupportsLinks) and await self.store.lend(key, path)
             if lent and not await self.workers.run(spool.holds, folder, index, segment):

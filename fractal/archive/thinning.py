@@ -15,10 +15,11 @@ from fractal.api.plain import to_plain
 from fractal.api.snapshot import Snapshotter
 from fractal.api.store import Store
 from fractal.archive import layout, trims
-from fractal.archive.backup import Progress, Source
+from fractal.archive.backup import Source
 from fractal.archive.keyring import AppKeyring
 from fractal.archive.merging import Merging, Outweighs
 from fractal.archive.orphans import Proof
+from fractal.archive.progress import Progress
 from fractal.archive.reading import Records
 from fractal.archive.records import Record
 from fractal.archive.restore import Fetcher
@@ -83,6 +84,8 @@ class Outlook:
     merge: Merge | None
     pending: tuple[Record, ...]
     """Merges that it relies on and that were not read back yet."""
+    back: tuple[Point, ...] = ()
+    """Moments that were let go and count again: they are wanted since, and still stand."""
 
 
 @dataclass(kw_only=True)
@@ -108,7 +111,7 @@ class Thinner:
         self, rules: Rules, held: Collection[Point] = frozenset(), stream_format: str = ""
     ) -> Outlook:
         """What the rules make of the archive as it stands. Raises Rollback, BackendError."""
-        timeline = await self.records.timeline()
+        timeline, back = await self._taking_back(await self.records.timeline(), rules.pins)
         if stream_format:
             # Of what another file system stored, a merge would be a chain of two kinds.
             here = {p: timeline.records[p] for p in held if p in timeline.records}
@@ -123,7 +126,21 @@ class Thinner:
             retained=retained,
             merge=next_merge(line, pieces, held, epoch=rules.epoch, refused=self._refused),
             pending=tuple(r for r in pending if r.slot in retained.needed and r.hash not in self._proved),
+            back=back,
         )
+
+    async def _taking_back(
+        self, timeline: Timeline, pins: Collection[Point]
+    ) -> tuple[Timeline, tuple[Point, ...]]:
+        """A pin may reach the log between the owner's last look there and the trim that it decided by that look: the pin wins."""
+        back: set[Point] = set()
+        uploader = self.merging.uploader
+        for pin in pins:
+            way = timeline.way_back(pin)
+            # Of a record that is on its way out the segments go first.
+            if way and all([await uploader.stands(record.body.object) for record in way]):
+                back |= {record.point for record in way}
+        return timeline.taking_back(back) if back else timeline, tuple(sorted(back))
 
     async def step(
         self,
@@ -200,7 +217,7 @@ class Thinner:
         before = timeline.trim.body if timeline.trim is not None else None
         let_go = [p for p, level in retained.let_go if not level and (p, 0) in timeline.counting]
         levels_changed = body is not None and body.levels != (before.levels if before else ())
-        if body is None or not (levels_changed or (let_go and self._due())):
+        if body is None or not (found.back or levels_changed or (let_go and self._due())):
             return done
         if not await proof():
             return done

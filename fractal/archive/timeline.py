@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from fractal.api.errors import Corrupt, NotFound
 from fractal.archive.records import Record
-from fractal.archive.trims import Trim
+from fractal.archive.trims import Trim, without
 from fractal.core.chain import branches, main_line
 from fractal.core.model import Point
 from fractal.core.retention import Route, Slot, routes, way
@@ -83,6 +83,27 @@ class Timeline:
     def branches(self, bases: Mapping[int, Point], epoch: int) -> tuple[Record, ...]:
         """What is on no part of that line: work of replaced owners, kept."""
         return tuple(self.records[p] for p in branches(self.points, bases, epoch))
+
+    def way_back(self, point: Point) -> list[Record]:
+        """The records that would have to count again for a moment that was let go to be there; [] if it is, or cannot be."""
+        found: list[Record] = []
+        at: Point | None = point
+        while at is not None and not self.whole(at):
+            record = self.stored.get((at, 0))
+            if record is None or not self.let_go(at):
+                return []
+            found.append(record)
+            at = record.parent
+        again = self.taking_back(r.point for r in found)
+        return found if found and again.whole(point) else []
+
+    def taking_back(self, points: Iterable[Point]) -> Timeline:
+        """As if these had not been let go."""
+        if self.trim is None:
+            return self
+        body = self.trim.body
+        left = replace(body, gone=without(body.gone, set(points)))
+        return replace(self, trim=replace(self.trim, body=left))
 
     # --- ways ----------------------------------------------------------------------------------------------------
 

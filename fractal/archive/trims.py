@@ -1,6 +1,7 @@
 """A trim: one signed decision about what of an archive may go, and which merges stand in for it.
 
-Each says everything that those before it said, so that only the newest counts and the others can go. It counts if the
+Each says everything that those before it said, but for what was pinned meanwhile and still stands, so that only the newest counts and
+the others can go. It counts if the
 owner of the epoch that it names signed it and the moment that it was made at lies on the main line; of these the newest of
 the highest epoch. What it lets go is in nobody's way from then on, and leaves the store much later (`collect.py`).
 """
@@ -114,6 +115,23 @@ def joined(before: Mapping[str, tuple[Span, ...]], points: Collection[Point]) ->
         str(e): spans([p.number for p in points if p.epoch == e], before.get(str(e), ()))
         for e in sorted(epochs)
     }
+
+
+def without(before: Mapping[str, tuple[Span, ...]], points: Collection[Point]) -> dict[str, tuple[Span, ...]]:
+    """What was gone before, except for these points."""
+    left: dict[str, tuple[Span, ...]] = {}
+    for epoch, found in before.items():
+        back = sorted({p.number for p in points if str(p.epoch) == epoch})
+        pieces: list[Span] = []
+        for first, last in found:
+            for number in back:
+                if first <= number <= last:
+                    pieces.append((first, number - 1))
+                    first = number + 1
+            pieces.append((first, last))
+        if pieces := [span for span in pieces if span[0] <= span[1]]:
+            left[epoch] = tuple(pieces)
+    return left
 
 
 def _check(body: TrimBody) -> None:

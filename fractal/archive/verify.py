@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -11,13 +10,12 @@ from fractal.api.errors import Corrupt, Denied
 from fractal.api.store import Store
 from fractal.archive import layout
 from fractal.archive.keyring import AppKeyring
+from fractal.archive.progress import Progress
 from fractal.archive.records import Record
 from fractal.archive.restore import Fetcher
 from fractal.archive.timeline import Timeline
 from fractal.core.model import Point
 from fractal.core.retention import Slot, routes
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

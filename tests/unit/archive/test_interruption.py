@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
 from fractal.api.errors import BackendError
 from fractal.archive import spool
 from fractal.core.model import Point
-from fractal.testing.archive_world import Files, World
+from fractal.testing.archive_world import Files, InlineWorkers, World
+
+T = TypeVar("T")
 
 MOMENTS: list[Files] = [{"a": b"1", "b": b"x"}, {"a": b"2"}, {"a": b"2", "c": b"3" * 5000}]
 
@@ -114,6 +116,47 @@ async def test_sigkill_and_cancel_at_every_await_of_a_restore(tmp_path: Path) ->
             await everything_restores(survivor, done)
         if finished:
             return
+
+
+class LateWorkers(InlineWorkers):
+    """Begins `room_for` at once, in a thread that goes on whoever is cancelled, and is done with it late."""
+
+    def __init__(self) -> None:
+        self.begun, self.go, self.done = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def run(self, function: Callable[..., T], /, *arguments: object) -> T:
+        if getattr(function, "__name__", "") != "room_for":
+            return await super().run(function, *arguments)
+
+        async def thread() -> T:
+            self.begun.set()
+            await self.go.wait()
+            result = function(*arguments)
+            self.done.set()
+            return result
+
+        return await asyncio.shield(asyncio.create_task(thread()))
+
+
+async def test_a_cancelled_fetch_gives_way_only_when_its_thread_is_done_with_the_file(tmp_path: Path) -> None:
+    """Else it deletes what the next one has written."""
+    world = World(tmp_path)
+    done: list[Point] = []
+    await save_all(world, done)
+    kitchen = world.device("Kitchen")
+    fetcher, late = kitchen.archive._fetcher, LateWorkers()
+    fetcher.workers = late
+    ref = (await kitchen.archive.timeline()).record(done[0]).body.object
+    fetching = asyncio.create_task(fetcher.fetch(ref))
+    await late.begun.wait()
+    fetching.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert not fetching.done()
+    late.go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+    assert late.done.is_set()
 
 
 def fails_once(calls: Iterator[int], failing: int, how: str, call: str, _key: str) -> str:

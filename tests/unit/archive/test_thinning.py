@@ -8,6 +8,7 @@ from random import Random
 import pytest
 
 from fractal.api.errors import Corrupt, NotFound, NotSupported
+from fractal.archive import trims
 from fractal.archive.epochs import Rollback
 from fractal.archive.thinning import Thinned
 from fractal.core.chain import EMPTY
@@ -386,3 +387,61 @@ async def test_a_store_that_deletes_nothing_says_so(world: World) -> None:
     with pytest.raises(NotSupported):
         await life.device.archive.collect(life.device.owns)
     await all_restore(life, world.device("Kitchen"))
+
+
+# --- pins that meet a trim --------------------------------------------------------------------------------------------
+
+
+async def let_go_while_pinned(world: World) -> tuple[Life, Point]:
+    """A life whose newest trim let a moment go that was pinned after the owner had looked for pins."""
+    life = await Life(world).begin()
+    await life.hours(11, thin=False)
+    before = set((await life.device.archive.timeline()).points)
+    life.device.keep = replace(life.device.keep, ticks=4, hourly=2)
+    await life.keep_up()
+    timeline = await life.device.archive.timeline()
+    pin = next(p for p in sorted(before, reverse=True) if timeline.let_go(p) and p not in timeline.points)
+    return life, pin
+
+
+async def test_a_pin_wins_against_the_trim_that_was_written_before_it_was_seen(world: World) -> None:
+    life, pin = await let_go_while_pinned(world)
+    reader = world.device("Kitchen")
+    with pytest.raises(NotFound, match="let go"):
+        await reader.fetch(pin)
+    life.device.pins.add(pin)
+    outlook = await life.device.archive.outlook(await life.device.rules())
+    assert pin in outlook.back and outlook.retained.kept[pin] == "pinned"
+    done = await life.device.thin()
+    assert done.trim, "at once, not with the next hour's trim"
+    assert await reader.fetch(pin) == life.held[pin]
+    assert not (await life.device.archive.outlook(await life.device.rules())).back
+    await life.hours(30)
+    assert await reader.fetch(pin) == life.held[pin]
+    assert await all_restore(life, reader) >= 6
+    timeline = await world.device("Shed").archive.timeline()
+    assert timeline.gaps == ()
+    life.device.pins.clear()
+    await life.hours(28)
+    assert (await reader.archive.timeline()).let_go(pin)
+    assert await all_restore(life, reader)
+
+
+async def test_a_pin_does_not_bring_back_what_is_on_its_way_out(world: World) -> None:
+    """Segments of the moment, or of one that it builds on, are gone: to list it again would be a lie that stops everything."""
+    life, pin = await let_go_while_pinned(world)
+    record = (await life.device.archive.timeline()).stored[pin, 0]
+    del world.objects[f"{GROUP}/{APP}/object/{record.body.object.id}/0"]
+    life.device.pins.add(pin)
+    assert not (await life.device.archive.outlook(await life.device.rules())).back
+    await life.hours(2)
+    with pytest.raises(NotFound, match="let go"):
+        await world.device("Kitchen").fetch(pin)
+    assert await all_restore(life, world.device("Kitchen"))
+
+
+def test_points_are_taken_out_of_spans() -> None:
+    before = {"1": ((1, 4), (7, 7), (9, 12)), "2": ((3, 3),)}
+    points = [Point(epoch=e, number=n) for e, n in [(1, 1), (1, 3), (1, 7), (1, 8), (1, 12), (2, 3), (3, 1)]]
+    assert trims.without(before, points) == {"1": ((2, 2), (4, 4), (9, 11))}
+    assert trims.without(before, []) == before
