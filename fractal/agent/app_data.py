@@ -288,6 +288,7 @@ class AppData:
         else:
             name = await self._restore(base)
             await snapshotter.checkout(self.volume, name)
+        await self._forget_ignored()
         await self._make_folders()
         self.fetched = base
         committed = base if base != EMPTY else None
@@ -303,11 +304,25 @@ class AppData:
     async def _make_folders(self) -> None:
         root = await self.root()
 
+        spec = self._job.spec
+
         def make() -> None:
-            for volume in self._job.spec.volumes:
-                make_folder(root / volume)
+            for volume in spec.volumes:
+                if volume not in spec.ignored:
+                    make_folder(root / volume)
 
         await self._job.group.agent.workers.run(make)
+
+    def ignored_root(self) -> Path:
+        """Where folders are that no snapshot holds: beside the root, never in it."""
+        path = self._job.group.agent.folder("ignored") / self.volume
+        path.mkdir(mode=0o700, exist_ok=True)
+        return path
+
+    async def _forget_ignored(self) -> None:
+        """What is ignored begins empty with every root, so that nothing can come to need it."""
+        agent = self._job.group.agent
+        await agent.workers.run(_remove_tree, agent.config.device.state_dir / "ignored" / self.volume)
 
     async def _clear_unknown_root(self) -> None:
         """A root that no epoch claims is left from a crash in the middle of `prepare`: keep it aside, begin again."""
@@ -367,6 +382,7 @@ class AppData:
             facts.change(counter=counter)
             await snapshotter.set_aside(self.volume, f"before-restore-{counter}")
         await snapshotter.checkout(self.volume, name)
+        await self._forget_ignored()
         await self._make_folders()
 
     async def set_aside(self) -> None:
@@ -415,6 +431,7 @@ class AppData:
         for snapshot in await agent.snapshotter.snapshots(self.volume):
             await agent.snapshotter.delete(self.volume, snapshot.name)
         await agent.workers.run(shutil.rmtree, agent.folder("spool") / self.volume, True)
+        await self._forget_ignored()
         self._job.facts.forget()
         self._job.care.forget()
 
@@ -423,6 +440,18 @@ def _point(key: str) -> Point:
     """Of a name in `Local.names`."""
     epoch, _, number = key.partition(".")
     return Point(epoch=int(epoch), number=int(number))
+
+
+def _remove_tree(path: Path) -> None:
+    """Raises BackendError for what cannot be removed."""
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise BackendError(
+            f"{error.filename or path}: cannot be removed: {error.strerror}", retryable=True
+        ) from error
 
 
 def make_folder(path: Path) -> None:

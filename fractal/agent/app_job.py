@@ -378,6 +378,7 @@ class AppJob:
             epoch=self.app.epoch,
             spec=self.spec,
             volume_root=root,
+            ignored_root=self.data.ignored_root() if self.spec.ignored else None,
             secrets=self.data.secrets(),
             images=self.images.digests(),
         )

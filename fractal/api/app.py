@@ -145,6 +145,10 @@ class AppSpec:
     """Machine names as `platform.machine()` gives them; empty: any."""
     generated_secrets: tuple[str, ...] = ()
     """Secrets to make at install, 32 random bytes each in URL-safe base64."""
+    secret_forms: Mapping[str, str] = field(default_factory=dict)
+    """Generated secret -> how it looks (`hex:64`, see the reference of manifests), where not as above."""
+    ignored: tuple[str, ...] = ()
+    """Those of `volumes` that are kept on the device only: in no snapshot, and empty wherever the app comes to."""
     given_secrets: tuple[str, ...] = ()
     """Secrets whose values whoever installed it gave, by the variables' names."""
     values: Mapping[str, str] = field(default_factory=dict)
@@ -175,10 +179,19 @@ class AppRun:
     epoch: int
     spec: AppSpec
     volume_root: Path
+    ignored_root: Path | None = None
+    """Where the folders of `AppSpec.ignored` are; needed if there are any."""
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
     images: Mapping[str, str] = field(default_factory=dict)
     """Image as the services name it -> digest (`SupportsImages.image_digest`) of the one to run, which is on this device. One
     that is not in here is what its name means on this device, pulled if need be."""
+
+    def folder(self, volume: str) -> Path:
+        """The folder of a volume on this device."""
+        if volume not in self.spec.ignored:
+            return self.volume_root / volume
+        assert self.ignored_root is not None, volume
+        return self.ignored_root / volume
 
     @property
     def key(self) -> str:

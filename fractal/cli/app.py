@@ -31,6 +31,7 @@ ELSEWHERE = {
     "check": ("fractal.cli.app_check:check", "Say what a Compose file's keys come to here."),
     "logs": ("fractal.cli.app_inside:logs", "Show what an app's services print."),
     "exec": ("fractal.cli.app_inside:exec", "Run a command inside an app's service."),
+    "secret": ("fractal.cli.app_secret:secret", "Print one of an app's secrets."),
     "move": ("fractal.cli.app_changes:move", "Move an app to another device while it runs."),
     "restore": ("fractal.cli.app_changes:restore", "Bring an app back to an earlier moment."),
     "fork": ("fractal.cli.app_changes:fork", "Start a second app from a moment of another."),

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from fractal.api.app import AppSpec, ServiceSpec
+from fractal.api.app import AppSpec, Port, ServiceSpec
 from fractal.api.errors import InvalidInput
-from fractal.manifest import keys, rules, top, whole
+from fractal.manifest import keys, routed, rules, secret_forms, top, whole
 from fractal.manifest.document import Finding, Node, Problems, Table, read
+from fractal.manifest.fields import FormField, form_fields, normal
 from fractal.manifest.homeserver import AppSection, app_section, generated_secrets
 from fractal.manifest.keys import OPTION_KEYS
 from fractal.manifest.service import Around, service
@@ -32,6 +33,8 @@ class Checked:
     """(option that whoever installs it has to give, why)."""
     unset: tuple[tuple[str, int], ...] = ()
     """(variable that is empty because it has no value, line)."""
+    fields: tuple[FormField, ...] = ()
+    """What the manifest asks for."""
 
 
 def parse(
@@ -53,9 +56,9 @@ def parse(
 
 def check(text: str, source: str = "manifest", given: Given | None = None) -> Checked:
     """What is honoured, without effect, refused and needed. Raises nothing for any text."""
-    problems, spec = Problems(source), None
+    problems, spec, form = Problems(source), None, list[FormField]()
     try:
-        spec = _read(text, problems, given or Given())
+        spec = _read(text, problems, given or Given(), form)
     except InvalidInput as error:
         if not problems.refused:
             problems.add(1, "", str(error).removeprefix(f"{source}:1: "))
@@ -73,17 +76,22 @@ def check(text: str, source: str = "manifest", given: Given | None = None) -> Ch
         refused=tuple(problems.refused),
         needs=tuple(problems.needs.items()),
         unset=tuple(
-            item for item in problems.unset.items() if f"--set {item[0]}=VALUE" not in problems.needs
+            (name, line)
+            for name, line in problems.unset.items()
+            if f"--set {name}=VALUE" not in problems.needs and not routed.stands(name)
         ),
+        fields=tuple(form),
     )
 
 
-def _read(text: str, problems: Problems, given: Given) -> AppSpec | None:
-    """The app, or None if there are problems; with needs that are not given it is only nearly right. Raises InvalidInput."""
+def _read(text: str, problems: Problems, given: Given, form: list[FormField] | None = None) -> AppSpec | None:
+    """The app, or None if there are problems; with needs that are not given it is only nearly right. Raises InvalidInput.
+
+    Fields are added to `form`.
+    """
     root = Where("", read(text, problems), problems, given=given)
     tables = root.table(keys.TOP_KEYS, extensions=True)
-    secrets = _secrets(tables.get("x-homeserver"))
-    tables = {name: replace(where, secrets=secrets) for name, where in tables.items()}
+    tables = _with_form(tables, given, form if form is not None else [])
     for key in keys.TOP_IDLE.keys() & tables.keys():
         tables[key].idle(keys.TOP_IDLE[key])
     section = app_section(tables.get("x-homeserver"))
@@ -103,15 +111,21 @@ def _read(text: str, problems: Problems, given: Given) -> AppSpec | None:
     if problems.lines:
         return None
     used = {name for one in services for name in one.secrets}
+    forms = {f.name: f.generate for f in section.fields if f.generate}
+    forms |= {name: form for name, form in problems.made.items() if not root.is_given(name)}
+    made = tuple(dict.fromkeys((*section.secrets, *forms)))
+    web_service, web_port, services = _web(section, services, problems)
     spec = AppSpec(
         name=_name(tables.get("name"), problems.source),
         services=tuple(_in_order(services, problems, tables["services"].node)),
         volumes=_all_volumes(declared, services),
-        web_service=section.web_service,
-        web_port=section.web_port,
+        web_service=web_service,
+        web_port=web_port,
         architectures=section.architectures,
-        generated_secrets=section.secrets,
-        given_secrets=tuple(sorted(name for name in used - set(section.secrets) if root.has(name))),
+        generated_secrets=made,
+        secret_forms={name: form for name, form in forms.items() if form != secret_forms.DEFAULT},
+        given_secrets=tuple(sorted(name for name in used - set(made) if root.has(name))),
+        ignored=section.ignored,
         values=dict(sorted(problems.shown.items())),
         allowed=tuple(sorted(problems.granted)),
         consistency=section.consistency,
@@ -137,9 +151,59 @@ def describe(text: str, source: str = "manifest") -> Mapping[str, str]:
     return {"name": found.spec.name, "title": found.spec.name, **section.about}
 
 
-def _secrets(where: Where | None) -> frozenset[str]:
-    """Read ahead, as `${NAME}` may stand for one anywhere; what is wrong with them is told when their turn comes."""
-    return frozenset(generated_secrets(where and replace(where, problems=Problems(""))))
+def _with_form(tables: Mapping[str, Where], given: Given, form: list[FormField]) -> dict[str, Where]:
+    """The tables with what `x-homeserver` says of variables, which may stand anywhere. What is wrong with it is told when its
+    own turn comes; what is wrong with the values, here."""
+    section = tables.get("x-homeserver")
+    ahead = section and replace(section, problems=Problems(""))
+    fields = form_fields(ahead)
+    form += fields
+    secrets = {*generated_secrets(ahead), *(f.name for f in fields if f.generate)}
+    values = dict(given.values)
+    for one in fields:
+        where = (
+            section.at(f"fields.{one.name}", _field_node(section, one.name)) if section is not None else None
+        )
+        if where is None or (one.name in given.sealed and one.name not in values):
+            continue
+        if one.name in values:
+            try:
+                values[one.name] = normal(one, values[one.name])
+            except ValueError as error:
+                where.wrong(f"{one.name}: {error}")
+        elif one.required and not one.generate and one.default is None:
+            where.need(f"--set {one.name}=VALUE", one.title or one.help or f"{one.name} is required")
+    hidden = given.hidden | {f.name for f in fields if f.secret}
+    shown = {f.name: f.default for f in fields if f.default is not None}
+    now = replace(given, values=values, hidden=hidden)
+    return {
+        name: replace(where, secrets=frozenset(secrets), given=now, defaults=shown)
+        for name, where in tables.items()
+    }
+
+
+def _field_node(where: Where, name: str) -> Node:
+    fields = where.node.entries["fields"][1] if isinstance(where.node, Table) else where.node
+    return fields.entries[name][1] if isinstance(fields, Table) else fields
+
+
+def _web(
+    section: AppSection, services: list[ServiceSpec], problems: Problems
+) -> tuple[str, str, list[ServiceSpec]]:
+    """The service and port that a route leads to; where the file says only a number, the service has that port too."""
+    if section.web_service or not problems.entrances:
+        return section.web_service, section.web_port, services
+    name, number = next(iter(problems.entrances.items()))
+    found = next((one for one in services if one.name == name), None)
+    if found is None:
+        return "", "", services
+    tcp = [port for port in found.ports if port.protocol == "tcp"]
+    port = next((p for p in tcp if not number or str(p.container) == number), None)
+    if port is None and number and 0 < int(number) <= 65535:
+        port = Port(name=number, container=int(number))
+        whole = replace(found, ports=(*found.ports, port))
+        services = [whole if one is found else one for one in services]
+    return (name, port.name, services) if port is not None else ("", "", services)
 
 
 def _name(where: Where | None, source: str) -> str:

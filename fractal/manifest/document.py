@@ -60,6 +60,10 @@ class Problems:
     """Variables without value, which are empty then -> line."""
     shown: dict[str, str] = field(default_factory=dict)
     """Given values that stand in the specification in clear."""
+    made: dict[str, str] = field(default_factory=dict)
+    """Variables for which a value is made by their name -> its form, see `secret_forms`."""
+    entrances: dict[str, str] = field(default_factory=dict)
+    """Services that say by a variable's name that a route leads to them -> port, or ""."""
 
     def add(self, line: int, key: str, message: str) -> None:
         """Note a problem; `line` counts from 1, `key` is a dotted path or ""."""

@@ -7,11 +7,17 @@ from dataclasses import dataclass, field
 
 from fractal.api.app import HOOK_TIMEOUT, HealthSpec, Port, ProcessSpec
 from fractal.manifest import rules
+from fractal.manifest.fields import FormField, form_fields
+from fractal.manifest.mounts import folder
 from fractal.manifest.values import Where
 
 APP_KEYS = frozenset(
-    {"web", "secrets", "architectures", "consistency", "hooks", "title", "summary", "version"}
+    {
+        *("web", "secrets", "architectures", "consistency", "hooks", "title", "summary", "version"),
+        *("website", "fields", "data"),
+    }
 )
+ABOUT = ("title", "summary", "version", "website")
 SERVICE_KEYS = frozenset({"process", "health", "secrets"})
 PROCESS_KEYS = frozenset({"argv", "requirements", "ports", "data", "files"})
 HEALTH_KEYS = frozenset({"test", "http", "port", "interval", "timeout", "retries", "start_period"})
@@ -32,7 +38,11 @@ class AppSection:
     after: Hooks = ()
     hook_timeout: float = HOOK_TIMEOUT
     about: dict[str, str] = field(default_factory=dict)
-    """title, summary, version: for catalogs."""
+    """What is for catalogs, see `ABOUT`."""
+    fields: tuple[FormField, ...] = ()
+    """What is asked of whoever installs the app."""
+    ignored: tuple[str, ...] = ()
+    """Volumes that are in no snapshot."""
 
 
 @dataclass(slots=True)
@@ -72,8 +82,18 @@ def app_section(where: Where | None) -> AppSection:
     if (names := table.get("architectures")) is not None:
         found.architectures = tuple(item.text() for item in names.items())
     _consistency(table, found)
-    found.about = {name: table[name].text() for name in ("title", "summary", "version") if name in table}
+    if (data := table.get("data")) is not None:
+        entries = data.table(frozenset({"ignore"}))
+        found.ignored = _ignored(entries["ignore"]) if "ignore" in entries else ()
+    found.fields = form_fields(where)
+    found.about = {name: table[name].plain() for name in ABOUT if name in table}
     return found
+
+
+def _ignored(where: Where) -> tuple[str, ...]:
+    """As they are named in `volumes`: a volume's name, or a folder such as ./cache."""
+    names = [folder(item, item.plain()) for item in where.items()]
+    return tuple(dict.fromkeys(name for name in names if name))
 
 
 def _consistency(table: Mapping[str, Where], found: AppSection) -> None:

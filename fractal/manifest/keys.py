@@ -29,6 +29,7 @@ IDLE = {
     "container_name": "containers are named by the system, so that two copies of an app can run on one device",
     "tty": "nobody has a terminal at it; its standard input stays open instead",
     "develop": "it is for working on an image",
+    "exclude_from_hc": "it is for one of the stores of apps",
     "userns_mode": "the engine's own way is taken",
 }
 """Of services: key -> why it is without effect."""

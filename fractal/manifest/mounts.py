@@ -11,7 +11,20 @@ from fractal.manifest import rules
 from fractal.manifest.document import Scalar
 from fractal.manifest.values import Where
 
-_MOUNT_KEYS = frozenset({"type", "source", "target", "read_only", "bind", "volume", "tmpfs", "consistency"})
+_MOUNT_KEYS = frozenset(
+    {
+        "type",
+        "source",
+        "target",
+        "read_only",
+        "bind",
+        "volume",
+        "tmpfs",
+        "consistency",
+        "content",
+        "is_directory",
+    }
+)
 _ROOT = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
 _OWN = re.compile(r"(APP_?)?DATA(_?(DIR|PATH|ROOT|FOLDER))?", re.IGNORECASE)
 """Variables by which app stores name the app's own folder."""
@@ -71,7 +84,7 @@ def _with_root(where: Where, text: str) -> str:
     casa = _CASA.match(text)
     rest = text[casa.end() :].lstrip("/") if casa is not None else text
     match = _ROOT.match(rest)
-    if match is not None and (casa is not None or not where.has(match[1] or match[2])):
+    if match is not None and (casa is not None or not where.known(match[1] or match[2])):
         name, rest = match[1] or match[2], rest[match.end() :].lstrip("/")
         own = casa is not None or _OWN.fullmatch(name)
         prefix = "" if own else f"{name.lower()}/"
@@ -94,6 +107,13 @@ def _long(where: Where, service: str, devices: dict[str, str], found: Mounted) -
     if "consistency" in table:
         table["consistency"].idle("only Docker Desktop knows it")
     shared = _details(table)
+    if "is_directory" in table:
+        table["is_directory"].idle(
+            "what is bound from beside the manifest is a folder unless it is there as a file"
+        )
+    if "content" in table:
+        found.files[target] = table["content"].literal()
+        return
     if kind == "tmpfs":
         found.tmpfs.append(target + _tmpfs(table.get("tmpfs")))
         return
@@ -160,8 +180,8 @@ def _place(
     if path in where.given.files:
         found.files[target] = where.given.files[path]
         return
-    folder = _folder(where, source)
-    if folder is None:
+    name = folder(where, source)
+    if name is None:
         return
     if (
         source.startswith(".")
@@ -170,7 +190,7 @@ def _place(
     ):
         where.need(f"file {path}", "is to be beside the manifest")
         return
-    found.mounts.append(Mount(volume=folder, target=target, read_only=read_only))
+    found.mounts.append(Mount(volume=name, target=target, read_only=read_only))
 
 
 def _host(where: Where, source: str, target: str, read_only: bool, found: Mounted, *, shared: bool) -> None:
@@ -187,7 +207,7 @@ def _host(where: Where, source: str, target: str, read_only: bool, found: Mounte
     found.mounts.append(Mount(volume="", host=path, target=target, read_only=read_only, shared=shared))
 
 
-def _folder(where: Where, source: str) -> str | None:
+def folder(where: Where, source: str) -> str | None:
     """The folder below the volume root for a volume's name, or for a path relative to the manifest."""
     if source.startswith("~/"):
         source = f"./home/{source[2:]}"

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from fractal.api.app import AppSpec, ServiceSpec
+from fractal.manifest import secret_forms
 
 SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 VOLUME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -57,6 +58,9 @@ def _given(spec: AppSpec) -> Found:
     for name in (*spec.generated_secrets, *spec.given_secrets):
         if not SECRET.fullmatch(name):
             yield "x-homeserver.secrets", f"{name[:80]!r} cannot be a secret's name"
+    for name, form in spec.secret_forms.items():
+        if name not in spec.generated_secrets or not secret_forms.known(form):
+            yield "x-homeserver.fields", f"{name[:80]!r} cannot be made as {form[:40]!r}"
     for name in spec.allowed:
         if not ALLOWED.fullmatch(name):
             yield "allowed", f"{name[:80]!r} cannot be allowed"
@@ -68,6 +72,9 @@ def _sections(spec: AppSpec, names: list[str]) -> Found:
             yield "volumes", f"{volume[:80]!r} cannot be a folder of the app"
     if len(set(spec.volumes)) != len(spec.volumes):
         yield "volumes", "two volumes have the same name"
+    for volume in spec.ignored:
+        if volume not in spec.volumes:
+            yield "x-homeserver.data.ignore", f"{volume[:80]!r} is no volume of this app"
     for name in spec.architectures:
         if not ARCHITECTURE.fullmatch(name):
             yield (

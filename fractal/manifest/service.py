@@ -10,7 +10,7 @@ from typing import Any
 from fractal.api import canonical
 from fractal.api.app import HealthSpec, Limits, Mount, Port, ServiceSpec
 from fractal.api.errors import InvalidInput
-from fractal.manifest import keys, rules
+from fractal.manifest import keys, routed, rules
 from fractal.manifest.deployment import Deployment, deployment
 from fractal.manifest.document import Items, Scalar, Table
 from fractal.manifest.env_files import variables
@@ -188,17 +188,23 @@ def _environment(where: Where | None) -> dict[str, str]:
     if isinstance(where.node, Items):
         for item in where.items():
             name, equals, value = item.sealable().partition("=")
-            if equals:
-                found[name] = value
-            elif item.has(name):
-                found[name] = f"{{secret.{name}}}"
+            _variable(item, name, value if equals else None, found)
         return found
     for name, item in where.table().items():
-        if not isinstance(item.node, Scalar) or item.node.value is not None:
-            found[name] = item.sealable()
-        elif item.has(name):
-            found[name] = f"{{secret.{name}}}"
+        empty = isinstance(item.node, Scalar) and item.node.value is None
+        _variable(item, name, None if empty else item.sealable(), found)
     return found
+
+
+def _variable(where: Where, name: str, value: str | None, found: dict[str, str]) -> None:
+    port = routed.entrance(name)
+    if port is not None and (value is None or value.startswith("/")):
+        where.problems.entrances.setdefault(where.key.split(".")[1], port)
+        value = (where.value_of(name) or "") + (value or "").rstrip("/") if where.known(name) else None
+    elif value is None:
+        value = where.value_of(name)
+    if value is not None:
+        found[name] = value
 
 
 def _files(table: Mapping[str, Where], around: Around) -> dict[str, str]:

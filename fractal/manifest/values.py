@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from fractal.manifest import routed, secret_forms
 from fractal.manifest.document import Finding, Items, Node, Problems, Scalar, Table
 from fractal.manifest.interpolation import Malformed, Use, expand
 from fractal.manifest.keys import REMEDIES
@@ -19,6 +20,7 @@ _UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _SECRET = re.compile(r"PASS|PWD|SECRET|TOKEN|KEY|CREDENTIAL|SALT|PRIVATE", re.IGNORECASE)
 MAX_TEXT = 1 << 17
+MAX_LINE = 2000
 VISIBLE = "visible-secret:"
 """Begins what allows a secret in a command line."""
 
@@ -39,6 +41,8 @@ class Given:
     """Service -> image, for those that the manifest would build."""
     allowed: frozenset[str] = frozenset()
     """What the app may have of the device: `host-path:/srv/media`."""
+    host: str = ""
+    """Public name of the app, if one is known: `${HOMESERVER_URL}` is made of it."""
 
     def secret(self, name: str) -> bool:
         """Whether a value must not be seen."""
@@ -55,6 +59,8 @@ class Where:
     secrets: frozenset[str] = frozenset()
     """Names of generated secrets, which `${NAME}` may stand for."""
     given: Given = field(default_factory=Given)
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    """Variable -> what it is where nobody gives a value."""
 
     def wrong(self, message: str) -> None:
         """Note a problem here."""
@@ -137,6 +143,16 @@ class Where:
         """As `text`, but `true` and `false` are taken as written too."""
         return self._resolve(self._written(loose=True), self._clear)
 
+    def plain(self) -> str:
+        """A scalar as written, in which `$` means nothing; "" for null."""
+        if not isinstance(self.node, Scalar):
+            self.wrong("expected text")
+            return ""
+        if len(self.node.text) > MAX_LINE or not all(c.isprintable() or c == "\n" for c in self.node.text):
+            self.wrong(f"longer than {MAX_LINE} characters, or not printable")
+            return ""
+        return "" if self.node.value is None else self.node.text.strip()
+
     def literal(self) -> str:
         """A string in which `$` means nothing (files, Python)."""
         if not isinstance(self.node, Scalar) or not isinstance(self.node.value, str):
@@ -159,7 +175,7 @@ class Where:
 
         def value(use: Use) -> str:
             found = self._value(use, shown)
-            if found is None or (use.operator.endswith("?") and not self.has(use.name)):
+            if found is None or (use.operator.endswith("?") and not self.known(use.name)):
                 missing.append(use.name)
             return found or ""
 
@@ -266,8 +282,30 @@ class Where:
     # -- variables
 
     def has(self, name: str) -> bool:
-        """Whether a variable has a value."""
-        return name in self.secrets or name in self.given.values or name in self.given.sealed
+        """Whether a variable has a value that is given, or made."""
+        given = name in self.secrets or name in self.given.values or name in self.given.sealed
+        return self._made(name) or given
+
+    def is_given(self, name: str) -> bool:
+        """Whether somebody gave a value, now or earlier."""
+        return name in self.given.values
+
+    def standing(self, name: str) -> str | None:
+        """What a variable is where nobody gives a value: a field's default, or what follows from the app's public name."""
+        return self.defaults[name] if name in self.defaults else routed.value(name, self.given.host)
+
+    def known(self, name: str) -> bool:
+        """Whether a variable stands for something."""
+        return self.has(name) or self.standing(name) is not None
+
+    def value_of(self, name: str) -> str | None:
+        """As `sealable` of `${NAME}`; None if it stands for nothing."""
+        return self._sealed(name) if self.has(name) else self.standing(name)
+
+    def _made(self, name: str) -> bool:
+        if form := secret_forms.by_name(name):
+            self.problems.made[name] = form
+        return bool(form)
 
     def _resolve(self, text: str, shown: Callable[[str], str]) -> str:
         def value(use: Use) -> str:
@@ -289,8 +327,9 @@ class Where:
     def _value(self, use: Use, shown: Callable[[str], str]) -> str | None:
         """What a use stands for; None if it is empty because nobody gave a value."""
         given = self.has(use.name)
-        full = given and self.given.values.get(use.name) != ""
-        taken = full if use.operator.startswith(":") else given
+        standing = None if given else self.standing(use.name)
+        full = standing != "" and self.given.values.get(use.name) != ""
+        taken = (given or standing is not None) and (full or not use.operator.startswith(":"))
         match use.operator[-1:]:
             case "+":
                 return self._resolve(use.rest, shown) if taken else ""
@@ -300,13 +339,13 @@ class Where:
                 reason = self._resolve(use.rest, lambda name: f"${{{name}}}")[:200]
                 self.need(f"--set {use.name}=VALUE", reason or f"{use.name} is required")
                 return ""
-        return shown(use.name) if given else None
+        return shown(use.name) if given else standing
 
     def _sealed(self, name: str) -> str:
         return f"{{secret.{name}}}"
 
     def _clear(self, name: str) -> str:
-        if name in self.secrets:
+        if name in self.secrets or (name in self.problems.made and name not in self.given.values):
             return self._sealed(name)
         if name not in self.given.values:
             self.need(f"--set {name}=VALUE", f"{name} is sealed and needed in clear here: give it again")
@@ -317,6 +356,8 @@ class Where:
     def _seen(self, name: str) -> str:
         if name not in self.secrets and not self.given.secret(name):
             return self._clear(name)
+        if name in self.problems.made and secret_forms.is_name(name):
+            return self._sealed(name)
         self.allowed(f"{VISIBLE}{name}", f"everybody on the device can see {name} in its list of processes")
         return self._sealed(name)
 

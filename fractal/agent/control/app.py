@@ -371,7 +371,7 @@ async def app_update(agent: Agent, params: Params, _: Progress) -> Plan:
     spec: dict[str, object] | None = None
     if any(key in params for key in ("manifest", "env", "allow", "images")) or not (given or name):
         # Without anything else to change the catalog's present manifest is meant.
-        manifest = await read_manifest(agent, app.name, params, app)
+        manifest = await read_manifest(agent, app.name, params, app, group)
         text, spec, given = manifest.text, manifest.spec, manifest.secrets
         refuse_what_cannot_run(agent, group, app.owner or app.placed, spec)
 

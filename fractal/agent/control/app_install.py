@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fractal.agent.agent import Agent
@@ -18,17 +18,15 @@ from fractal.agent.fork_key import fork_key, new_key, sealed_secrets
 from fractal.agent.group import GroupAgent
 from fractal.agent.status import app_status
 from fractal.api.app import AppSpec
-from fractal.api.canonical import pack
 from fractal.api.errors import Denied, InvalidInput, NotFound
 from fractal.core.entries import AppInstalled, RouteAdded
 from fractal.core.model import App, DeviceRole, Point, Policy, Source, StoreEntry
 from fractal.core.placement import cannot_run, choose, may_trust
-from fractal.manifest import Checked, Given, check, parse
+from fractal.manifest import Checked, Given, check, parse, secret_forms
+from fractal.manifest.fields import normalised
 from fractal.manifest.plain import from_plain_spec, to_plain_spec
 from fractal.manifest.report import lines
 from fractal.manifest.ties import ties
-
-SECRET_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +39,20 @@ class Wanted:
     checked: Checked
     secrets: dict[str, str] = field(repr=False)
     """Values that are to be sealed."""
+    source: str
+    given: Given = field(repr=False)
+
+    def at(self, host: str) -> Wanted:
+        """The same for an app with a public name. Raises InvalidInput."""
+        return read_as_given(self.text, self.source, replace(self.given, host=host), self.secrets)
 
 
-async def read_manifest(agent: Agent, name: str, params: Params, earlier: App | None = None) -> Wanted:
+async def read_manifest(
+    agent: Agent, name: str, params: Params, earlier: App | None = None, group: GroupAgent | None = None
+) -> Wanted:
     """The manifest and its specification. Raises InvalidInput with every problem in it, and all that it needs.
 
-    What was given for the `earlier` version of an app stays given.
+    What was given for the `earlier` version of an app, which is in `group`, stays given.
     """
     text = params.text("manifest")
     source = "the given manifest"
@@ -55,20 +61,45 @@ async def read_manifest(agent: Agent, name: str, params: Params, earlier: App | 
     elif not text:
         catalog, text = await find_manifest(agent, name)
         source = f"{name} in catalog {catalog}"
-    given = given_for(params, earlier)
+    host = public_name(routes_of(group, earlier)) if group is not None and earlier is not None else ""
+    return read_as_given(text, source, given_for(params, earlier, host), params.table("secrets"))
+
+
+def read_as_given(text: str, source: str, given: Given, secrets: Mapping[str, str]) -> Wanted:
+    """Read it with what is given. Raises InvalidInput."""
     spec = parse(text, source=source, given=given)
-    secrets = {
-        **params.table("secrets"),
-        **{n: v for n, v in given.values.items() if n in spec.given_secrets},
-    }
-    return Wanted(text, to_plain_spec(spec), check(text, source, given), secrets)
+    checked = check(text, source, given)
+    sealed = {*spec.given_secrets, *spec.generated_secrets}
+    values = normalised(checked.fields, given.values)
+    return Wanted(
+        text,
+        to_plain_spec(spec),
+        checked,
+        {**secrets, **{n: v for n, v in values.items() if n in sealed}},
+        source,
+        given,
+    )
+
+
+def routes_of(group: GroupAgent, app: App) -> tuple[str, ...]:
+    """An app's public names, in order."""
+    return tuple(
+        sorted(
+            name for name, route in group.state.routes.items() if route.app == app.id and not route.service
+        )
+    )
+
+
+def public_name(routes: Sequence[str]) -> str:
+    """The first of an app's routes that is a name and no port; "" if there is none."""
+    return next((name for name in routes if ":" not in name), "")
 
 
 def _given_only(params: Params) -> bool:
     return any(key in params for key in ("env", "allow", "images"))
 
 
-def given_for(params: Params, earlier: App | None) -> Given:
+def given_for(params: Params, earlier: App | None, host: str = "") -> Given:
     """What a manifest is read with."""
     old = from_plain_spec(earlier.spec) if earlier is not None else None
     secrets = params.table("secrets")
@@ -82,13 +113,17 @@ def given_for(params: Params, earlier: App | None) -> Given:
             **params.table("images"),
         },
         allowed=frozenset((*(old.allowed if old is not None else ()), *params.items("allow"))),
+        host=host,
     )
 
 
 def new_secrets(agent: Agent, spec: Mapping[str, object]) -> dict[str, str]:
     """Values for the secrets that a specification (or nothing) wants made."""
-    wanted = from_plain_spec(spec).generated_secrets if spec else ()
-    return {name: pack(agent.entropy.bytes(SECRET_BYTES)) for name in wanted}
+    if not spec:
+        return {}
+    wanted = from_plain_spec(spec)
+    forms = {name: wanted.secret_forms.get(name, secret_forms.DEFAULT) for name in wanted.generated_secrets}
+    return {name: secret_forms.make(form, agent.entropy.bytes) for name, form in forms.items()}
 
 
 def refuse_what_cannot_run(agent: Agent, group: GroupAgent, device: str, spec: Mapping[str, object]) -> None:
@@ -190,13 +225,15 @@ async def app_install(agent: Agent, params: Params, _: Progress) -> Plan:
     refuse_what_cannot_run(agent, group, placed, spec)
     store = store_for(group, params.text("store"))
     routes = params.items("routes") or default_routes(group, name, parsed)
+    if host := public_name(routes):
+        manifest = manifest.at(host)
     key = new_key(agent.entropy, group.state, policy, group.state.devices[group.me].member)
     secrets = {**new_secrets(agent, spec), **manifest.secrets}
     entry = AppInstalled(
         app=agent.entropy.bytes(8).hex(),
         name=name,
         manifest=manifest.text,
-        spec=spec,
+        spec=manifest.spec,
         store=store.id,
         placed=placed,
         key=key,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractal.agent.control import (
     app,
     app_install,
+    app_secret,
     catalog,
     device,
     doctor,
@@ -23,6 +24,7 @@ from fractal.agent.control.dispatch import collect
 COMMANDS = collect(
     app,
     app_install,
+    app_secret,
     catalog,
     device,
     doctor,

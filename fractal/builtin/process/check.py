@@ -24,7 +24,7 @@ def refusals(spec: AppSpec) -> Iterator[Refusal]:
                 yield Refusal(
                     service.name, "volumes", f"{mount.host} of the device: `data` names volumes only"
                 )
-        if service.files:
+        if service.files and not service.image:  # beside an image they are the container's
             yield Refusal(service.name, "configs", "no place for it: use `x-homeserver.process.files`")
         yield from _service(spec, service, ports)
 

@@ -192,7 +192,7 @@ class Start:
         for folder in (self.folders.scratch, self.folders.logs, self.folders.run / "files"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for volume in self.run.spec.volumes:
-            path = self.run.volume_root / volume
+            path = self.run.folder(volume)
             if path.is_symlink() or (path.exists() and not path.is_dir()):
                 # An app may write what it likes below its volumes, but never lead the runtime out of them.
                 raise BackendError(f"{path}: volume {volume!r} is not a folder")
@@ -206,7 +206,7 @@ class Start:
         values |= {
             f"port.{port}": str(number) for port, number in self.record.services[spec.name].ports.items()
         }
-        values |= {f"data.{volume}": str(self.run.volume_root / volume) for volume in self.run.spec.volumes}
+        values |= {f"data.{volume}": str(self.run.folder(volume)) for volume in self.run.spec.volumes}
         values |= {f"file.{name}": str(self.folders.file(spec.name, name)) for name in spec.process.files}
         for name in spec.secrets:
             if name not in self.run.secrets:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-import fractal.catalog
 from fractal.api import canonical
 from fractal.api.app import AppSpec, HealthSpec, Mount, Port, ServiceSpec
 from fractal.api.errors import InvalidInput
-from fractal.builtin.process.check import refusals
 from fractal.manifest import check, from_plain_spec, parse, to_plain_spec
-from fractal.manifest.compose import describe
 
 FULL = """
 name: wiki
@@ -92,16 +88,6 @@ def test_the_log_form_holds_integers_only_and_comes_back_equal() -> None:
     plain = to_plain_spec(spec)
     assert from_plain_spec(canonical.decode(canonical.encode(plain))) == spec
     assert plain["services"][1]["health"]["interval"] == 90_000
-
-
-@pytest.mark.parametrize(
-    "path", sorted(Path(next(iter(fractal.catalog.__path__))).glob("*.yml")), ids=lambda p: p.name
-)
-def test_every_bundled_manifest_is_valid_and_runs_as_processes(path: Path) -> None:
-    spec = parse(path.read_text(), path.name)
-    assert list(refusals(spec)) == []
-    assert from_plain_spec(to_plain_spec(spec)) == spec
-    assert describe(path.read_text(), path.name)["title"]
 
 
 def test_every_problem_is_told_at_once_with_its_line() -> None:

@@ -116,6 +116,12 @@ SPECS: tuple[Spec, ...] = (
             "manifest": text("The manifest's text."),
         },
     ),
+    reads(
+        "app.secret",
+        "The value of one of an app's secrets, for whoever administers a device that holds its key.",
+        {"app": NAME, "secret": Param(Kind.TEXT, "Its name.", required=True)},
+        {"value": text("The value, in clear.")},
+    ),
     changes("app.start", "Let an app run.", {"app": NAME, "wait_s": WAIT}, DONE),
     changes("app.stop", "Stop an app and keep it stopped.", {"app": NAME, "wait_s": WAIT}, DONE),
     changes(

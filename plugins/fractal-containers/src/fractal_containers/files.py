@@ -15,7 +15,7 @@ from fractal_containers.config import EngineConfig
 def make_volumes(run: AppRun) -> None:
     """Make what is missing. An app writes what it likes below its volumes, but never leads the runtime out of them."""
     for volume in run.spec.volumes:
-        path = run.volume_root / volume
+        path = run.folder(volume)
         try:
             if path.is_symlink() or (path.exists() and not path.is_dir()):
                 raise BackendError(f"{path}: volume {volume!r} is not a folder")

@@ -30,7 +30,7 @@ async def fill(context: Context, engine: Engine, run: AppRun, service: ServiceSp
     for mount in service.mounts:
         if mount.host:
             continue  # it is as the device has it
-        folder = run.volume_root / mount.volume
+        folder = run.folder(mount.volume)
         with os.scandir(folder) as entries:
             if any(entries):
                 continue

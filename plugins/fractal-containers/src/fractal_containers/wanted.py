@@ -109,7 +109,7 @@ def wanted(
     service = _visible(run, service)
     options = settings(service.options, frozenset(place.config.capabilities))
     binds = [
-        Bind(Path(m.host) if m.host else run.volume_root / m.volume, m.target, m.read_only, m.shared)
+        Bind(Path(m.host) if m.host else run.folder(m.volume), m.target, m.read_only, m.shared)
         for m in service.mounts
     ]
     binds += [Bind(path, target, read_only=True) for target, path in files.items()]

@@ -440,7 +440,7 @@ async def test_radicale_runs_and_keeps_its_data(device: Device) -> None:
     assert radicale.process is not None
     # From this interpreter's own packages, as tests may not ask an index.
     local = replace(radicale, process=replace(radicale.process, requirements=()))
-    run = device.run(spec=replace(spec, services=(local,)))
+    run = replace(device.run(spec=replace(spec, services=(local,))), secrets={"PASSWORD": "x"})
     entry = b"BEGIN:VCALENDAR\r\nVERSION:2.0\r\nPRODID:x\r\nBEGIN:VEVENT\r\nUID:1\r\nDTSTART:20300101T000000Z\r\nSUMMARY:Tea\r\nEND:VEVENT\r\nEND:VCALENDAR\r\n"
     for round_number in range(2):
         await device.up(run)
