@@ -24,6 +24,7 @@ COMMANDS: dict[str, list[str]] = {
     "app.install": ["app", "install", "radicale", "--device", "Kitchen"],
     "app.list": ["app", "list"],
     "app.show": ["app", "show", "cal"],
+    "app.secret": ["app", "secret", "cal", "PASSWORD"],
     "app.start": ["app", "start", "cal"],
     "app.stop": ["app", "stop", "cal"],
     "app.restart": ["app", "restart", "cal"],

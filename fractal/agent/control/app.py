@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, tzinfo
+from functools import partial
 
 from fractal.agent.agent import Agent
 from fractal.agent.app_job import AppJob
@@ -16,6 +17,7 @@ from fractal.agent.control.plan import Action, Plan, plan
 from fractal.agent.control.progress import Progress
 from fractal.agent.control.waiting import DEFAULT, wait_until
 from fractal.agent.group import GroupAgent
+from fractal.agent.journal import Stale
 from fractal.agent.manifest_use import digest_of
 from fractal.agent.remote import ask
 from fractal.agent.status import app_status, owner_says
@@ -25,9 +27,12 @@ from fractal.api.runtime import Health
 from fractal.core.chain import branches, main_line
 from fractal.core.entries import AppChanged, AppMoved, AppRemoved, AppRestoreWished
 from fractal.core.fold_apps import MAX_KEPT, MAX_NUMBER, MAX_TICKS
-from fractal.core.model import App, Desired, Policy
+from fractal.core.model import App, Desired, GroupState, Policy
 from fractal.core.moments import Moment, find, parse_point
 from fractal.core.placement import cannot_restore, refusal
+
+ATTEMPTS = 5
+"""At a change of what others change too."""
 
 
 def local_zone(wall_ms: int) -> tzinfo:
@@ -376,20 +381,19 @@ async def app_update(agent: Agent, params: Params, _: Progress) -> Plan:
         refuse_what_cannot_run(agent, group, app.owner or app.placed, spec)
 
     async def change(_: Progress) -> None:
-        now = group.app(app.id)
-        made = {n: v for n, v in new_secrets(agent, spec or {}).items() if n not in now.secrets}
-        fresh = sealed_secrets(agent.entropy, now.keys[-1].public, {**made, **given})
-        await group.journal.append(
-            AppChanged(
-                app=app.id,
-                name=name,
-                manifest=text,
-                spec=spec,
-                secrets={**now.secrets, **fresh} if fresh else None,
-            ),
-            # Both of two people who change secrets at once must not undo each other.
-            wanted=lambda state: not fresh or state.apps[app.id].secrets == now.secrets,
-        )
+        for left in reversed(range(ATTEMPTS)):
+            now = group.app(app.id)
+            made = {n: v for n, v in new_secrets(agent, spec or {}).items() if n not in now.secrets}
+            fresh = sealed_secrets(agent.entropy, now.keys[-1].public, {**made, **given})
+            secrets = {**now.secrets, **fresh} if fresh else None
+            entry = AppChanged(app=app.id, name=name, manifest=text, spec=spec, secrets=secrets)
+            try:
+                # Both of two who change secrets at once must not undo each other; its device keeps certificates there.
+                await group.journal.append(entry, wanted=partial(_unchanged, now, secrets is None))
+                return
+            except Stale:
+                if not left:
+                    raise
 
     def applied() -> bool:
         now = group.app(app.id)
@@ -402,6 +406,10 @@ async def app_update(agent: Agent, params: Params, _: Progress) -> Plan:
     action = Action(what, {"app": app.name}, change)
     wait = params.number("wait_s", DEFAULT)
     return waiting_plan(group, app.id, wait, [action], applied)
+
+
+def _unchanged(app: App, free: bool, state: GroupState) -> bool:
+    return free or state.apps[app.id].secrets == app.secrets
 
 
 def _other_names(group: GroupAgent, app: App) -> list[str]:

@@ -37,7 +37,7 @@ def busybox_image(
     """A small image; its digest. `marker` makes its content another one's."""
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
-        _base(tar, marker)
+        busybox_tar(tar, marker=marker)
     return _imported(engine, archive.getvalue(), name, ['CMD ["sleep", "1000000"]', *changes])
 
 
@@ -50,7 +50,7 @@ def python_image(engine: TestEngine) -> str:
 def _python() -> bytes:
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w") as tar:
-        _base(tar, "")
+        busybox_tar(tar, marker="")
         binary = os.path.realpath(sys.executable)
         _add(tar, binary)
         stdlib = sysconfig.get_path("stdlib")
@@ -66,7 +66,8 @@ def _python() -> bytes:
     return archive.getvalue()
 
 
-def _base(tar: tarfile.TarFile, marker: str) -> None:
+def busybox_tar(tar: tarfile.TarFile, applets: str = "", marker: str = "") -> None:
+    """What an image of busybox consists of, with more of its programs if need be."""
     for folder, mode in (("bin", 0o755), ("usr/bin", 0o755), ("tmp", 0o1777), ("etc", 0o755), ("run", 0o755)):
         entry = tarfile.TarInfo(folder)
         entry.type, entry.mode = tarfile.DIRTYPE, mode
@@ -77,7 +78,7 @@ def _base(tar: tarfile.TarFile, marker: str) -> None:
         entry.type, entry.mode, entry.uid, entry.gid = tarfile.DIRTYPE, mode, 1000, 1000
         tar.addfile(entry)
     _link(tar, "srv/site/outside", "/etc")
-    applets = "sh sleep cat echo ls id env hostname wget httpd nc mount true false touch kill pwd stat test nslookup grep"
+    applets += " sh sleep cat echo ls id env hostname wget httpd nc mount true false touch kill pwd stat test nslookup grep"
     for applet in applets.split():
         _link(tar, f"bin/{applet}", "/bin/busybox")
     text = f"root:x:0:0:root:/:/bin/sh\napp:x:1000:1000:app:/:/bin/sh\n#{marker}\n".encode()
