@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-CONFTEST = Path(__file__).parents[2] / "conftest.py"
+PROJECT = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+OPTIONS = PROJECT["tool"]["pytest"]["ini_options"]["addopts"]
 TESTS = """
 import pytest
 
@@ -27,13 +28,19 @@ def test_does_not_apply(): pytest.skip("the backend does not declare SupportsClo
 def test_of_a_gap(): assert False
 """
 MODULE = "import pytest\npytest.importorskip('a_library_that_nobody_has')\n"
+SKIPS = "import pytest\ndef test_of_a_plugin(): pytest.skip('no engine')\n"
 
 
 def run(folder: Path, ci: str) -> str:
-    shutil.copy(CONFTEST, folder)
-    (folder / "test_some.py").write_text(TESTS)
-    (folder / "test_module.py").write_text(MODULE)
-    (folder / "pytest.ini").write_text("[pytest]\n")
+    """Of tests that lie as ours do, with the options of ours."""
+    for tree, name, text in (
+        ("tests", "test_some.py", TESTS),
+        ("plugins/one/tests", "test_module.py", MODULE),
+    ):
+        (folder / tree).mkdir(parents=True)
+        (folder / tree / name).write_text(text)
+    (folder / "plugins/one/tests/test_other.py").write_text(SKIPS)
+    (folder / "pytest.ini").write_text(f"[pytest]\naddopts = {OPTIONS}\n")
     done = subprocess.run(
         [
             sys.executable,
@@ -44,6 +51,8 @@ def run(folder: Path, ci: str) -> str:
             "-p",
             "no:cacheprovider",
             "--continue-on-collection-errors",
+            "tests",
+            "plugins/one/tests",
         ],
         cwd=folder,
         env={**os.environ, "CI": ci},
@@ -59,12 +68,17 @@ def run(folder: Path, ci: str) -> str:
 @pytest.mark.parametrize("ci", ["", "false"])
 def test_a_developer_is_told_what_was_left_out(tmp_path: Path, ci: str) -> None:
     output = run(tmp_path, ci)
-    assert "1 passed, 4 skipped, 1 xfailed" in output
+    assert "1 passed, 5 skipped, 1 xfailed" in output
     assert "age is not installed" in output and "a_library_that_nobody_has" in output
 
 
 def test_ci_fails_but_for_what_cannot_apply(tmp_path: Path) -> None:
     output = run(tmp_path, "true")
-    assert "1 failed, 1 passed, 1 skipped, 1 xfailed, 2 errors" in output
-    for reason in ("age is not installed", "no network", "could not import 'a_library_that_nobody_has'"):
+    assert "2 failed, 1 passed, 1 skipped, 1 xfailed, 2 errors" in output
+    for reason in (
+        "age is not installed",
+        "no engine",
+        "no network",
+        "could not import 'a_library_that_nobody_has'",
+    ):
         assert f"skipped, which CI does not allow: {reason}" in output
