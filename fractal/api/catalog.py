@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from fractal.api.backend import Backend, C, Offer
 
@@ -27,6 +27,15 @@ class Catalog(Protocol):
 
     async def manifest(self, name: str) -> str:
         """The manifest's text. Raises NotFound."""
+
+
+@runtime_checkable
+class SupportsFiles(Protocol):
+    """Optional: a catalog whose manifests may name files beside them."""
+
+    async def files(self, name: str, paths: Sequence[str]) -> Mapping[str, str]:
+        """Texts of files of an app, by the relative paths that its manifest names. What is not there, leads elsewhere or is no text
+        is left out."""
 
 
 class CatalogOffer(Offer):

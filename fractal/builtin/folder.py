@@ -1,4 +1,10 @@
-"""The `folder` catalog: one manifest per file, `NAME.yml`. What the files say is untrusted text."""
+"""The `folder` catalog: manifests in a folder, or in a checkout of a repository. What the files say is untrusted text, and only read.
+
+    NAME.yml, NAME.yaml                   a manifest
+    NAME/compose.yaml, docker-compose.yml a manifest in a folder of its own, with files beside it that it may name
+
+Nothing is run, not even git: whoever has a checkout pulls it. Links are not followed, neither to files nor to folders.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +14,8 @@ import logging
 import os
 import re
 import stat
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 from fractal.api.catalog import Catalog, CatalogItem
@@ -20,9 +26,14 @@ from fractal.builtin.folder_config import FolderConfig
 BUNDLED = Path(__file__).parent.parent / "catalog"
 MANIFEST_LIMIT = 1 << 20
 """Bytes; a larger file is not read."""
+FILE_LIMIT = 1 << 17
+"""Bytes of a file beside a manifest."""
 ITEMS_LIMIT = 10_000
-SUFFIX = ".yml"
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+SUFFIXES = (".yml", ".yaml")
+INSIDE = ("compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml")
+"""In the order in which Docker Compose looks for them."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_ELSEWHERE = (errno.ELOOP, errno.ENOTDIR)
 
 
 class FolderCatalog(Catalog):
@@ -39,48 +50,102 @@ class FolderCatalog(Catalog):
 
     async def manifest(self, name: str) -> str:
         """The manifest's text. Raises NotFound, BackendError."""
-        return await asyncio.to_thread(self._read, name)
+        return (await asyncio.to_thread(self._read, name))[1]
+
+    async def files(self, name: str, paths: Sequence[str]) -> Mapping[str, str]:
+        """Files beside the manifest of an app that has a folder of its own. Raises NotFound, BackendError."""
+        return await asyncio.to_thread(self._files, name, paths)
 
     def _items(self) -> list[CatalogItem]:
         try:
-            names = sorted(path.name for path in self._path.iterdir())[:ITEMS_LIMIT]
+            with os.scandir(self._path) as entries:
+                names = {_app(entry) for entry in entries}
         except OSError as error:
             raise BackendError(f"catalog folder {self._path}: {error.strerror}") from error
         found = []
-        for name in (n.removesuffix(SUFFIX) for n in names if n.endswith(SUFFIX)):
+        for name in sorted(names - {""})[:ITEMS_LIMIT]:
             try:
                 self._read(name)
                 found.append(CatalogItem(name=name, title=""))
+            except NotFound:
+                continue  # a folder without a manifest
             except BackendError as error:
                 self._logger.warning("left out of the catalog: %s", error)
         return found
 
-    def _read(self, name: str) -> str:
-        path = self._path / f"{name}{SUFFIX}"
+    def _read(self, name: str) -> tuple[tuple[str, ...], str]:
+        """Path below the folder, and text."""
         if not _NAME.fullmatch(name):
-            raise NotFound(f"no app {name[:80]!r} in {self._path}: names are 1-63 characters of [a-z0-9._-]")
-        try:
-            # Neither a link that leads elsewhere nor a pipe that never ends.
-            handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise NotFound(f"no app {name!r} in {self._path}") from error
-        except OSError as error:
-            reason = "is a link; put the file itself there" if error.errno == errno.ELOOP else error.strerror
-            raise BackendError(f"{path}: {reason}") from error
-        if not stat.S_ISREG(os.fstat(handle).st_mode):
-            os.close(handle)
-            raise BackendError(f"{path}: not a file")
-        with os.fdopen(handle, "rb") as file:
+            raise NotFound(
+                f"no app {name[:80]!r} in {self._path}: names are 1-63 characters of [A-Za-z0-9._-]"
+            )
+        for parts in (*((f"{name}{s}",) for s in SUFFIXES), *((name, inside) for inside in INSIDE)):
+            with suppress(NotFound):
+                return parts, self._text(parts, MANIFEST_LIMIT)
+        raise NotFound(f"no app {name!r} in {self._path}")
+
+    def _files(self, name: str, paths: Sequence[str]) -> dict[str, str]:
+        at, _ = self._read(name)
+        found: dict[str, str] = {}
+        for path in paths if len(at) == 2 else ():
+            parts = tuple(part for part in path.split("/") if part not in ("", "."))
+            if not parts or ".." in parts or path.startswith(("/", "~")) or "\0" in path:
+                continue
             try:
-                data = file.read(MANIFEST_LIMIT + 1)
-            except OSError as error:
-                raise BackendError(f"{path}: {error.strerror}", retryable=True) from error
-        if len(data) > MANIFEST_LIMIT:
-            raise BackendError(f"{path}: larger than {MANIFEST_LIMIT} bytes")
+                found[path] = self._text((name, *parts), FILE_LIMIT)
+            except NotFound:
+                continue  # what is needed and not there, the manifest's check tells
+            except BackendError as error:
+                self._logger.warning("left out of the app %s: %s", name, error)
+        return found
+
+    def _text(self, parts: tuple[str, ...], limit: int) -> str:
+        """Text of a regular file below the folder. Raises NotFound, BackendError for anything else in its place."""
+        path = self._path.joinpath(*parts)
+        data = _bytes(self._path, parts, path, limit)
+        if len(data) > limit:
+            raise BackendError(f"{path}: larger than {limit} bytes")
         try:
             return data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise BackendError(f"{path}: not UTF-8 at byte {error.start}") from error
+
+
+def _app(entry: os.DirEntry[str]) -> str:
+    """Name of the app that an entry may be the manifest or the folder of, or ""."""
+    path = Path(entry.name)
+    name = path.stem if path.suffix in SUFFIXES else ""
+    if not name and entry.is_dir(follow_symlinks=False):
+        name = entry.name
+    return name if _NAME.fullmatch(name) else ""
+
+
+def _bytes(folder: Path, parts: tuple[str, ...], path: Path, limit: int) -> bytes:
+    """Read a file step by step: neither a link that leads elsewhere nor a pipe that never ends."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    handle = -1
+    try:
+        handle = os.open(folder, flags | os.O_DIRECTORY)
+        for number, part in enumerate(parts, 1):
+            below = flags | os.O_NOFOLLOW | (os.O_DIRECTORY if number < len(parts) else 0)
+            above, handle = handle, os.open(part, below, dir_fd=handle)
+            os.close(above)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise BackendError(f"{path}: not a file")
+        with os.fdopen(handle, "rb", closefd=False) as file:
+            return file.read(limit + 1)
+    except FileNotFoundError as error:
+        raise NotFound(f"no file {path}") from error
+    except OSError as error:
+        if error.errno == errno.ENOTDIR and not path.parent.is_symlink():
+            raise NotFound(f"no file {path}") from error
+        link = error.errno in _ELSEWHERE
+        raise BackendError(
+            f"{path}: {'is a link; put the file itself there' if link else error.strerror}"
+        ) from error
+    finally:
+        if handle >= 0:
+            os.close(handle)
 
 
 @asynccontextmanager

@@ -13,6 +13,7 @@ class FolderConfig:
     path: Path | None = field(
         default=None,
         metadata={
-            "help": "Folder of manifests, one NAME.yml each. Default: those that come with this version."
+            "help": "Folder of manifests, or checkout of a repository of them: NAME.yml, or NAME/compose.yaml."
+            " Default: those that come with this version."
         },
     )

@@ -122,6 +122,7 @@ def fractal_catalogs() -> Iterable[CatalogOffer]:
         config=FolderConfig,
         open=_open_folder,
         probe=_probe_folder,
+        capabilities=frozenset({"SupportsFiles"}),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,9 @@ def app() -> None:
 @click.option("--store", metavar="STORE", help="Where its archive is kept. [default: the group's only store]")
 @click.option("--route", "routes", multiple=True, metavar="NAME", help="Public name that leads to it.")
 @given_options
+@click.option(
+    "--ask", is_flag=True, help="Ask for every field of the manifest, not only for those that need an answer."
+)
 @click.option("--interval", type=click.FloatRange(min=1), metavar="SECONDS", help="Time between snapshots.")
 @wait_option
 @change_options
@@ -63,7 +67,9 @@ def install(session: Session, name: str, group: str | None, **options: Any) -> N
     if "/" in name or name.endswith((".yml", ".yaml")):
         path, name = Path(name), Path(name).stem
         manifest = read_text(path)
-        given = asked(manifest, path, {**given, "files": read_files(path)})
+        given = asked(manifest, str(path), {**given, "files": read_files(path)}, everything=options["ask"])
+    else:
+        given = _asked_of_catalog(session, name, given, everything=options["ask"])
     session.change(
         "app.install",
         {
@@ -81,6 +87,17 @@ def install(session: Session, name: str, group: str | None, **options: Any) -> N
         _show_installed,
         options=options,
     )
+
+
+def _asked_of_catalog(
+    session: Session, name: str, given: dict[str, Any], *, everything: bool
+) -> dict[str, Any]:
+    """What the manifest of a catalog needs, if somebody is there to answer."""
+    if not (everything or (sys.stdin.isatty() and sys.stderr.isatty())):
+        return given
+    found = session.call("catalog.show", {"app": name})
+    given = asked(found["manifest"], name, {**given, "files": {}}, everything=everything)
+    return {key: value for key, value in given.items() if key != "files"}
 
 
 def _show_installed(result: Mapping[str, Any]) -> None:

@@ -5,18 +5,29 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fractal.cli.output import clean
 from fractal.cli.pairs import name_values
+
+if TYPE_CHECKING:
+    from fractal.manifest.fields import FormField
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def given_options(function: F) -> F:
-    """`--set`, `--set-file`, `--allow` and `--image`."""
+    """`--set`, `--set-file`, `--values`, `--allow` and `--image`."""
     for option in (
+        click.option(
+            "--values",
+            "value_files",
+            multiple=True,
+            metavar="FILE",
+            help="Values for variables and fields, NAME=VALUE lines in a file; what --set says goes before.",
+        ),
         click.option(
             "--image",
             "images",
@@ -55,25 +66,63 @@ def given_options(function: F) -> F:
 def given_values(options: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of the agent's commands; those that are not given are None."""
     return {
-        "env": name_values("--set", options["env"]) or None,
+        "env": {**read_values(options["value_files"]), **name_values("--set", options["env"])} or None,
         "secrets": read_secrets(options["secret_file"]) or None,
         "allow": list(options["allow"]) or None,
         "images": name_values("--image", options["images"]) or None,
     }
 
 
-def asked(manifest: str, path: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """`given`, and what somebody at the terminal answers for values that the manifest needs."""
+def asked(manifest: str, source: str, given: dict[str, Any], *, everything: bool = False) -> dict[str, Any]:
+    """`given`, and what somebody at the terminal answers for values that the manifest needs; with `everything`, for all fields."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        if everything:
+            raise click.UsageError("--ask: nobody is at a terminal; give values by --set or --values")
         return {**given, "files": given["files"] or None}
     from fractal.manifest import check
 
-    secrets = dict(given["secrets"] or {})
-    for option, need in check(manifest, str(path), as_given(given)).needs:
-        kind, _, name = option.removesuffix("=VALUE").partition(" ")
-        if kind == "--set":
-            secrets[name] = click.prompt(f"{name} ({need.text})", hide_input=True, err=True)
-    return {**given, "secrets": secrets or None, "files": given["files"] or None}
+    env, secrets = dict(given["env"] or {}), dict(given["secrets"] or {})
+    checked = check(manifest, source, as_given(given))
+    needed = {option.removeprefix("--set ").removesuffix("=VALUE"): need for option, need in checked.needs}
+    for one in checked.fields:
+        if one.name in needed or (everything and one.name not in env and one.name not in secrets):
+            needed.pop(one.name, None)
+            answer = ask(one)
+            if answer is not None:
+                (secrets if one.secret else env)[one.name] = answer
+    for name, need in needed.items():
+        if f"--set {name}=VALUE" in dict(checked.needs):
+            secrets[name] = click.prompt(f"{clean(name)} ({clean(need.text)})", hide_input=True, err=True)
+    return {**given, "env": env or None, "secrets": secrets or None, "files": given["files"] or None}
+
+
+def ask(one: FormField) -> str | None:
+    """One field's answer; None to leave it as it is: its default, generated, or without value."""
+    from fractal.manifest.fields import normal
+
+    if one.help:
+        click.echo(clean(one.help), err=True)
+    title = clean(one.title or one.name)
+    choices = ", ".join(f"{name} ({words})" if words else name for name, words in one.options.items())
+    hint = f" [{clean(choices)}]" if choices else ""
+    otherwise = "made for you" if one.generate else one.default if one.default is not None else ""
+    shown = f" (Enter: {clean(otherwise) or 'none'})" if not one.required else ""
+
+    def read(text: str) -> str:
+        try:
+            return normal(one, text) if text or one.required else ""
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
+
+    answer: str = click.prompt(
+        f"{title}{hint}{shown}",
+        default=None if one.required else "",
+        show_default=False,
+        hide_input=one.secret,
+        value_proc=read,
+        err=True,
+    )
+    return answer or None
 
 
 def as_given(given: Mapping[str, Any]) -> Any:
@@ -106,6 +155,16 @@ def read_files(manifest: Path) -> dict[str, str]:
     found = {path: (folder / path).resolve() for path in named(read_text(manifest)) if not outside(path)}
     # A link that leads out of the folder is not followed: whoever wrote the manifest may have made it too.
     return {path: read_text(at) for path, at in found.items() if at.is_relative_to(folder) and at.is_file()}
+
+
+def read_values(files: tuple[str, ...]) -> dict[str, str]:
+    """The values of all files, later ones first in rank. Raises click's usage error, InvalidInput."""
+    from fractal.manifest.env_files import given
+
+    found: dict[str, str] = {}
+    for file in files:
+        found |= given(read_text(Path(file)), file)
+    return found
 
 
 def read_secrets(pairs: tuple[str, ...]) -> dict[str, str]:

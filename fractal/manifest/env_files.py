@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from fractal.api.errors import InvalidInput
 from fractal.manifest.document import Items, Node, Problems, Scalar, Table, read
@@ -88,6 +88,25 @@ def variables(where: Where | None, files: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
+def given(text: str, source: str) -> dict[str, str]:
+    """NAME=VALUE lines as values for variables: as in env files, but for `$`, which means nothing here. Raises InvalidInput."""
+    found: dict[str, str] = {}
+    problems = Problems(source)
+    for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1):
+        line = line.strip()
+        match = _LINE.fullmatch(line)
+        if not line or line.startswith("#"):
+            continue
+        if match is None or match[2] is None:
+            problems.add(number, "", "expected NAME=VALUE")
+        elif match[1] in found:
+            problems.add(number, match[1], "given twice")
+        else:
+            found[match[1]] = _quoted(match[2].strip(), lambda value: value)
+    problems.check()
+    return found
+
+
 def _read(where: Where, path: str, text: str) -> dict[str, str]:
     found = {}
     for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1):
@@ -102,13 +121,13 @@ def _read(where: Where, path: str, text: str) -> dict[str, str]:
                 f"{path[:80]}:{number}: {match[1][:80]} has no value; an app sees nothing of the device's own environment"
             )
         else:
-            found[match[1]] = _value(where, match[2].strip())
+            found[match[1]] = _quoted(match[2].strip(), where.resolved)
     return found
 
 
-def _value(where: Where, text: str) -> str:
+def _quoted(text: str, resolved: Callable[[str], str]) -> str:
     if match := _SINGLE.fullmatch(text):
         return match[1]
     if match := _DOUBLE.fullmatch(text):
-        return where.resolved(_ESCAPE.sub(lambda m: _ESCAPED.get(m[1], m[1]), match[1]))
-    return where.resolved(re.split(r"(?:^|\s)#", text, maxsplit=1)[0].rstrip())
+        return resolved(_ESCAPE.sub(lambda m: _ESCAPED.get(m[1], m[1]), match[1]))
+    return resolved(re.split(r"(?:^|\s)#", text, maxsplit=1)[0].rstrip())

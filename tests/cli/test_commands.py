@@ -69,6 +69,8 @@ COMMANDS: dict[str, list[str]] = {
     "route.remove": ["route", "remove", "cal.example.org", "--yes"],
     "catalog.list": ["catalog", "list"],
     "catalog.show": ["catalog", "show", "radicale"],
+    "catalog.add": ["catalog", "add", "ours", "/srv/apps"],
+    "catalog.remove": ["catalog", "remove", "ours"],
     "agent.status": ["agent", "status"],
 }
 WITHOUT_GROUP = {"group.leave", "group.show", *(n for n, s in SPECS.items() if "group" not in s.params)}

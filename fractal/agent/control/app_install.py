@@ -54,15 +54,18 @@ async def read_manifest(
 
     What was given for the `earlier` version of an app, which is in `group`, stays given.
     """
-    text = params.text("manifest")
+    text, files = params.text("manifest"), params.table("files")
     source = "the given manifest"
     if not text and earlier is not None and _given_only(params):
         text = earlier.manifest
     elif not text:
-        catalog, text = await find_manifest(agent, name)
+        catalog, text, beside = await find_manifest(agent, name)
+        files = {**beside, **files}
         source = f"{name} in catalog {catalog}"
     host = public_name(routes_of(group, earlier)) if group is not None and earlier is not None else ""
-    return read_as_given(text, source, given_for(params, earlier, host), params.table("secrets"))
+    return read_as_given(
+        text, source, replace(given_for(params, earlier, host), files=files), params.table("secrets")
+    )
 
 
 def read_as_given(text: str, source: str, given: Given, secrets: Mapping[str, str]) -> Wanted:

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from fractal.agent.control.dispatch import command
 from fractal.agent.control.names import UnknownName, resolve
 from fractal.agent.control.params import Params
+from fractal.agent.control.plan import Action, Plan, plan
 from fractal.agent.control.ports import ControlAgent
 from fractal.agent.control.progress import Progress
-from fractal.api.catalog import Catalog, CatalogItem
-from fractal.api.errors import BackendError, InvalidInput, NotFound
+from fractal.api.catalog import Catalog, CatalogItem, SupportsFiles
+from fractal.api.errors import BackendError, Conflict, Denied, InvalidInput, NotFound
+from fractal.builtin.folder_config import FolderConfig
 from fractal.manifest.compose import describe
+from fractal.manifest.env_files import named
 
 TIMEOUT = 60.0
+ADDED = "catalogs/"
+"""Notes: name -> folder."""
+NAME = re.compile(r"[a-z0-9_-]{1,40}")
 
 
 @asynccontextmanager
 async def open_catalog(agent: ControlAgent, name: str) -> AsyncIterator[Catalog]:
     """One of the configured catalogs by its name. Raises BackendError."""
-    chosen = configured_catalogs(agent)[name]
-    backend = agent.plugins.catalog(chosen.backend)
-    async with backend.open(agent.context("catalog", name), chosen.settings) as catalog:
+    backend, settings = catalogs(agent)[name]
+    async with agent.plugins.catalog(backend).open(agent.context("catalog", name), settings) as catalog:
         yield catalog
 
 
@@ -33,8 +40,17 @@ def configured_catalogs(agent: ControlAgent) -> dict[str, Any]:
     return {chosen.name or chosen.backend: chosen for chosen in agent.config.catalogs}
 
 
-async def find_manifest(agent: ControlAgent, app: str, only: str = "") -> tuple[str, str]:
-    """Catalog and text of an app's manifest; the first catalog that has it wins. Raises UnknownName, BackendError.
+def catalogs(agent: ControlAgent) -> dict[str, tuple[str, Any]]:
+    """Name -> backend and settings: first those of the configuration, then folders that were added."""
+    found = {name: (chosen.backend, chosen.settings) for name, chosen in configured_catalogs(agent).items()}
+    for key, path in agent.notes.scan(ADDED):
+        found.setdefault(key.removeprefix(ADDED), ("folder", FolderConfig(path=Path(path.decode()))))
+    return found
+
+
+async def find_manifest(agent: ControlAgent, app: str, only: str = "") -> tuple[str, str, Mapping[str, str]]:
+    """Catalog, text of an app's manifest, and files that it names; the first catalog that has it wins. Raises UnknownName,
+    BackendError.
 
     A catalog that cannot be read is an error only if no other one has the app.
     """
@@ -44,7 +60,10 @@ async def find_manifest(agent: ControlAgent, app: str, only: str = "") -> tuple[
         try:
             async with asyncio.timeout(TIMEOUT), open_catalog(agent, name) as catalog:
                 try:
-                    return name, await catalog.manifest(app)
+                    text = await catalog.manifest(app)
+                    beside = named(text) if isinstance(catalog, SupportsFiles) else ()
+                    files = await catalog.files(app, beside) if isinstance(catalog, SupportsFiles) else {}
+                    return name, text, files
                 except NotFound:
                     offered |= {item.name for item in await catalog.items()}
         except TimeoutError:
@@ -59,18 +78,25 @@ async def find_manifest(agent: ControlAgent, app: str, only: str = "") -> tuple[
 
 @command("catalog.list")
 async def list_catalog(agent: ControlAgent, params: Params, _: Progress) -> dict[str, Any]:
-    """All items of all catalogs, or of one."""
+    """All items of all catalogs, or of one; or those that hold all words."""
+    words = params.text("search").lower().split()
     items: list[dict[str, Any]] = []
     problems: list[str] = []
     for name in _chosen(agent, params.text("catalog")):
         try:
             async with asyncio.timeout(TIMEOUT), open_catalog(agent, name) as catalog:
-                items += [{**await _told(catalog, item), "catalog": name} for item in await catalog.items()]
+                told = [{**await _told(catalog, item), "catalog": name} for item in await catalog.items()]
+                items += [item for item in told if _fits(item, words)]
         except TimeoutError:
             problems.append(f"{name}: no answer within {TIMEOUT:.0f} s")
         except BackendError as error:
             problems.append(f"{name}: {error}")
     return {"items": sorted(items, key=lambda i: i["name"]), "failed": problems}
+
+
+def _fits(item: Mapping[str, str], words: list[str]) -> bool:
+    text = " ".join((item["name"], item["title"], item["summary"])).lower()
+    return all(word in text for word in words)
 
 
 async def _told(catalog: Catalog, item: CatalogItem) -> dict[str, str]:
@@ -89,10 +115,48 @@ async def _told(catalog: Catalog, item: CatalogItem) -> dict[str, str]:
 async def show_manifest(agent: ControlAgent, params: Params, _: Progress) -> dict[str, Any]:
     """One manifest."""
     app = params.text("app")
-    catalog, manifest = await find_manifest(agent, app, params.text("catalog"))
+    catalog, manifest, _files = await find_manifest(agent, app, params.text("catalog"))
     return {"name": app, "catalog": catalog, "manifest": manifest}
 
 
+@command("catalog.add")
+async def add_catalog(agent: ControlAgent, params: Params, _: Progress) -> Plan:
+    """A folder of manifests, from now on and after restarts. Raises InvalidInput, Conflict."""
+    name, path = params.text("name"), Path(params.text("path"))
+    if not NAME.fullmatch(name):
+        raise InvalidInput(f"{name[:80]!r} cannot be a catalog's name: 1-40 characters of [a-z0-9_-]")
+    if name in catalogs(agent):
+        raise Conflict(f"a catalog is called {name!r} already")
+    if not path.is_absolute() or not await agent.context("catalog", name).workers.run(path.is_dir):
+        raise InvalidInput(f"{path} is no folder that this device's agent can see")
+    what = (
+        f"offer the manifests in {path} as the catalog {name}; its files are read, and nothing in it is run"
+    )
+
+    async def add(_: Progress) -> None:
+        agent.notes.write({ADDED + name: str(path).encode()})
+
+    return plan(Action(what, {"catalog": name, "path": str(path)}, add), result={"name": name})
+
+
+@command("catalog.remove")
+async def remove_catalog(agent: ControlAgent, params: Params, _: Progress) -> Plan:
+    """Apps that were installed from it stay. Raises UnknownName, Denied for one of the configuration."""
+    names = catalogs(agent)
+    name = resolve("catalog", params.text("name"), {name: name for name in names})
+    if name in configured_catalogs(agent):
+        raise Denied(
+            f"the catalog {name} is of this device's configuration: take it out of {agent.config.path}"
+        )
+
+    async def remove(_: Progress) -> None:
+        agent.notes.write({ADDED + name: None})
+
+    return plan(
+        Action(f"no longer offer the catalog {name}", {"catalog": name}, remove), result={"name": name}
+    )
+
+
 def _chosen(agent: ControlAgent, only: str) -> list[str]:
-    names = configured_catalogs(agent)
+    names = catalogs(agent)
     return [resolve("catalog", only, {name: name for name in names})] if only else list(names)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fractal.api.catalog import Catalog
+from fractal.api.catalog import Catalog, SupportsFiles
 from fractal.api.errors import BackendError, NotFound
-from fractal.builtin.folder import MANIFEST_LIMIT, open_folder
+from fractal.builtin.folder import FILE_LIMIT, MANIFEST_LIMIT, open_folder
 from fractal.builtin.folder_config import FolderConfig
 from fractal.testing.context import real_context
 
@@ -83,3 +83,69 @@ async def test_an_absent_folder_is_named(tmp_path: Path) -> None:
     async with real_context(tmp_path) as context, open_folder(context, config) as catalog:
         with pytest.raises(BackendError, match="absent: No such file"):
             await catalog.items()
+
+
+# --- a folder for each app, as repositories have them ------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(folder: Path) -> Path:
+    (folder / ".git").mkdir()
+    (folder / ".git" / "config").write_text("[core]\n\tsshCommand = touch /tmp/owned\n")
+    wiki = folder / "Wiki"
+    (wiki / "conf").mkdir(parents=True)
+    (wiki / "docker-compose.yml").write_text("services: {}\n")
+    (wiki / "conf" / "app.ini").write_text("[a]\n")
+    (wiki / "blob.bin").write_bytes(b"\xff\xfe")
+    (wiki / "large.txt").write_text("x" * (FILE_LIMIT + 1))
+    (folder / "Docs").mkdir()
+    return folder
+
+
+async def test_a_checkout_has_a_folder_for_each_app(checkout: Path, catalog: Catalog) -> None:
+    (checkout / "plain.yaml").write_text("services: {}\n")
+    assert [item.name for item in await catalog.items()] == ["Wiki", "plain"]
+    assert await catalog.manifest("Wiki") == "services: {}\n"
+    (checkout / "Wiki" / "compose.yaml").write_text("name: newer\n")
+    assert await catalog.manifest("Wiki") == "name: newer\n"
+    with pytest.raises(NotFound):
+        await catalog.manifest("Docs")
+
+
+async def test_files_beside_a_manifest_are_those_of_its_own_folder(
+    tmp_path: Path, checkout: Path, catalog: Catalog
+) -> None:
+    assert isinstance(catalog, SupportsFiles)
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "key").write_text("canary")
+    wiki = checkout / "Wiki"
+    (wiki / "link").symlink_to(secret / "key")
+    (wiki / "linked").symlink_to(secret)
+    os.mkfifo(wiki / "pipe")
+    asked = ["conf/app.ini", "./conf/app.ini", "conf", "absent", "link", "linked/key", "pipe", "blob.bin"]
+    asked += [
+        "large.txt",
+        "../Wiki/conf/app.ini",
+        "/etc/passwd",
+        "conf/../../../secret/key",
+        "~/x",
+        "",
+        "a\0b",
+    ]
+    found = await catalog.files("Wiki", asked)
+    assert found == {"conf/app.ini": "[a]\n", "./conf/app.ini": "[a]\n"}
+    (checkout / "plain.yml").write_text("services: {}\n")
+    assert await catalog.files("plain", ["Wiki/conf/app.ini"]) == {}
+
+
+async def test_an_app_whose_folder_is_a_link_is_not_on_offer(
+    tmp_path: Path, folder: Path, catalog: Catalog
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "compose.yaml").write_text("services: {}\n")
+    (folder / "app").symlink_to(elsewhere)
+    assert await catalog.items() == []
+    with pytest.raises(BackendError, match="is a link"):
+        await catalog.manifest("app")

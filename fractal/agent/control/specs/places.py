@@ -129,7 +129,10 @@ SPECS: tuple[Spec, ...] = (
     reads(
         "catalog.list",
         "The apps that the catalogs of this device offer.",
-        {"catalog": Param(Kind.TEXT, "Only this catalog.")},
+        {
+            "catalog": Param(Kind.TEXT, "Only this catalog."),
+            "search": Param(Kind.TEXT, "Only apps with all these words in name, title or summary."),
+        },
         {
             "items": Items(
                 "By name.",
@@ -153,6 +156,23 @@ SPECS: tuple[Spec, ...] = (
             "catalog": Param(Kind.TEXT, "Only this catalog."),
         },
         {"name": text("Its name."), "catalog": text("Name of the catalog."), "manifest": text("The text.")},
+        group=False,
+    ),
+    changes(
+        "catalog.add",
+        "Offer the manifests of a folder of this device, such as a checkout of a repository.",
+        {
+            "name": Param(Kind.TEXT, "What to call it: characters of [a-z0-9_-].", required=True),
+            "path": Param(Kind.TEXT, "Absolute path of the folder.", required=True),
+        },
+        {"name": text("Its name.")},
+        group=False,
+    ),
+    changes(
+        "catalog.remove",
+        "No longer offer a catalog that was added. Installed apps stay.",
+        {"name": Param(Kind.TEXT, "Its name.", required=True)},
+        {"name": text("Its name.")},
         group=False,
     ),
     reads(
