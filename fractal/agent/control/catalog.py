@@ -17,13 +17,14 @@ from fractal.agent.control.ports import ControlAgent
 from fractal.agent.control.progress import Progress
 from fractal.api.catalog import Catalog, CatalogItem, SupportsFiles
 from fractal.api.errors import BackendError, Conflict, Denied, InvalidInput, NotFound
-from fractal.builtin.folder_config import FolderConfig
 from fractal.manifest.compose import describe
 from fractal.manifest.env_files import named
 
 TIMEOUT = 60.0
 ADDED = "catalogs/"
 """Notes: name -> folder."""
+FOLDER = "folder"
+"""The backend of catalogs that are added."""
 NAME = re.compile(r"[a-z0-9_-]{1,40}")
 
 
@@ -44,7 +45,8 @@ def catalogs(agent: ControlAgent) -> dict[str, tuple[str, Any]]:
     """Name -> backend and settings: first those of the configuration, then folders that were added."""
     found = {name: (chosen.backend, chosen.settings) for name, chosen in configured_catalogs(agent).items()}
     for key, path in agent.notes.scan(ADDED):
-        found.setdefault(key.removeprefix(ADDED), ("folder", FolderConfig(path=Path(path.decode()))))
+        settings = agent.plugins.catalog(FOLDER).config(path=Path(path.decode()))
+        found.setdefault(key.removeprefix(ADDED), (FOLDER, settings))
     return found
 
 
