@@ -148,7 +148,7 @@ def breaks(scene: Scene) -> list[Break]:
             lambda: network.unplug(door.machine),
             lambda: network.plug(door.machine),
             pi,
-            r"[Ff]ront door",
+            r"gateway Front door is not reached|the link to Front door is down|no gateway is heard",
         ),
         Break(
             "tunnel",
@@ -169,7 +169,7 @@ def breaks(scene: Scene) -> list[Break]:
             lambda: engine_command("pause", container()),
             lambda: engine_command("unpause", container()),
             pi,
-            APP,
+            rf"{APP} (is|does not answer)",
         ),
         Break(
             "probe",
