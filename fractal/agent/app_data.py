@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -44,6 +45,7 @@ class AppData:
         """Restores under way: what they brought so far is the parent of what they bring next."""
         self._open_until: dict[str, float] = {}
         """Local snapshots that people look into, and until when (boottime)."""
+        self._clearing = asyncio.Lock()
         self._bases: dict[int, Point] = {}
         self._archive: tuple[object, Archive] | None = None
         """With the keys that it was last given."""
@@ -184,11 +186,21 @@ class AppData:
             for name in held:
                 self._in_use.remove(name)
 
+    @property
+    def opened(self) -> bool:
+        """Whether somebody looks into a moment on this device."""
+        now = self._job.group.agent.clock.boottime()
+        return any(end > now for end in self._open_until.values())
+
     async def open(self, point: Point, seconds: float) -> Path:
         """Where a moment can be read on this device, for so long. Raises NotFound, Corrupt, Denied, BackendError."""
         clock, snapshotter = self._job.group.agent.clock, self._job.group.agent.snapshotter
-        name = self._job.facts.now.name_of(point)
-        self._open_until[name] = max(self._open_until.get(name, 0.0), clock.boottime() + seconds)
+        async with self._clearing:
+            name = self._job.facts.now.name_of(point)
+            if self._app().removed:
+                # Noted before it comes: a removed app is looked after only while something of it is known to be here.
+                self._job.facts.put(self._job.facts.now.named(point, name))
+            self._open_until[name] = max(self._open_until.get(name, 0.0), clock.boottime() + seconds)
         name = await self._restore(point)
         self._open_until.setdefault(name, clock.boottime() + seconds)
         found = {s.name: s.path for s in await snapshotter.snapshots(self.volume)}
@@ -338,7 +350,7 @@ class AppData:
         source = app.source
         if source is None:
             return
-        origin = self._job.group.jobs.get(source.app)
+        origin = self._job.group.job(source.app)
         if origin is None:
             raise NotFound(f"the app that {app.name} is a fork of is not known here yet")
         snapshotter = self._job.group.agent.snapshotter
@@ -395,8 +407,9 @@ class AppData:
             facts.change(root=0)
             return
         last = now.name_of(now.committed) if now.committed else ""
-        if now.released == now.root and now.committed and await snapshotter.unchanged(self.volume, last):
-            # Released cleanly after its last snapshot was stored: nothing is in it that the archive lacks.
+        ended = now.released == now.root or self._app().removed
+        if ended and now.committed and not now.ticks and await snapshotter.unchanged(self.volume, last):
+            # Released or removed after its last snapshot was stored: nothing is in it that the archive lacks.
             await snapshotter.delete_root(self.volume)
             facts.change(root=0)
             return
@@ -423,6 +436,10 @@ class AppData:
 
     async def clean_up(self) -> None:
         """Delete what is here of the app: it was removed from the group, or this device left. Its archive stays."""
+        async with self._clearing:
+            await self._clear()
+
+    async def _clear(self) -> None:
         agent = self._job.group.agent
         for run in self._job.runs():
             await agent.runtime.kill(run.key)

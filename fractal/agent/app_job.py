@@ -280,6 +280,7 @@ class AppJob:
             saving=bool(facts.ticks),
             target_ready=self._target_ready(target),
             outdated=self.manifest.outdated,
+            held=bool(facts.queue) or self.data.opened,
             ending=group.agent.stopping,
             start_at=self._start_at,
             restore_at=self._restore_at if app.restore and app.restore.id == self._restore_tried else 0.0,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fractal.api.canonical import pack, unpack
-from fractal.api.errors import BackendError, Corrupt, Denied, InvalidInput, Unreachable
+from fractal.api.errors import BackendError, Corrupt, Denied, InvalidInput, NotFound, Unreachable
 from fractal.api.plain import from_plain, to_plain
 from fractal.core.fold_apps import CERTIFICATE
 from fractal.core.model import App, AppKey, GroupState, Policy
@@ -114,7 +114,10 @@ def _empty(group: GroupAgent, origin: App, member: str) -> ForkKey:
 
 
 def _made(group: GroupAgent, origin: App, member: str) -> ForkKey:
-    opened = group.jobs[origin.id].data.secrets()
+    job = group.job(origin.id)
+    if job is None:
+        raise NotFound(f"{origin.name} is not known to this device's jobs yet; try again in a moment")
+    opened = job.data.secrets()
     key = new_key(group.agent.entropy, group.state, origin.policy, member)
     values = {name: opened[name] for name in _carried(opened)}
     return ForkKey(key, sealed_secrets(group.agent.entropy, key.public, values))

@@ -60,6 +60,8 @@ class GroupAgent:
         self.suspicion = Suspicion(since=agent.clock.boottime())
         self.seen = Seen()
         self.jobs: dict[str, AppJob] = {}
+        self.resting: dict[str, AppJob] = {}
+        """Of removed apps of which nothing is here: nobody runs these jobs, but their archives can be read."""
         self.remote = Remote(self)
         self.log_problem = ""
         self.certifying = Certifying()
@@ -92,6 +94,17 @@ class GroupAgent:
         if found is None:
             raise NotFound(f"app {app} is not in group {self.state.name!r}")
         return found
+
+    def job(self, app: str) -> AppJob | None:
+        """What knows the app's data here, also for one that was removed. None for an app that no job knows yet."""
+        from fractal.agent.app_job import AppJob
+
+        found = self.state.apps.get(app)
+        if app in self.jobs or found is None or not found.removed:
+            return self.jobs.get(app)
+        if app not in self.resting:
+            self.resting[app] = AppJob(self, app)
+        return self.resting[app]
 
     def proofs(self, app: App) -> Proofs:
         """When this device last proved that an app's epoch is the highest."""

@@ -84,6 +84,13 @@ def alarms(group: GroupAgent) -> list[str]:
         found.append(f"entry {state.sealed_out} of the log cannot be opened here: the log proves nothing")
     if group.log_problem:
         found.append(f"the log cannot be read: {group.log_problem}")
+    found += [
+        f"{job.app.name} was removed, but {len(job.facts.now.queue)} snapshot(s) of it on this device are not in store "
+        f"{state.stores[job.app.store].name} yet: {job.saver.problem or 'under way'}; "
+        f"`homeserver app remove {job.id} --discard` gives them up"
+        for job in group.jobs.values()
+        if job.app.removed and job.facts.now.queue
+    ]
     for store, opened in group.stores.items():
         name = state.stores[store].name
         if opened.problem:

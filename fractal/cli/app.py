@@ -111,11 +111,21 @@ def _show_installed(result: Mapping[str, Any]) -> None:
 
 @app.command("list")
 @group_option
+@click.option("--removed", is_flag=True, help="Those that were removed; their archives stay.")
 @json_option
 @pass_session
-def list_(session: Session, group: str | None, as_json: bool) -> None:
+def list_(session: Session, group: str | None, removed: bool, as_json: bool) -> None:
     """List the apps of a group."""
-    session.read("app.list", {"group": group}, lambda r: show_apps(r["apps"]), as_json=as_json)
+    show = _show_removed if removed else lambda result: show_apps(result["apps"])
+    session.read("app.list", {"group": group}, show, as_json=as_json)
+
+
+def _show_removed(result: Mapping[str, Any]) -> None:
+    show_table(
+        ("ID", "APP", "STORE"),
+        [(a["id"], a["name"], a["store"]) for a in result["removed"]],
+        empty="No app was removed.",
+    )
 
 
 @app.command()
@@ -191,9 +201,37 @@ def say_done(result: Mapping[str, Any], text: str) -> None:
 _wish("start", "Let an app run.", "running")
 _wish("stop", "Stop an app and keep it stopped.", "stopped")
 _wish("restart", "Stop an app and start it again where it is.", "restarted")
-_wish(
-    "remove",
-    "Remove an app. Its archive stays in the store.",
-    "removed; its archive stays in the store",
-    "Remove {name}?",
+
+
+@app.command()
+@click.argument("name", metavar="APP")
+@group_option
+@click.option("--force", is_flag=True, help="Also if its last snapshot cannot be stored before.")
+@click.option(
+    "--discard", is_flag=True, help="Of an app removed before: delete what this device could not store."
 )
+@wait_option
+@change_options
+@pass_session
+def remove(session: Session, name: str, group: str | None, wait_s: float | None, **options: Any) -> None:
+    """Stop an app, store its last snapshot and remove it. Its archive stays in the store."""
+    params = {
+        "group": group,
+        "app": name,
+        "force": options["force"] or None,
+        "discard": options["discard"] or None,
+        "wait_s": wait_s,
+    }
+    discard = options["discard"]
+    session.change(
+        "app.remove",
+        params,
+        lambda r: say_done(
+            r,
+            f"{name}: what no store has is deleted here."
+            if discard
+            else f"{name}: removed; its archive stays in the store.",
+        ),
+        options=options,
+        confirm=f"Delete what no store has of {name}?" if discard else f"Remove {name}?",
+    )

@@ -233,7 +233,7 @@ class AppRestored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppRemoved:
-    """Gone from the group; its archive stays until collected by hand."""
+    """Gone from the group; its archive stays in the store: no command and no agent deletes it."""
 
     app: str
 

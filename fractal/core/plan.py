@@ -84,6 +84,8 @@ class View:
     """What runs was started with another manifest or other secrets than the log has now."""
     ending: bool = False
     """The agent is about to end: what nobody else takes comes to rest."""
+    held: bool = False
+    """Something of the app on this device is in no store yet, or somebody looks into one of its moments here."""
     start_at: float = 0.0
     """Not to be started before: a start was tried a moment ago."""
     restore_at: float = 0.0
@@ -100,7 +102,8 @@ def next_step(view: View) -> Step:
     if view.standing.root and (view.standing.root != app.epoch or not ours):
         return Step.SET_ASIDE
     if app.removed:
-        return Step.CLEAN_UP
+        # What no store has is deleted for nobody's sake: it is stored first, or given up by a person.
+        return Step.IDLE if view.held else Step.CLEAN_UP
     if ours and given_up and app.release is None:
         return Step.RELEASE
     if not ours or given_up:

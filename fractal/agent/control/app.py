@@ -11,7 +11,7 @@ from fractal.agent.agent import Agent
 from fractal.agent.app_job import AppJob
 from fractal.agent.control.dispatch import Result, command
 from fractal.agent.control.following import TAIL, follow_there
-from fractal.agent.control.names import check_new_name, find_app, find_device, find_group
+from fractal.agent.control.names import check_new_name, find_app, find_archived, find_device, find_group
 from fractal.agent.control.params import Params
 from fractal.agent.control.plan import Action, Plan, plan
 from fractal.agent.control.progress import Progress
@@ -25,7 +25,7 @@ from fractal.api.app import run_key
 from fractal.api.errors import Denied, InvalidInput, NotFound
 from fractal.api.runtime import Health
 from fractal.core.chain import branches, main_line
-from fractal.core.entries import AppChanged, AppMoved, AppRemoved, AppRestoreWished
+from fractal.core.entries import AppChanged, AppMoved, AppRestoreWished
 from fractal.core.fold_apps import MAX_KEPT, MAX_NUMBER, MAX_TICKS
 from fractal.core.model import App, Desired, GroupState, Policy
 from fractal.core.moments import Moment, find, parse_point
@@ -46,9 +46,15 @@ def named(agent: Agent, params: Params) -> tuple[GroupAgent, App]:
     return group, find_app(group.state, params.text("app"))
 
 
+def archived(agent: Agent, params: Params) -> tuple[GroupAgent, App]:
+    """As `named`, for what an archive alone can answer: also an app that was removed."""
+    group = agent.groups[find_group(agent, params).journal.state.id]
+    return group, find_archived(group.state, params.text("app"))
+
+
 def job_of(group: GroupAgent, app: App) -> AppJob:
     """The app's job on this device. Raises NotFound while there is none yet."""
-    job = group.jobs.get(app.id)
+    job = group.job(app.id)
     if job is None:
         raise NotFound(f"{app.name} is not known to this device's jobs yet; try again in a moment")
     return job
@@ -90,7 +96,7 @@ def healthy(group: GroupAgent, app: str) -> bool:
     return found.owner != group.me or bool(app_status(group, found)["health"] == Health.HEALTHY.value)
 
 
-def _state_words(group: GroupAgent, app: str) -> str:
+def state_words(group: GroupAgent, app: str) -> str:
     status = app_status(group, group.app(app))
     where = f" on {status['device']}" if status["device"] else ""
     return f"{status['name']}: {status['note'] or status['health'] + where}"
@@ -108,7 +114,7 @@ def waiting_plan(
     outcome = {"done": False}
 
     async def wait(progress: Progress) -> None:
-        outcome["done"] = await wait_until(group, seconds, done, progress, lambda: _state_words(group, app))
+        outcome["done"] = await wait_until(group, seconds, done, progress, lambda: state_words(group, app))
 
     waited = [Action(f"wait up to {seconds:g} s until it is so", {}, wait)] if seconds > 0 else []
     extra = result or dict
@@ -119,7 +125,12 @@ def waiting_plan(
 async def app_list(agent: Agent, params: Params, _: Progress) -> Result:
     group = agent.groups[find_group(agent, params).journal.state.id]
     apps = sorted(group.state.apps.values(), key=lambda a: a.name)
-    return {"apps": [app_status(group, a) for a in apps if not a.removed]}
+    return {
+        "apps": [app_status(group, a) for a in apps if not a.removed],
+        "removed": [
+            {"id": a.id, "name": a.name, "store": group.state.stores[a.store].name} for a in apps if a.removed
+        ],
+    }
 
 
 @command("app.show")
@@ -255,14 +266,14 @@ async def app_policy(agent: Agent, params: Params, _: Progress) -> Plan:
     return plan(*actions, result={"app": app.id, "policy": policy_plain(group, policy)})
 
 
-def _desire(group: GroupAgent, app: App, desired: Desired) -> Action:
+def desire(group: GroupAgent, app: App, desired: Desired) -> Action:
     async def change(_: Progress) -> None:
         await group.journal.append(AppChanged(app=app.id, desired=desired))
 
     return Action(f"want {app.name} {desired.value}", {"app": app.name}, change)
 
 
-def _stopped(group: GroupAgent, app: str) -> bool:
+def stopped(group: GroupAgent, app: str) -> bool:
     status = app_status(group, group.app(app))
     return status["desired"] == "stopped" and status["health"] in ("stopped", "unknown")
 
@@ -270,7 +281,7 @@ def _stopped(group: GroupAgent, app: str) -> bool:
 @command("app.start")
 async def app_start(agent: Agent, params: Params, _: Progress) -> Plan:
     group, app = named(agent, params)
-    actions = [] if app.desired is Desired.RUNNING else [_desire(group, app, Desired.RUNNING)]
+    actions = [] if app.desired is Desired.RUNNING else [desire(group, app, Desired.RUNNING)]
     wait = params.number("wait_s", DEFAULT)
     return waiting_plan(group, app.id, wait, actions, lambda: healthy(group, app.id))
 
@@ -278,9 +289,9 @@ async def app_start(agent: Agent, params: Params, _: Progress) -> Plan:
 @command("app.stop")
 async def app_stop(agent: Agent, params: Params, _: Progress) -> Plan:
     group, app = named(agent, params)
-    actions = [] if app.desired is Desired.STOPPED else [_desire(group, app, Desired.STOPPED)]
+    actions = [] if app.desired is Desired.STOPPED else [desire(group, app, Desired.STOPPED)]
     wait = params.number("wait_s", DEFAULT)
-    return waiting_plan(group, app.id, wait, actions, lambda: _stopped(group, app.id))
+    return waiting_plan(group, app.id, wait, actions, lambda: stopped(group, app.id))
 
 
 @command("app.restart")
@@ -289,37 +300,16 @@ async def app_restart(agent: Agent, params: Params, _: Progress) -> Plan:
     wait = params.number("wait_s", DEFAULT)
 
     async def until_stopped(progress: Progress) -> None:
-        words = lambda: _state_words(group, app.id)  # noqa: E731 - names what follows
-        if not await wait_until(group, DEFAULT, lambda: _stopped(group, app.id), progress, words):
+        words = lambda: state_words(group, app.id)  # noqa: E731 - names what follows
+        if not await wait_until(group, DEFAULT, lambda: stopped(group, app.id), progress, words):
             progress.say(f"{app.name} has not stopped yet; it is started again all the same")
 
     actions = [
-        _desire(group, app, Desired.STOPPED),
+        desire(group, app, Desired.STOPPED),
         Action("wait until it has stopped", {}, until_stopped),
-        _desire(group, app, Desired.RUNNING),
+        desire(group, app, Desired.RUNNING),
     ]
     return waiting_plan(group, app.id, wait, actions, lambda: healthy(group, app.id))
-
-
-@command("app.remove")
-async def app_remove(agent: Agent, params: Params, _: Progress) -> Plan:
-    group, app = named(agent, params)
-
-    async def remove(_: Progress) -> None:
-        await group.journal.append(AppRemoved(app=app.id))
-
-    store = group.state.stores[app.store].name
-    action = Action(f"remove {app.name}; its archive stays in store {store}", {"app": app.name}, remove)
-    wait = params.number("wait_s", DEFAULT)
-    return waiting_plan(
-        group, app.id, wait, [action], lambda: group.app(app.id).removed and not job_runs(group, app.id)
-    )
-
-
-def job_runs(group: GroupAgent, app: str) -> bool:
-    """Whether a run of the app still exists on this device."""
-    job = group.jobs.get(app)
-    return bool(job and job.runs())
 
 
 @command("app.move")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fractal.agent.agent import Agent
-from fractal.agent.control.app import healthy, interval_ms, job_of, moment_of, named, waiting_plan
+from fractal.agent.control.app import archived, healthy, interval_ms, job_of, moment_of, waiting_plan
 from fractal.agent.control.catalog import find_manifest
 from fractal.agent.control.dispatch import command
 from fractal.agent.control.names import check_new_name, find_device, find_group, find_store
@@ -249,7 +249,7 @@ async def app_install(agent: Agent, params: Params, _: Progress) -> Plan:
 
 @command("app.fork")
 async def app_fork(agent: Agent, params: Params, _: Progress) -> Plan:
-    group, origin = named(agent, params)
+    group, origin = archived(agent, params)
     moment = await moment_of(group, origin, params.text("at"))
     taken = [a.name for a in group.state.apps.values() if not a.removed]
     name = check_new_name("app", params.text("name"), taken)

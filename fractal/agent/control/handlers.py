@@ -5,6 +5,7 @@ from __future__ import annotations
 from fractal.agent.control import (
     app,
     app_install,
+    app_remove,
     app_secret,
     catalog,
     device,
@@ -24,6 +25,7 @@ from fractal.agent.control.dispatch import collect
 COMMANDS = collect(
     app,
     app_install,
+    app_remove,
     app_secret,
     catalog,
     device,

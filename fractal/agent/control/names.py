@@ -100,6 +100,18 @@ def find_app(state: GroupState, wanted: str) -> App:
     return _among("app", wanted, _present(state.apps))
 
 
+def find_archived(state: GroupState, wanted: str) -> App:
+    """An app of the group, or one that was removed: by its id, or by its name if no other has that now."""
+    try:
+        return find_app(state, wanted)
+    except UnknownName as error:
+        removed = {i: app for i, app in state.apps.items() if app.removed}
+        try:
+            return removed[resolve("removed app", wanted, {i: app.name for i, app in removed.items()})]
+        except UnknownName as other:
+            raise (other if other.code == "ambiguous" else error) from None
+
+
 def find_store(state: GroupState, wanted: str) -> StoreEntry:
     """A store of the group."""
     return _among("store", wanted, _present(state.stores))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fractal.agent.agent import Agent
-from fractal.agent.control.app import job_of, moment_of, moments, named
+from fractal.agent.control.app import archived, job_of, moment_of, moments, named
 from fractal.agent.control.dispatch import Result, command
 from fractal.agent.control.params import Params
 from fractal.agent.control.plan import Action, Plan, plan
 from fractal.agent.control.progress import Progress, Silent
 from fractal.agent.control.waiting import DEFAULT, wait_until
+from fractal.agent.group import GroupAgent
 from fractal.agent.remote import ask
 from fractal.api.errors import Denied, InvalidInput
 from fractal.archive.collecting import Leaving
@@ -16,6 +19,7 @@ from fractal.archive.orphans import GRACE
 from fractal.archive.thinning import Outlook
 from fractal.archive.timeline import name
 from fractal.core.entries import Pinned
+from fractal.core.model import App
 from fractal.core.retention import Merge
 
 OPEN = 3600.0
@@ -25,7 +29,7 @@ LONGEST_OPEN = 7 * 86400.0
 
 @command("snapshot.list")
 async def snapshot_list(agent: Agent, params: Params, _: Progress) -> Result:
-    group, app = named(agent, params)
+    group, app = archived(agent, params)
     every, _main, side = await moments(group, app)
     timeline = await (await job_of(group, app).data.archive()).timeline()
     off = {m.point for m in side}
@@ -51,30 +55,33 @@ async def snapshot_create(agent: Agent, params: Params, _: Progress) -> Plan:
     outcome: dict[str, object] = {"moment": "", "done": False}
     limit = params.number("wait_s", DEFAULT)
 
-    async def here(progress: Progress) -> None:
-        job = job_of(group, app)
-        asked = agent.clock.boottime()
-        job.saver.hurry()
-        group.pulse.beat()
-        outcome["done"] = await wait_until(
-            group, limit, lambda: job.saver.safe(asked), progress, lambda: job.trouble or job.saver.problem
-        )
-        point = job.facts.now.committed
-        if outcome["done"] and point is not None:
-            outcome["moment"] = f"{point.epoch}.{point.number}"
+    async def take(progress: Progress) -> None:
+        outcome.update(await take_now(group, app, limit, progress))
 
-    async def there(_: Progress) -> None:
-        wanted = {"group": group.id, "app": app.id, "wait_s": min(limit, 80.0)}
-        answer = await ask(group, app.owner, "snapshot.create", wanted, Silent())
-        outcome.update(moment=answer["moment"], done=answer["done"])
-
-    where = group.state.device_name(app.owner)
     action = Action(
-        f"take a snapshot of {app.name} on {where}",
-        {"app": app.name},
-        here if app.owner == group.me else there,
+        f"take a snapshot of {app.name} on {group.state.device_name(app.owner)}", {"app": app.name}, take
     )
     return plan(action, result=lambda: outcome)
+
+
+async def take_now(group: GroupAgent, app: App, limit: float, progress: Progress) -> Mapping[str, object]:
+    """Have the app's device take a snapshot, of a stopped app too: `moment`, and whether it was stored (`done`) within `limit` seconds.
+
+    Raises Unreachable, Denied, BackendError, NotFound.
+    """
+    if app.owner != group.me:
+        wanted = {"group": group.id, "app": app.id, "wait_s": min(limit, 80.0)}
+        answer = await ask(group, app.owner, "snapshot.create", wanted, Silent())
+        return {"moment": answer["moment"], "done": answer["done"]}
+    job = job_of(group, app)
+    asked = group.agent.clock.boottime()
+    job.saver.hurry()
+    group.pulse.beat()
+    done = await wait_until(
+        group, limit, lambda: job.saver.safe(asked), progress, lambda: job.trouble or job.saver.problem
+    )
+    point = job.facts.now.committed
+    return {"moment": f"{point.epoch}.{point.number}" if done and point is not None else "", "done": done}
 
 
 @command("snapshot.verify")
@@ -126,7 +133,7 @@ async def snapshot_plan(agent: Agent, params: Params, _: Progress) -> Result:
 
 @command("snapshot.open")
 async def snapshot_open(agent: Agent, params: Params, _: Progress) -> Result:
-    group, app = named(agent, params)
+    group, app = archived(agent, params)
     job = job_of(group, app)
     stays = params.number("for_s", OPEN)
     if not 0 < stays <= LONGEST_OPEN:

@@ -21,7 +21,8 @@ async def run_apps(group: GroupAgent) -> None:
         while True:
             for app in group.state.apps.values():
                 if app.id not in tasks and not (app.removed and not AppJob.left_here(group, app.id)):
-                    job = group.jobs[app.id] = AppJob(group, app.id)
+                    job = group.resting.pop(app.id, None) or AppJob(group, app.id)
+                    group.jobs[app.id] = job
                     tasks[app.id] = [
                         asyncio.create_task(supervise(f"app {app.name}", job.run, clock, job.logger)),
                         asyncio.create_task(
@@ -37,7 +38,8 @@ async def run_apps(group: GroupAgent) -> None:
             for app_id in [a for a, pair in tasks.items() if pair[0].done()]:
                 for task in tasks.pop(app_id):
                     task.cancel()
-                group.jobs.pop(app_id, None)
+                if (ended := group.jobs.pop(app_id, None)) is not None:
+                    group.resting[app_id] = ended  # it alone knows which of its moments are being looked into
             pulse = await group.pulse.wait(pulse, 1.0)
     finally:
         ending = [task for pair in tasks.values() for task in pair]

@@ -284,7 +284,7 @@ async def test_an_app_removed_while_its_device_was_down_ends_there(attic: Bed) -
     key = next(iter(attic.job("Attic").run_keys()))
     volume = attic.job("Attic").data.volume
     await attic.stop("Attic")
-    await attic.call("Kitchen", "app.remove", app="test", wait_s=0)
+    await attic.call("Kitchen", "app.remove", app="test", force=True, wait_s=0)
     agent = await attic.start("Attic")
     for _ in range(200):
         if key not in await agent.guard.status() and not await agent.snapshotter.snapshots(volume):

@@ -82,6 +82,8 @@ def test_then_its_data_is_kept_aside() -> None:
 
 def test_a_removed_app_is_cleaned_up_after_its_data_was_kept() -> None:
     assert next_step(view(app(removed=True), runs={})) is Step.SET_ASIDE
+    # What no store has yet is kept until it is stored, or given up by a person.
+    assert next_step(view(app(removed=True), runs={}, standing=Standing(), held=True)) is Step.IDLE
     assert next_step(view(app(removed=True), runs={}, standing=Standing())) is Step.CLEAN_UP
 
 

@@ -83,7 +83,22 @@ SPECS: tuple[Spec, ...] = (
             "routes": texts("Its public names."),
         },
     ),
-    reads("app.list", "The apps of a group.", {}, {"apps": Items("By name.", APP)}),
+    reads(
+        "app.list",
+        "The apps of a group.",
+        {},
+        {
+            "apps": Items("By name.", APP),
+            "removed": Items(
+                "Apps that were removed; their archives stay.",
+                {
+                    "id": text("By which `snapshot list`, `snapshot copy` and `app fork` take it."),
+                    "name": text("Its last name."),
+                    "store": text("Store that holds its archive."),
+                },
+            ),
+        },
+    ),
     reads(
         "app.show",
         "Everything about one app.",
@@ -129,8 +144,16 @@ SPECS: tuple[Spec, ...] = (
     ),
     changes(
         "app.remove",
-        "Remove an app. Its archive stays in the store.",
-        {"app": NAME, "wait_s": WAIT},
+        "Stop an app, store its last snapshot and remove it. Its archive stays in the store.",
+        {
+            "app": NAME,
+            "force": Param(Kind.FLAG, "Remove it though its last snapshot cannot be stored before."),
+            "discard": Param(
+                Kind.FLAG,
+                "Of an app that was removed before: delete what this device holds of it that is in no store yet.",
+            ),
+            "wait_s": WAIT,
+        },
         DONE,
     ),
     reads(
