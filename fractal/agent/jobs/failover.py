@@ -176,7 +176,8 @@ async def _create(group: GroupAgent, app: App, take: Take) -> int:
         # Only an orderly handover is safe where two devices could both create one epoch.
         store = group.state.stores[app.store].name
         raise BackendError(
-            f"store {store!r} cannot fence, so nothing is taken over from a silent owner there"
+            f"store {store!r} cannot fence, so nothing is taken over from a silent owner there: bring its device back, "
+            f"or run a copy by `homeserver app fork {app.name} NAME`; what is to fail over must be installed in a store that fences"
         )
     async with asyncio.timeout(seconds(group.state.timers.read_timeout) * 3):
         try:

@@ -1,0 +1,1 @@
+"""A store behind S3 for Fractal HomeServer."""
