@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from fractal.cli.given import asked, given_options, given_values, read_files, read_text
+from fractal.cli.given import asked, given_options, given_values, is_path, read_files, read_text
 from fractal.cli.lazy import LazyGroup
 from fractal.cli.output import clean, moment, show_facts, show_table
 from fractal.cli.session import (
@@ -64,7 +64,7 @@ def app() -> None:
 def install(session: Session, name: str, group: str | None, **options: Any) -> None:
     """Install an app from a catalog, or from a manifest if APP is a path (`./app.yml`)."""
     manifest, given = None, given_values(options)
-    if "/" in name or name.endswith((".yml", ".yaml")):
+    if is_path(name):
         path, name = Path(name), Path(name).stem
         manifest = read_text(path)
         given = asked(manifest, str(path), {**given, "files": read_files(path)}, everything=options["ask"])

@@ -8,28 +8,32 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fractal.api.errors import ExitCode
-from fractal.cli.given import as_given, given_options, given_values, read_files, read_text
+from fractal.cli.given import as_given, given_options, given_values, is_path, read_files, read_text
 from fractal.cli.output import clean, show_facts, show_json
-from fractal.cli.session import json_option
+from fractal.cli.session import Session, json_option, pass_session
 
 if TYPE_CHECKING:
     from fractal.manifest import Checked
 
 
 @click.command()
-@click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+@click.argument("file", metavar="FILE")
 @given_options
 @json_option
-def check(file: Path, as_json: bool, **options: Any) -> None:
-    """Say what a Compose file's keys come to: honoured, without effect here, or refused; and what it needs.
+@pass_session
+def check(session: Session, file: str, as_json: bool, **options: Any) -> None:
+    """Say what a Compose file's keys come to: honoured, without effect here, or refused; what it needs, and what will come of it.
 
-    Exits with 0 if every key is understood. Needs no agent and changes nothing.
+    Exits with 0 if every key is understood. Needs no agent and changes nothing. FILE may be the name of an app of a catalog too,
+    which the agent is asked for.
     """
     from fractal.manifest import check as check_manifest
 
-    text = read_text(file)
-    given = as_given({**given_values(options), "files": read_files(file)})
-    checked = check_manifest(text, str(file), given)
+    if is_path(file):
+        text, files = read_text(Path(file)), read_files(Path(file))
+    else:
+        text, files = session.call("catalog.show", {"app": file})["manifest"], {}
+    checked = check_manifest(text, file, as_given({**given_values(options), "files": files}))
     show_json(_plain(checked)) if as_json else _show(checked)
     if checked.refused:
         click.get_current_context().exit(ExitCode.FAILED)

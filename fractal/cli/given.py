@@ -139,6 +139,11 @@ def as_given(given: Mapping[str, Any]) -> Any:
     )
 
 
+def is_path(app: str) -> bool:
+    """Whether a manifest is named by its path, and not an app of a catalog."""
+    return "/" in app or app.endswith((".yml", ".yaml"))
+
+
 def read_text(path: Path) -> str:
     """Text of a file of the caller's own. Raises click's usage error."""
     try:

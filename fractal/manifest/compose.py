@@ -33,6 +33,8 @@ class Checked:
     """(option that whoever installs it has to give, why)."""
     unset: tuple[tuple[str, int], ...] = ()
     """(variable that is empty because it has no value, line)."""
+    granted: tuple[tuple[str, Finding], ...] = ()
+    """(what of the device it was allowed to have, why it is needed)."""
     fields: tuple[FormField, ...] = ()
     """What the manifest asks for."""
 
@@ -80,6 +82,7 @@ def check(text: str, source: str = "manifest", given: Given | None = None) -> Ch
             for name, line in problems.unset.items()
             if f"--set {name}=VALUE" not in problems.needs and not routed.stands(name)
         ),
+        granted=tuple(problems.granted.items()),
         fields=tuple(form),
     )
 

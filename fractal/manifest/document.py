@@ -54,8 +54,8 @@ class Problems:
     """Keys that are understood and without effect here, by key."""
     needs: dict[str, Finding] = field(default_factory=dict)
     """What whoever installs it must give or allow, by option: `--set X=VALUE`."""
-    granted: set[str] = field(default_factory=set)
-    """What of that was allowed."""
+    granted: dict[str, Finding] = field(default_factory=dict)
+    """What of that was allowed, by name: `host-path:/srv/media`."""
     unset: dict[str, int] = field(default_factory=dict)
     """Variables without value, which are empty then -> line."""
     shown: dict[str, str] = field(default_factory=dict)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from fractal.api.app import AppSpec
+from fractal.api.app import AppSpec, ServiceSpec
 from fractal.manifest.compose import Checked
 from fractal.manifest.databases import consistency, database
+from fractal.manifest.document import Finding
+from fractal.manifest.values import VISIBLE
 
 
 def report(checked: Checked) -> dict[str, Any]:
@@ -14,13 +16,23 @@ def report(checked: Checked) -> dict[str, Any]:
     spec = checked.spec
     if spec is None:
         return {}
-    forbids = [option.removeprefix("--allow ") for option, _ in checked.needs if _ties(option)]
-    forbids += [name for name in spec.allowed if _ties(f"--allow {name}")]
+    forbids = _forbids(checked)
     return {
         "name": spec.name,
-        "services": [{"name": s.name, "image": s.image, "restart": s.restart} for s in spec.services],
-        "data": [{"folder": volume, "used_by": _users(spec, volume)} for volume in spec.volumes],
+        "services": [
+            {"name": s.name, "image": s.image, "restart": s.restart, "health": _health(s)}
+            for s in spec.services
+        ],
+        "data": [
+            {"folder": volume, "used_by": _users(spec, volume)}
+            for volume in spec.volumes
+            if volume not in spec.ignored
+        ],
         "excluded": [
+            *(
+                f"{volume} ({', '.join(_users(spec, volume)) or 'unused'}): empty after a move or a restore"
+                for volume in spec.ignored
+            ),
             *(
                 f"{s.name}: {m.target} ({m.host} of the device)"
                 for s in spec.services
@@ -35,13 +47,28 @@ def report(checked: Checked) -> dict[str, Any]:
             for s in spec.services
             if (kind := database(s)) is not None
         ],
+        "fields": [
+            {
+                "name": one.name,
+                "type": one.type,
+                "title": one.title,
+                "required": one.required,
+                "default": one.default,
+                "options": list(one.options),
+            }
+            for one in checked.fields
+        ],
         "generated_secrets": list(spec.generated_secrets),
         "given_secrets": list(spec.given_secrets),
         "ports": [f"{s.name}: {p.container}/{p.protocol}" for s in spec.services for p in s.ports],
         "web": f"{spec.web_service}: {spec.web_port}" if spec.web_service else "",
         "architectures": list(spec.architectures),
         "fails_over": not forbids,
-        "forbids_failover": sorted(set(forbids)),
+        "forbids_failover": sorted(forbids),
+        "forbidden_by": [
+            {"what": what, "key": found.key, "line": found.line, "reason": found.text}
+            for what, found in sorted(forbids.items())
+        ],
     }
 
 
@@ -50,7 +77,8 @@ def lines(checked: Checked) -> dict[str, str]:
     found = report(checked)
     if not found:
         return {}
-    over = "yes" if found["fails_over"] else f"no, because of {', '.join(found['forbids_failover'])}"
+    because = ", ".join(f"{f['what']} ({f['key']}, line {f['line']})" for f in found["forbidden_by"])
+    over = "yes" if found["fails_over"] else f"no, because of {because}"
     said = {
         "runs": ", ".join(f"{s['name']} ({s['image'] or 'a process'})" for s in found["services"]),
         "keeps": ", ".join(f"{d['folder']} ({', '.join(d['used_by']) or 'unused'})" for d in found["data"]),
@@ -62,15 +90,30 @@ def lines(checked: Checked) -> dict[str, str]:
         "secrets given": ", ".join(found["given_secrets"]),
         "ports": ", ".join(found["ports"]),
         "web": found["web"],
-        "architectures": ", ".join(found["architectures"]),
+        "architectures": ", ".join(found["architectures"]) or "any",
+        "asks for": ", ".join(f["name"] for f in found["fields"]),
         "empty variables": ", ".join(name for name, _ in checked.unset),
         "can fail over": over,
     }
     return {name: text for name, text in said.items() if text}
 
 
-def _ties(option: str) -> bool:
-    return option.startswith("--allow ") and not option.startswith("--allow visible-secret:")
+def _forbids(checked: Checked) -> dict[str, Finding]:
+    """What of a device it has or would have, by name: no other device can stand in for that."""
+    wanted = [(o.removeprefix("--allow "), f) for o, f in checked.needs if o.startswith("--allow ")]
+    return {name: found for name, found in (*checked.granted, *wanted) if not name.startswith(VISIBLE)}
+
+
+def _health(service: ServiceSpec) -> str:
+    """How it is seen to be healthy."""
+    health = service.health
+    if health is None:
+        return "none" if "healthcheck.disable" in service.options else "the image's own check, if it has one"
+    if health.test:
+        return "a command in it"
+    return (
+        f"GET {health.http} on port {health.port}" if health.http else f"port {health.port or 'of its own'}"
+    )
 
 
 def _users(spec: AppSpec, volume: str) -> list[str]:

@@ -77,7 +77,7 @@ class Where:
     def allowed(self, what: str, reason: str) -> None:
         """Note what must be allowed, and whether it was."""
         if what in self.given.allowed:
-            self.problems.granted.add(what)
+            self.problems.granted.setdefault(what, Finding(self.node.line, self.key, reason))
         else:
             self.need(f"--allow {what}", reason)
 
