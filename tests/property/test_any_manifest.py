@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fractal.catalog
 from fractal.api import canonical
 from fractal.api.errors import InvalidInput
 from fractal.manifest import Given, check, from_plain_spec, parse, to_plain_spec
@@ -40,6 +42,11 @@ WORDS = st.sampled_from(
         "100-200:100-200",
         "main",
         "/dev/x:/dev/y",
+        "SERVICE_URL_WEB_80",
+        "$SERVICE_PASSWORD_64_X",
+        "${HOMESERVER_URL:-x}",
+        "secret",
+        "hex:8",
     ]
 )
 KEYS = st.sampled_from(
@@ -98,6 +105,14 @@ KEYS = st.sampled_from(
         "target",
         "type",
         "driver",
+        "fields",
+        "data",
+        "ignore",
+        "A",
+        "default",
+        "options",
+        "required",
+        "min",
     ]
 )
 TREES = st.recursive(
@@ -142,6 +157,62 @@ def test_any_text(text: str) -> None:
 @settings(max_examples=300, deadline=None)
 def test_any_tree(services: dict[str, Any], rest: dict[str, Any]) -> None:
     survives(json.dumps({**rest, "services": services}))
+
+
+@given(
+    st.dictionaries(st.sampled_from(["A", "B", "x y"]), TREES | st.dictionaries(KEYS, TREES), max_size=3),
+    st.dictionaries(st.sampled_from(["A", "B"]), st.text(max_size=10)),
+)
+@settings(max_examples=200, deadline=None)
+def test_any_form_with_any_answers(fields: dict[str, Any], values: dict[str, str]) -> None:
+    text = json.dumps(
+        {
+            "services": {"main": {"image": "x", "environment": ["A", "B=$B"]}},
+            "x-homeserver": {"fields": fields},
+        }
+    )
+    survives(text)
+    for finding in check(text, given=Given(values=values)).refused:
+        assert finding.line == 1 and finding.text.isprintable()
+
+
+BUNDLED = [path.read_text() for path in sorted(Path(next(iter(fractal.catalog.__path__))).glob("*.yml"))]
+PIECES = st.sampled_from(
+    [
+        "  ",
+        "\n",
+        ": ",
+        "- ",
+        "&a ",
+        "*a",
+        "<<: *a",
+        "${",
+        "}",
+        "[",
+        "{",
+        "|",
+        "'",
+        '"',
+        "#",
+        "\t",
+        "!!",
+        "\x1b",
+    ]
+)
+
+
+@given(st.data())
+@settings(max_examples=200, deadline=None)
+def test_a_real_manifest_with_any_damage(data: st.DataObject) -> None:
+    text = data.draw(st.sampled_from(BUNDLED))
+    for _ in range(data.draw(st.integers(1, 6))):
+        begin = data.draw(st.integers(0, len(text)))
+        end = min(len(text), begin + data.draw(st.integers(0, 40)))
+        piece = data.draw(PIECES | st.just(text[begin:end] * 2) | st.text(max_size=4))
+        text = text[:begin] + piece + text[end:]
+    survives(text)
+    lines = text.splitlines() or [""]
+    assert all(finding.line <= len(lines) + 1 for finding in check(text).refused)
 
 
 @given(TREES)
