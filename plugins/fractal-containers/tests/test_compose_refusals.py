@@ -1,0 +1,123 @@
+"""Compose keys that no engine is asked for: refused by name, or translated into each engine's words."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from fractal_containers.check import refusals
+from fractal_containers.config import EngineConfig
+from fractal_containers.options import READERS, settings
+from fractal_containers.wanted import Wanted
+from fractal_docker.words import payload as docker_words
+from fractal_podman.words import payload as podman_words
+
+from fractal.api.app import REACHING_OUT, AppSpec, ServiceSpec
+from fractal.manifest import Given, compose, parse
+
+
+def test_gpus_are_asked_for_in_each_engines_words() -> None:
+    """No GPU is here to run with."""
+    (service,) = parse(
+        "services: {a: {image: x, deploy: {resources: {reservations: {devices: [{driver: nvidia, count: 2, capabilities: [gpu]}]}}}}}",
+        given=Given(allowed=frozenset({"gpu"})),
+    ).services
+    options = settings(service.options)
+    assert (options.gpus, options.ties) == (((2, ()),), ("gpu",))
+    asked = Wanted(
+        name="x",
+        image="x",
+        labels={},
+        network="n",
+        alias="a",
+        cgroup_parent="/p",
+        log_bytes=1,
+        options=options,
+    )
+    (request,) = docker_words(asked)["host_config"]["DeviceRequests"]
+    assert (request["Driver"], request["Count"], request["Capabilities"]) == ("nvidia", 2, [["gpu"]])
+    assert podman_words(asked)["devices"] == [{"path": "nvidia.com/gpu=0"}, {"path": "nvidia.com/gpu=1"}]
+
+
+def test_every_option_of_the_manifest_is_known_here() -> None:
+    assert set(READERS) == compose.OPTION_KEYS | {"healthcheck.disable", "network_mode", "gpus"}
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "words"),
+    [
+        ("devices", '["/etc/passwd"]', "not a device"),
+        ("devices", '["/dev/../etc/x"]', "not a device"),
+        ("devices", '["/dev/kvm"]', "allow"),
+        ("sysctls", '{"vm.swappiness":"1"}', "whole device"),
+        ("sysctls", '["kernel.core_pattern=|x"]', "whole device"),
+        ("group_add", '["a b"]', "group"),
+        ("cpu_shares", '"many"', "262144"),
+        ("oom_score_adj", "-5", "below 0"),
+        ("security_opt", '["seccomp=/etc/x"]', "expected"),
+        ("pid", '"service:x"', "not supported"),
+        ("ipc", '"host"', "allow"),
+        ("gpus", '[{"count":0}]', "GPUs"),
+        ("stdin_open", "1", "true or false"),
+        ("privileged", "true", "reach"),
+        ("privileged", '"yes"', "true or false"),
+        ("network_mode", '"host"', "allow"),
+        ("network_mode", '"service:x"', "not supported"),
+        ("dns", '["resolver"]', "address"),
+        ("logging", '{"driver":"syslog"}', "driver"),
+        ("logging", '{"options":{"tag":"x"}}', "tag"),
+        ("logging", '{"options":{"max-size":"10g"}}', "at most"),
+        ("mem_reservation", '"some"', "size"),
+        ("cap_add", '["SYS_ADMIN"]', "reach"),
+        ("cap_add", '["ALL"]', "reach"),
+        ("cap_add", '["nonsense"]', "capability"),
+        ("labels", '{"org.fractal-homeserver.run":"x"}', "not the app's"),
+        ("labels", '["a={secret.PASSWORD}"]', "secret"),
+        ("tmpfs", '["relative"]', "absolute"),
+        ("tmpfs", '["/x:uidmap=1"]', "not supported"),
+        ("shm_size", '"much"', "size"),
+        ("ulimits", '{"nofile":"many"}', "ulimits"),
+        ("extra_hosts", '["only-a-name"]', "address"),
+        ("hostname", '"a b"', "name"),
+        ("init", '"yes"', "true or false"),
+        ("read_only", "[]", "true or false"),
+        ("expose", '["all"]', "port"),
+        ("platform", '"../x"', "platform"),
+        ("ulimits", "7", "ulimits"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused_by_name(key: str, text: str, words: str) -> None:
+    spec = AppSpec(name="x", services=(ServiceSpec(name="main", image="x", options={key: text}),))
+    (refusal,) = refusals(spec, EngineConfig())
+    assert (refusal.service, refusal.key) == ("main", key)
+    assert words in f"{refusal.key}: {refusal.reason}"
+
+
+def test_a_device_may_allow_what_reaches_out() -> None:
+    for name in sorted(REACHING_OUT):
+        made = settings({"cap_add": f'["{name}"]'}, frozenset({f"CAP_{name}"}))
+        assert made.cap_add == (name,)
+
+
+@pytest.mark.parametrize(
+    ("service", "key"),
+    [
+        ("command: [x, '${S}']", "command"),
+        ("healthcheck: {test: [CMD, x, '${S}']}", "healthcheck"),
+        ("volumes: ['a:/']", "volumes"),
+        ("volumes: ['a:/run/secrets']", "volumes"),
+        ("volumes: ['a:/x', 'b:/x']", "volumes"),
+        ("volumes: ['a:/proc/self']", "volumes"),
+        ("stop_signal: 'RT; rm'", "stop_signal"),
+        ("ports: [53/udp], x-homeserver: {health: {port: 53-udp}}", "health"),
+    ],
+)
+def test_what_would_be_unsafe_is_refused(service: str, key: str) -> None:
+    text = f"x-homeserver: {{secrets: {{generate: [S]}}}}\nservices: {{main: {{image: x, {service}}}}}"
+    spec = replace(parse(text, given=Given(allowed=frozenset({"visible-secret:S"}))), allowed=())
+    assert {r.key for r in refusals(spec, EngineConfig())} == {key}
+
+
+def test_a_service_without_an_image_is_refused() -> None:
+    spec = parse("services: {a: {x-homeserver: {process: {argv: [x]}}}}")
+    assert [r.key for r in refusals(spec, EngineConfig())] == ["image"]
