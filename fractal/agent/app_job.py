@@ -272,7 +272,7 @@ class AppJob:
             standby=not self.owns and group.me in standbys(group.state, app),
             started=self._since(app.epoch),
             start_limit=self._start_limit(),
-            tick_due=self.saver.due,
+            tick_due=self._tick_due(),
             changed_since_tick=not self.saver.settled,
             hand_over_to=target,
             rounds=self.saver.rounds,
@@ -299,6 +299,15 @@ class AppJob:
         """Seconds to get healthy: what the manifest itself asks for may be more than the usual."""
         checks = [s.health for s in self.spec.services if s.health is not None]
         return max([START_LIMIT, *(c.start_period + c.retries * (c.interval + c.timeout) for c in checks)])
+
+    def _tick_due(self) -> float:
+        """When the next snapshot is due. Not while an app comes up for the first time: half-made, it would not start again from
+        it, and nobody has anything to lose. As long as that is within what a start may take.
+        """
+        run, since = self.health(), self._since(self.app.epoch)
+        if self.app.serving or run is None or run.health is not Health.STARTING or since is None:
+            return self.saver.due
+        return max(self.saver.due, since + START_LIMIT)
 
     def _newest(self) -> Point | None:
         """What the owner says that it committed last; else what the last look into the archive showed.

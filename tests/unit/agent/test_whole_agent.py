@@ -15,7 +15,7 @@ from fractal.core.entries import AppChanged
 from fractal.core.model import Point
 from fractal.core.plan import Step, next_step
 from fractal.shell.clock import SystemClock
-from fractal.testing.agents import Bed, bed, manifest, service
+from fractal.testing.agents import SERVER, Bed, bed, manifest, service
 
 LOOPS = "import time\nwhile True: time.sleep(1)"
 
@@ -118,6 +118,23 @@ async def test_a_crash_loop_is_no_busy_loop_and_is_saved_all_the_same(beds: Bed)
     job = beds.job("Attic")
     seen = job.view()
     assert seen.start_at > 0 and next_step(seen) in (Step.START, Step.TICK, Step.IDLE)
+
+
+async def test_no_moment_is_kept_of_an_app_that_comes_up_for_the_first_time(beds: Bed) -> None:
+    await beds.start("Attic")
+    await beds.found("Attic")
+    # As a database that makes its files: from half of them it would not start again.
+    slow = SERVER.replace(
+        'Server(("127',
+        '(data / "half").touch(); import time; time.sleep(4); (data / "half").unlink()\nServer(("127',
+    )
+    await beds.call("Attic", "app.install", manifest=manifest(service(code=slow)), wait_s=0, interval_s=10)
+    await beds.until(lambda: any(beds.folder.glob("Attic/state/snapshot/**/root/data/half")))
+    assert (await beds.call("Attic", "snapshot.create", app="test", wait_s=40))["done"]
+    snapshotter, volume = beds.agents["Attic"].snapshotter, beds.job("Attic").data.volume
+    kept = [{p.name for p in (s.path / "data").iterdir()} for s in await snapshotter.snapshots(volume)]
+    assert {"starts"} in kept
+    assert not any("half" in names for names in kept), kept
 
 
 async def test_one_shot_services_end_well(beds: Bed) -> None:
