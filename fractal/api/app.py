@@ -100,6 +100,18 @@ class ProcessSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A command that is run inside a service beside its own, with the service's environment."""
+
+    argv: tuple[str, ...]
+    user: str = ""
+    """"" is the service's own."""
+    working_dir: str = ""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """Variables beside the service's; none of them holds a secret."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSpec:
     """One service of an app."""
 
@@ -126,6 +138,10 @@ class ServiceSpec:
     working_dir: str = ""
     user: str = ""
     process: ProcessSpec | None = None
+    post_start: tuple[Command, ...] = ()
+    """Run in order after each start, before anything that depends on the service; one that fails makes the start fail."""
+    pre_stop: tuple[Command, ...] = ()
+    """Run in order before the stop signal, within `stop_grace` all together; one that fails does not keep it from coming."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Further Compose keys that a runtime honours, by key, as canonical JSON."""
 

@@ -59,8 +59,6 @@ NETWORK_IDLE = dict.fromkeys(
 )
 """Of networks, and of a service's place in them."""
 REMEDIES = {
-    "post_start": "put it into the image's entrypoint",
-    "pre_stop": "put it into the image's entrypoint, which gets the stop signal",
     "include": "put what it includes into the file",
     "models": "no models are run here",
     "provider": "only containers are run",

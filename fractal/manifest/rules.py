@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
-from fractal.api.app import AppSpec, ServiceSpec
+from fractal.api.app import AppSpec, Command, ServiceSpec
 from fractal.manifest import secret_forms
 
 SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -28,7 +28,7 @@ MAX_SERVICES = 64
 MAX_PORTS = 2000
 """Of a service."""
 MAX_HOOKS = 8
-"""Before a snapshot, and after it: what they may take is bounded by it."""
+"""Before a snapshot, and after it: what they may take is bounded by it. Also after a start, and before a stop."""
 MAX_HOOK_TIMEOUT = 60.0
 """Seconds at most."""
 
@@ -132,6 +132,8 @@ def _service(service: ServiceSpec, spec: AppSpec, earlier: set[str], *, whole: b
             yield f"{key}.secrets", f"{name[:80]!r} is not in x-homeserver.secrets"
     yield from _health(service, key)
     yield from _process(service, key)
+    yield from _commands(service.post_start, f"{key}.post_start")
+    yield from _commands(service.pre_stop, f"{key}.pre_stop")
 
 
 def _mounts_and_ports(service: ServiceSpec, spec: AppSpec, key: str, *, whole: bool) -> Found:
@@ -188,6 +190,19 @@ def _process(service: ServiceSpec, key: str) -> Found:
     if not service.process.argv or any("\0" in word for word in service.process.argv):
         yield f"{key}.x-homeserver.process.argv", "is empty, or holds NUL"
     yield from _files(service.process.files, f"{key}.x-homeserver.process.files")
+
+
+def _commands(commands: Sequence[Command], key: str) -> Found:
+    if len(commands) > MAX_HOOKS:
+        yield key, f"more than {MAX_HOOKS}"
+    for command in commands:
+        words = [*command.argv, command.user, command.working_dir, *command.env.values()]
+        if not command.argv or any("\0" in word for word in words):
+            yield key, "has nothing to run, or holds NUL"
+        if any(SECRET_USE.search(word) for word in words):
+            yield key, "a secret would be seen in `ps`: it is in the service's own `environment`, for `sh -c`"
+        if any(not VARIABLE.fullmatch(name) for name in command.env):
+            yield f"{key}.environment", "holds what cannot be a variable's name"
 
 
 def _files(files: Mapping[str, str], key: str) -> Found:

@@ -15,6 +15,7 @@ from fractal.manifest.deployment import Deployment, deployment
 from fractal.manifest.document import Items, Scalar, Table
 from fractal.manifest.env_files import variables
 from fractal.manifest.homeserver import ServiceSection, service_section
+from fractal.manifest.lifecycle import commands
 from fractal.manifest.mounts import mounted
 from fractal.manifest.ports import ports
 from fractal.manifest.reaching import gpus, reach
@@ -45,7 +46,7 @@ SERVICE_KEYS = frozenset(
             "scale",
         ),
         *("configs", "secrets", "pull_policy", "volumes_from", "domainname", "gpus", "x-homeserver"),
-        *("runtime", "uts", "cgroup"),
+        *("runtime", "uts", "cgroup", "post_start", "pre_stop"),
         *keys.OPTION_KEYS,
         *keys.IDLE,
     }
@@ -114,6 +115,8 @@ def service(where: Where, around: Around) -> ServiceSpec:
         working_dir=table["working_dir"].text() if "working_dir" in table else "",
         user=table["user"].text() if "user" in table else "",
         process=own.process,
+        post_start=commands(table.get("post_start")),
+        pre_stop=commands(table.get("pre_stop")),
         options=_options(table, deploy, around, volumes.tmpfs if volumes is not None else []),
     )
     used = rules.secrets_used(read)

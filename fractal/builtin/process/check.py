@@ -24,7 +24,12 @@ def refusals(spec: AppSpec) -> Iterator[Refusal]:
                 yield Refusal(
                     service.name, "volumes", f"{mount.host} of the device: `data` names volumes only"
                 )
-        if service.files and not service.image:  # beside an image they are the container's
+        for key, commands in (("post_start", service.post_start), ("pre_stop", service.pre_stop)):
+            if commands and not service.image:  # beside an image they are the container's
+                yield Refusal(
+                    service.name, key, "is run in containers only: do it in `x-homeserver.process.argv`"
+                )
+        if service.files and not service.image:
             yield Refusal(service.name, "configs", "no place for it: use `x-homeserver.process.files`")
         yield from _service(spec, service, ports)
 

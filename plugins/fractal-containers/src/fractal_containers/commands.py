@@ -7,8 +7,9 @@ are found among the processes of the run's cgroup.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from dataclasses import replace
 
+from fractal.api.app import Command
 from fractal.api.context import Context
 from fractal.api.errors import BackendError
 from fractal.api.runtime import ExecResult
@@ -25,7 +26,7 @@ async def execute(
     engine: Engine,
     cgroup: RunCgroup,
     container: Container,
-    argv: Sequence[str],
+    command: Command,
     stdin: bytes,
     timeout: float,
 ) -> ExecResult:
@@ -33,11 +34,12 @@ async def execute(
     if cgroup.frozen():
         raise BackendError(f"{container.key}: frozen by the guard; nothing can be run in it", retryable=True)
     mark = context.entropy.bytes(8).hex()
-    what = f"{container.key}: {container.service}: {argv[0] if argv else ''}"
+    what = f"{container.key}: {container.service}: {command.argv[0] if command.argv else ''}"
     done = False
     try:
         async with asyncio.timeout(timeout):
-            ended = await engine.command(container.id, argv, {MARK: mark}, stdin, OUTPUT, what)
+            marked = replace(command, env={**command.env, MARK: mark})
+            ended = await engine.command(container.id, marked, stdin, OUTPUT, what)
         done = True
     except TimeoutError as error:
         raise BackendError(f"{what}: not finished after {timeout:g} s; killed") from error

@@ -12,13 +12,14 @@ import asyncio
 import contextlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
+from fractal.api.app import Command
 from fractal.api.errors import BackendError, Misconfigured
 from fractal_containers.config import EngineConfig
 from fractal_containers.found import Container, Image, Network
@@ -193,13 +194,13 @@ class Engine(ABC):
             async for chunk in frames(reader):
                 yield chunk
 
-    async def command(
-        self, identity: str, argv: Sequence[str], env: Mapping[str, str], stdin: bytes, limit: int, what: str
-    ) -> Ended:
+    async def command(self, identity: str, command: Command, stdin: bytes, limit: int, what: str) -> Ended:
         """Run a command in a container that runs; the first `limit` bytes of its output. Ours to end if it is cancelled."""
         wanted = {
-            "Cmd": list(argv),
-            "Env": [f"{name}={value}" for name, value in env.items()],
+            "Cmd": list(command.argv),
+            "Env": [f"{name}={value}" for name, value in command.env.items()],
+            "User": command.user,
+            "WorkingDir": command.working_dir,
             "AttachStdin": bool(stdin),
             "AttachStdout": True,
             "AttachStderr": True,

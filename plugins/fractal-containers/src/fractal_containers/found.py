@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from fractal.api.app import HealthSpec
-from fractal_containers.labels import GRACE, HEALTH, ORDER, PORTS, RUN, SERVICE
+from fractal.api.app import Command, HealthSpec
+from fractal_containers.labels import GRACE, HEALTH, ORDER, PORTS, PRE_STOP, RUN, SERVICE
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,15 @@ class Container:
             return None if found is None else HealthSpec(**{**found, "test": tuple(found["test"])})
         except (ValueError, TypeError, KeyError):
             return None
+
+    @property
+    def pre_stop(self) -> tuple[Command, ...]:
+        """What it wants run before its end."""
+        try:
+            found = json.loads(self.labels.get(PRE_STOP) or "[]")
+            return tuple(Command(**{**one, "argv": tuple(one["argv"])}) for one in found)
+        except (ValueError, TypeError, KeyError):
+            return ()
 
     @property
     def ports(self) -> Mapping[str, str]:

@@ -12,7 +12,7 @@ from fractal.api.app import AppRun, ServiceSpec
 PREFIX = "org.fractal-homeserver."
 DEVICE, RUN, GROUP, APP, EPOCH = (PREFIX + name for name in ("device", "run", "group", "app", "epoch"))
 SERVICE, ORDER, RESTART, GRACE = (PREFIX + name for name in ("service", "order", "restart", "grace"))
-HEALTH, PORTS, BOOT = (PREFIX + name for name in ("health", "ports", "boot"))
+HEALTH, PORTS, BOOT, PRE_STOP = (PREFIX + name for name in ("health", "ports", "boot", "pre-stop"))
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
@@ -53,4 +53,5 @@ def service_labels(device: str, run: AppRun, service: ServiceSpec, order: int, b
         HEALTH: health,
         PORTS: json.dumps({port.name: f"{port.container}/{port.protocol}" for port in service.ports}),
         BOOT: boot,
+        **({PRE_STOP: json.dumps([asdict(c) for c in service.pre_stop])} if service.pre_stop else {}),
     }

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fractal.api.app import AppRun, AppSpec
+from fractal.api.app import AppRun, AppSpec, Command
 from fractal.api.context import Context
 from fractal.api.errors import BackendError, NotFound
 from fractal.api.runtime import ExecResult, Freezable, Health, Refusal, RunStatus, ServiceStatus
@@ -36,6 +36,8 @@ KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 CHECK_WAIT = 0.5
 """Seconds for which `observe` waits for probes; slower ones are in the next answer."""
 LAST_LINE = 300
+AFTER_START = 60.0
+"""Seconds for each command after a start."""
 
 
 class ContainerRuntime:
@@ -143,6 +145,7 @@ class ContainerRuntime:
                 secrets=self._folder("secrets", key),
                 histories=self._histories[key],
                 containers=lambda: self._containers(key),
+                execute=lambda container, command: self._execute(container, command, b"", AFTER_START),
                 until_healthy=lambda name, needed_by: self._until_healthy(key, name, needed_by),
                 overtaken=lambda: self._ends[key] != ends,
                 isolating=self._isolating,
@@ -176,6 +179,7 @@ class ContainerRuntime:
             return
         what, signal = f"{container.key}: service {container.service}", container.stop_signal
         clock = self._context.clock
+        await self._before_stop(container)
         try:
             await self._engine.signal(container.id, signal, what)
         except BackendError as error:
@@ -189,6 +193,23 @@ class ContainerRuntime:
             await clock.sleep(POLL)
         with contextlib.suppress(BackendError):  # it ended at the last moment; if not, `_end` sees to it
             await self._engine.signal(container.id, "SIGKILL", what)
+
+    async def _before_stop(self, container: Container) -> None:
+        """What it wants done first, as long as its grace allows. What fails is told, and keeps nothing from ending."""
+        clock = self._context.clock
+        end = clock.boottime() + container.grace
+        for command in container.pre_stop:
+            what = f"{container.key}: service {container.service}: {command.argv[0]} before its end"
+            if (left := end - clock.boottime()) <= 0:
+                self._context.logger.warning("%s: not run: those before it took too long", what)
+                return
+            try:
+                result = await self._execute(container, command, b"", left)
+            except BackendError as error:
+                self._context.logger.warning("%s: %s", what, error)
+            else:
+                if result.exit_code:
+                    self._context.logger.warning("%s: exited with %d", what, result.exit_code)
 
     async def _runs(self, identity: str) -> bool:
         try:
@@ -377,7 +398,13 @@ class ContainerRuntime:
         container = await self._find(key, service)
         if not container.running:
             raise NotFound(f"{key}: service {service} does not run")
-        return await execute(self._context, self._engine, self._cgroup(key), container, argv, stdin, timeout)
+        return await self._execute(container, Command(argv=tuple(argv)), stdin, timeout)
+
+    async def _execute(
+        self, container: Container, command: Command, stdin: bytes, timeout: float
+    ) -> ExecResult:
+        cgroup = self._cgroup(container.key)
+        return await execute(self._context, self._engine, cgroup, container, command, stdin, timeout)
 
     async def _find(self, key: str, service: str) -> Container:
         for container in await self._containers(key):
@@ -389,8 +416,7 @@ class ContainerRuntime:
 
     async def _test(self, container: Container, argv: Sequence[str], timeout: float) -> bool:
         # It is given up, and killed, at its own time-out; ours must not come before the check's.
-        cgroup = self._cgroup(container.key)
-        result = await execute(self._context, self._engine, cgroup, container, argv, b"", timeout + 1.0)
+        result = await self._execute(container, Command(argv=tuple(argv)), b"", timeout + 1.0)
         return result.exit_code == 0
 
     async def _until_healthy(self, key: str, name: str, needed_by: str) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from fractal.api.app import AppRun, ServiceSpec
+from fractal.api.app import AppRun, Command, ServiceSpec
 from fractal.api.context import Context
 from fractal.api.errors import BackendError, Misconfigured
+from fractal.api.runtime import ExecResult
 from fractal_containers.ending import strike
 from fractal_containers.engine import Engine
 from fractal_containers.files import make_volumes, refuse_detours, write_files, write_secrets
@@ -26,6 +28,8 @@ LONG_LIFE = 60.0
 """Seconds of life after which an ended service counts as having worked: its back-off begins anew."""
 BACKOFF = 0.5
 MAX_BACKOFF = 60.0
+SAID = 300
+"""Bytes of a failed command's output that are told."""
 COMPLETION = 600.0
 """Seconds to wait for a service that others need `completed`."""
 POLL = 0.05
@@ -68,6 +72,7 @@ class Start:
     histories: Mapping[str, History]
     containers: Callable[[], Awaitable[list[Container]]]
     """Those of the run, as they are now."""
+    execute: Callable[[Container, Command], Awaitable[ExecResult]]
     until_healthy: UntilHealthy
     overtaken: Callable[[], bool]
     """Whether the run was stopped or killed meanwhile."""
@@ -85,6 +90,7 @@ class Start:
         for order, spec in enumerate(self.run.spec.services):
             found = {c.service: c for c in await self.containers()}.get(spec.name)
             if found is not None and found.running:
+                await self._after_start(spec)  # an agent that was killed in between left them out
                 continue
             if waiting & set(spec.depends_on):
                 waiting.add(spec.name)  # what it needs is in its back-off
@@ -96,9 +102,11 @@ class Start:
                     waiting.add(spec.name)
                     continue
             await self._conditions(spec)
+            self._mark(spec)
             await self._begin(spec, order, found)
             if "network_mode" not in spec.options:
                 await self._shut_in(spec, network)
+            await self._after_start(spec)
 
     async def _shut_in(self, spec: ServiceSpec, network: Network) -> None:
         """What nothing shuts in does not run: its bridge must be where the firewall is. Raises Misconfigured."""
@@ -112,6 +120,38 @@ class Start:
             "socket",
             f"the engine's bridge {network.bridge} is not to be seen: engine and agent must be in one network namespace",
         )
+
+    def _marked(self, spec: ServiceSpec) -> Path:
+        return self.secrets / f"{spec.name}~started"
+
+    def _mark(self, spec: ServiceSpec) -> None:
+        """Note that commands are to be run, before anything is there to run them in."""
+        if spec.post_start:
+            self.secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._marked(spec).touch()
+
+    async def _after_start(self, spec: ServiceSpec) -> None:
+        """Run what the service wants run after its start. If that fails, so did the start: it ends, and its policy decides."""
+        if not spec.post_start or not self._marked(spec).exists():
+            return
+        container = {c.service: c for c in await self.containers()}[spec.name]
+        what = f"{self.run.key}: service {spec.name}: {{}} after its start"
+        for command in spec.post_start:
+            try:
+                result = await self.execute(container, command)
+                if result.exit_code:
+                    said = result.output[-SAID:].decode("utf-8", "replace").strip()
+                    raise BackendError(f"exited with {result.exit_code}: {said}", retryable=True)
+            except BackendError as error:
+                await self._give_up(container)
+                raise BackendError(f"{what.format(command.argv[0])}: {error}", retryable=True) from error
+            self._go_on()
+        self._marked(spec).unlink(missing_ok=True)
+
+    async def _give_up(self, container: Container) -> None:
+        with contextlib.suppress(BackendError):  # it has ended by itself
+            what = f"{self.run.key}: service {container.service}"
+            await self.change(self.run.key, self.engine.signal(container.id, "SIGKILL", what))
 
     def _ended_for_good(self, container: Container) -> bool:
         policy = container.labels.get(RESTART, "always")
