@@ -16,6 +16,7 @@ from fractal.cli.session import (
     Session,
     change_options,
     group_option,
+    interval_option,
     json_option,
     pass_session,
     wait_option,
@@ -57,15 +58,15 @@ def app() -> None:
 @click.option(
     "--ask", is_flag=True, help="Ask for every field of the manifest, not only for those that need an answer."
 )
-@click.option("--interval", type=click.FloatRange(min=1), metavar="SECONDS", help="Time between snapshots.")
+@interval_option
 @wait_option
 @change_options
 @pass_session
 def install(session: Session, name: str, group: str | None, **options: Any) -> None:
     """Install an app from a catalog, or from a manifest if APP is a path (`./app.yml`)."""
-    manifest, given = None, given_values(options)
+    manifest, source, given = None, None, given_values(options)
     if is_path(name):
-        path, name = Path(name), Path(name).stem
+        path, source, name = Path(name), name, Path(name).stem
         manifest = read_text(path)
         given = asked(manifest, str(path), {**given, "files": read_files(path)}, everything=options["ask"])
     else:
@@ -76,6 +77,7 @@ def install(session: Session, name: str, group: str | None, **options: Any) -> N
             "group": group,
             "app": name,
             "manifest": manifest,
+            "source": source,
             "name": options["as_name"],
             "device": options["device"],
             "store": options["store"],
@@ -105,6 +107,9 @@ def _show_installed(result: Mapping[str, Any]) -> None:
     click.echo(
         f"{name} runs on {device}." if result["done"] else f"{name} is being started on {device}: see status."
     )
+    for step in result["plan"]:
+        if idle := step["detail"].get("without effect here"):
+            click.echo(f"  without effect here: {clean(idle)}")
     for route in result["routes"]:
         click.echo(f"  https://{clean(route)}/" if not route.startswith(":") else f"  port {clean(route)}")
 

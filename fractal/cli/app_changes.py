@@ -11,7 +11,14 @@ import click
 from fractal.cli.app import AT_HELP, say_done
 from fractal.cli.given import given_options, given_values, read_files, read_text
 from fractal.cli.output import clean, show_facts, size
-from fractal.cli.session import Session, change_options, group_option, pass_session, wait_option
+from fractal.cli.session import (
+    Session,
+    change_options,
+    group_option,
+    interval_option,
+    pass_session,
+    wait_option,
+)
 
 at_option = click.option("--at", metavar="MOMENT", help=AT_HELP)
 
@@ -86,7 +93,7 @@ def fork(session: Session, name: str, new_name: str, group: str | None, **option
 @click.option(
     "--on-isolation", type=click.Choice(["freeze", "keep"]), help="What it does when its device is cut off."
 )
-@click.option("--interval", type=click.FloatRange(min=1), metavar="SECONDS", help="Time between snapshots.")
+@interval_option
 @click.option("--standby", type=click.IntRange(min=0, max=16), metavar="COUNT", help="How many warm copies.")
 @click.option(
     "--prefer", "devices", multiple=True, metavar="DEVICE", help="Preferred device; repeat, best first."
@@ -176,6 +183,7 @@ def update(session: Session, name: str, group: str | None, **options: Any) -> No
             "group": group,
             "app": name,
             "manifest": None if manifest is None else read_text(Path(manifest)),
+            "source": manifest,
             "name": options["rename"],
             **given_values(options),
             "files": None if manifest is None else read_files(Path(manifest)) or None,

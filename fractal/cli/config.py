@@ -92,7 +92,8 @@ def init(session: Session, name: str | None, state_dir: str | None, **options: A
 
 
 @config.command()
-def schema() -> None:
+@click.option("--json", "_as_json", is_flag=True, help="It is JSON anyway.")
+def schema(_as_json: bool) -> None:
     """Print the JSON Schema of the file, with the settings of every installed plugin."""
     from fractal.config.schema import schema as make
     from fractal.plugins import Plugins

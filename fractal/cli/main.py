@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import click
 
@@ -55,19 +56,29 @@ def cli(ctx: click.Context, config_path: str | None, quiet: bool) -> None:
 
 
 def main() -> None:
-    """Entry point of the `homeserver` command: errors become one message and a documented exit code."""
+    """Entry point of the `homeserver` command: errors become one message, or one JSON document, and a documented exit code."""
     from fractal.api.errors import ExitCode, FractalError
 
     try:
         code = cli.main(prog_name="homeserver", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        if _wants_json(sys.argv[1:]):
+            usage = isinstance(error, click.UsageError)
+            _tell("usage" if usage else "failed", error.format_message(), error.exit_code)
+        else:
+            error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted", err=True)
+        if _wants_json(sys.argv[1:]):
+            _tell("interrupted", "interrupted", ExitCode.INTERRUPTED)
+        else:
+            click.echo("interrupted", err=True)
         sys.exit(ExitCode.INTERRUPTED)
     except FractalError as error:
-        click.echo(f"homeserver: {error}", err=True)
+        if _wants_json(sys.argv[1:]):
+            _tell(error.code, str(error), error.exit_code, getattr(error, "candidates", ()))
+        else:
+            click.echo(f"homeserver: {error}", err=True)
         sys.exit(error.exit_code)
     except BrokenPipeError:
         # Whoever read our output has seen enough; the flush at exit must not complain either.
@@ -76,3 +87,18 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.OK)
     sys.exit(code if isinstance(code, int) else ExitCode.OK)
+
+
+def _wants_json(words: Sequence[str]) -> bool:
+    """Whether `--json` was said. By the words: what is wrong may be the command line itself. After `--` come others' words."""
+    own = words[: words.index("--")] if "--" in words else words
+    return "--json" in own
+
+
+def _tell(code: str, message: str, exit_code: int, candidates: Sequence[str] = ()) -> None:
+    """An error for programs, on stderr, as the control API words it."""
+    import json
+
+    told = {"code": code, "message": message, "exit_code": int(exit_code)}
+    error = {**told, "candidates": list(candidates)} if candidates else told
+    click.echo(json.dumps({"error": error}, ensure_ascii=False), err=True)

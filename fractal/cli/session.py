@@ -138,6 +138,16 @@ def change_options(function: F) -> F:
     return function
 
 
+def interval_option(function: F) -> F:
+    """`--interval`, as the agent takes it."""
+    return click.option(
+        "--interval",
+        type=click.FloatRange(min=10, max=3600),
+        metavar="SECONDS",
+        help="Time between snapshots, 10 s to 1 h.",
+    )(function)
+
+
 def wait_option(function: F) -> F:
     """`--wait` and `--no-wait`."""
     return click.option(

@@ -209,7 +209,16 @@ class GuardClient:
                 return answer
 
 
-_ERRORS: Mapping[str, type[BackendError]] = {"unknown": NotFound, "conflict": Conflict, "frozen": Conflict}
+class NotStarted(BackendError):
+    """A program could not be started: it is not there, or may not be run."""
+
+
+_ERRORS: Mapping[str, type[BackendError]] = {
+    "unknown": NotFound,
+    "conflict": Conflict,
+    "frozen": Conflict,
+    "exec": NotStarted,
+}
 
 
 async def _connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

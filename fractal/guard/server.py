@@ -218,7 +218,7 @@ class Guard:
         if run.lines is not None:
             self._drop(run.lines)
         for told in run.tickets.values():
-            told({"error": "exec", "message": "the keeper died"})
+            told({"error": "keeper", "message": "the keeper died"})
         for state in run.services.values():
             if state.code is None:
                 state.code, state.ended = -signal.SIGKILL, boottime()

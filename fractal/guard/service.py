@@ -67,7 +67,10 @@ def start(order: Order, guard: str) -> int:
         try:
             _become(order, guard, keeper, tell)
         except OSError as error:
-            os.write(tell, f"{error.errno or 0} {error.strerror}: {error.filename or order.argv[0]}".encode())
+            os.write(
+                tell,
+                f"{error.errno or 0} {error.strerror}: {os.fsdecode(error.filename or order.argv[0])}".encode(),
+            )
         finally:
             os._exit(127)
     os.close(tell)
@@ -101,4 +104,8 @@ def _become(order: Order, guard: str, keeper: int, tell: int) -> None:
         if amount:
             resource.setrlimit(_LIMITS[name], (amount, amount))
     environment = {**order.env, RUN_MARK: order.run, GUARD_MARK: guard}
-    os.execvpe(order.argv[0], order.argv, environment)  # noqa: S606 - no shell is the point
+    try:
+        os.execvpe(order.argv[0], order.argv, environment)  # noqa: S606 - no shell is the point
+    except OSError as error:
+        # Of all places where it was looked for, the last is no more to the point than the others.
+        raise OSError(error.errno, error.strerror, order.argv[0]) from error

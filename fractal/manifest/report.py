@@ -60,7 +60,7 @@ def report(checked: Checked) -> dict[str, Any]:
         ],
         "generated_secrets": list(spec.generated_secrets),
         "given_secrets": list(spec.given_secrets),
-        "ports": [f"{s.name}: {p.container}/{p.protocol}" for s in spec.services for p in s.ports],
+        "ports": [f"{s.name}: {p.container or p.name}/{p.protocol}" for s in spec.services for p in s.ports],
         "web": f"{spec.web_service}: {spec.web_port}" if spec.web_service else "",
         "architectures": list(spec.architectures),
         "fails_over": not forbids,
@@ -80,7 +80,7 @@ def lines(checked: Checked) -> dict[str, str]:
     because = ", ".join(f"{f['what']} ({f['key']}, line {f['line']})" for f in found["forbidden_by"])
     over = "yes" if found["fails_over"] else f"no, because of {because}"
     said = {
-        "runs": ", ".join(f"{s['name']} ({s['image'] or 'a process'})" for s in found["services"]),
+        "runs": ", ".join(f"{s['name']} ({_started(checked, s)})" for s in found["services"]),
         "keeps": ", ".join(f"{d['folder']} ({', '.join(d['used_by']) or 'unused'})" for d in found["data"]),
         "databases": "; ".join(
             f"{d['service']}: {d['kind']}: {d['consistency']}" for d in found["databases"]
@@ -114,6 +114,19 @@ def _health(service: ServiceSpec) -> str:
     return (
         f"GET {health.http} on port {health.port}" if health.http else f"port {health.port or 'of its own'}"
     )
+
+
+def _started(checked: Checked, service: dict[str, Any]) -> str:
+    if service["image"]:
+        return str(service["image"])
+    missing = any(option == f"--image {service['name']}=IMAGE" for option, _ in checked.needs)
+    return "no image yet" if missing else "a process"
+
+
+def idle_line(checked: Checked) -> dict[str, str]:
+    """One line for the keys that are without effect here, each with its reason; none if there is no such key."""
+    found = "; ".join(f"{f.key}: {f.text}" for f in checked.idle)
+    return {"without effect here": found} if found else {}
 
 
 def _users(spec: AppSpec, volume: str) -> list[str]:

@@ -369,6 +369,15 @@ class RuntimeContract(Contract[Runtime]):
         assert b"blue given" in result.output
         assert b"err" in result.output
 
+    async def test_exec_of_a_missing_program_says_so(self, backend: Runtime, tmp_path: Path) -> None:
+        """As a shell would: exit code 127 and words about it, or an engine's own (126 or 127)."""
+        run = self.app(tmp_path, self.named("main", POLITE))
+        await self.up(backend, run)
+        result = await backend.exec(run.key, "main", ["/nosuch/program"])
+        assert result.exit_code in (126, 127)
+        assert b"/nosuch/program" in result.output
+        assert b"b'" not in result.output
+
     async def test_exec_is_bounded_in_time(self, backend: Runtime, tmp_path: Path) -> None:
         """A command that hangs is an error, and is gone."""
         run = self.app(tmp_path, self.named("main", POLITE))

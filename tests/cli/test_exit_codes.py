@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -84,3 +85,42 @@ def test_what_was_waited_for_in_vain_is_partial(
     agent.results["snapshot.create"] = {"moment": "", "done": False}
     for words in (["app", "start", "cal"], ["snapshot", "create", "cal"]):
         assert run_main(monkeypatch, "--config", str(config), *words, "--wait", wait) == code
+
+
+@pytest.mark.parametrize("error", every_error(), ids=lambda e: type(e).__name__)
+def test_with_json_an_error_is_one_document(
+    config: Path,
+    agent: SampleAgent,
+    error: FractalError,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    agent.errors["app.list"] = error
+    assert run_main(monkeypatch, "--config", str(config), "-q", "app", "list", "--json") == error.exit_code
+    shown = capsys.readouterr()
+    told = json.loads(shown.err)["error"]
+    assert shown.out == ""
+    assert (told["code"], told["message"]) == (error.code, str(error))
+    assert told["exit_code"] == error.exit_code
+
+
+def test_with_json_a_wrong_command_line_is_one_document_too(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        run_main(monkeypatch, "--config", str(config), "app", "list", "--json", "--nosuch") == ExitCode.USAGE
+    )
+    told = json.loads(capsys.readouterr().err)["error"]
+    assert told["code"] == "usage"
+    assert "--nosuch" in told["message"]
+    # After `--` the words are those of the command that is to run in the app.
+    assert run_main(monkeypatch, "--config", str(config), "app", "exec", "x", "--", "ls", "--json") != 0
+    assert not capsys.readouterr().err.startswith("{")
+
+
+def test_a_drain_that_is_not_over_is_partial(
+    config: Path, agent: SampleAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent.results["device.drain"] = {"device": "1", "draining": True, "done": False, "apps": []}
+    words = ("--config", str(config), "device", "drain", "Attic", "--wait", "3", "--yes")
+    assert run_main(monkeypatch, *words) == ExitCode.PARTIAL

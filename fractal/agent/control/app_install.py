@@ -25,7 +25,7 @@ from fractal.core.placement import cannot_run, choose, may_trust
 from fractal.manifest import Checked, Given, check, parse, secret_forms
 from fractal.manifest.fields import normalised
 from fractal.manifest.plain import from_plain_spec, to_plain_spec
-from fractal.manifest.report import lines
+from fractal.manifest.report import idle_line, lines
 from fractal.manifest.ties import ties
 
 
@@ -55,10 +55,12 @@ async def read_manifest(
     What was given for the `earlier` version of an app, which is in `group`, stays given.
     """
     text, files = params.text("manifest"), params.table("files")
-    source = "the given manifest"
-    if not text and earlier is not None and _given_only(params):
+    source = params.text("source") or "the given manifest"
+    if "manifest" in params:
+        pass  # an empty one is a faulty manifest, not none
+    elif earlier is not None and _given_only(params):
         text = earlier.manifest
-    elif not text:
+    else:
         catalog, text, beside = await find_manifest(agent, name)
         files = {**beside, **files}
         source = f"{name} in catalog {catalog}"
@@ -214,7 +216,7 @@ def installed(
 async def app_install(agent: Agent, params: Params, _: Progress) -> Plan:
     group = agent.groups[find_group(agent, params).journal.state.id]
     wanted = params.text("app")
-    if not wanted and not params.text("manifest"):
+    if not wanted and "manifest" not in params:
         raise InvalidInput("name an app of a catalog, or give the path of a manifest (`./app.yml`)")
     manifest = await read_manifest(agent, wanted, params)
     spec = manifest.spec
@@ -243,7 +245,7 @@ async def app_install(agent: Agent, params: Params, _: Progress) -> Plan:
         policy=policy,
         secrets=sealed_secrets(agent.entropy, key.public, secrets),
     )
-    action = installed(group, entry, routes, lines(manifest.checked))
+    action = installed(group, entry, routes, {**lines(manifest.checked), **idle_line(manifest.checked)})
     return _made(group, entry, [action], routes, params, {})
 
 

@@ -91,7 +91,12 @@ async def drain_device(agent: ControlAgent, params: Params, _: Progress) -> Plan
         actions.append(Action(f"Wait up to {seconds:g} s until it owns no app", {}, wait))
     return plan(
         *actions,
-        result=lambda: {"device": device.id, "draining": draining, "apps": _owned(group, device.id)},
+        result=lambda: {
+            "device": device.id,
+            "draining": draining,
+            "done": not draining or not _owned(group, device.id),
+            "apps": _owned(group, device.id),
+        },
     )
 
 

@@ -191,10 +191,12 @@ async def approve(agent: ControlAgent, params: Params, _: Progress) -> Plan:
     device, request = find_request(state, params.text("device"))
     taken = [d.name for d in state.devices.values() if not d.removed]
     name = check_new_name("device", params.text("name") or request.name, taken)
+    invitation = state.invitations.get(request.invitation)
+    host = state.members.get(invitation.member) if invitation is not None and invitation.member else None
     actions = [
         Action(
             f"Let {request.name} in",
-            {"device": device, "member": request.member_name},
+            {"device": device, "member": host.name if host is not None else f"{request.member_name} (new)"},
             lambda _: membership.approve(agent, group.journal, device),
         )
     ]

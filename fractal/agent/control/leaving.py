@@ -76,6 +76,13 @@ async def leave_group(agent: ControlAgent, params: Params, _: Progress) -> Plan:
             f"no store has the last changes of {', '.join(unstored)} yet, which are on this device: wait, or say --force"
         )
 
+    last = all(d.removed or d.id == agent.keys.id for d in state.devices.values())
+    if last and not force:
+        raise Denied(
+            f"this is the last device of {state.name}: the group ends here, and nobody can open the archives of its apps "
+            f"any more; if that is meant, say --force"
+        )
+
     async def close(_: Progress) -> None:
         await agent.close_group(state.id)
 
@@ -86,14 +93,21 @@ async def leave_group(agent: ControlAgent, params: Params, _: Progress) -> Plan:
             if not force:
                 # Still a member: go on as before.
                 await agent.open_group(state.id)
-                raise
+                hint = "; --force forgets the group here without the others knowing"
+                raise (Denied if isinstance(error, Denied) else BackendError)(f"{error}{hint}") from error
             progress.say(f"The group does not know yet that this device is gone: {error}")
             await _forget(agent, state.id)
         await group.erase()
 
     actions = [
         Action("Stop taking part in the group", {}, close),
-        Action(f"Take this device out of {state.name} and forget it here", {"group": state.id}, leave),
+        Action(
+            f"Forget {state.name} on its last device: the group ends here"
+            if last
+            else f"Take this device out of {state.name} and forget it here",
+            {"group": state.id},
+            leave,
+        ),
     ]
     return plan(*actions, result={"group": state.id})
 

@@ -8,13 +8,15 @@ from typing import TypeVar
 
 from fractal.agent.control.params import Params
 from fractal.agent.control.ports import ControlAgent, ControlGroup
-from fractal.api.errors import ExitCode, InvalidInput, NotFound
+from fractal.api.errors import Conflict, ExitCode, InvalidInput, NotFound
 from fractal.core.model import App, Device, GroupState, JoinRequest, Member, StoreEntry
 
 T = TypeVar("T")
 MIN_ID = 6
 """Fewest characters by which the beginning of an id stands for the whole."""
 MAX_NAME = 80
+NAMED = 20
+"""Most names that an error lists."""
 
 
 class UnknownName(NotFound):
@@ -58,9 +60,11 @@ def _unknown(kind: str, wanted: str, names: Mapping[str, str]) -> UnknownName:
     by_fold = {name.casefold(): name for name in shown}
     close = [by_fold[n] for n in difflib.get_close_matches(wanted.casefold(), by_fold, n=1)]
     text = f"no {kind} {wanted[:MAX_NAME]!r}"
-    if close:
-        text += f": did you mean {close[0]!r}?"
-    text += f" There is no {kind} yet." if not shown else f" Known: {', '.join(shown[:20])}."
+    if not shown:
+        return UnknownName(f"{text}: there is no {kind} yet", shown)
+    more = ", ..." if len(shown) > NAMED else ""
+    text += f": did you mean {close[0]!r}?" if close else "."
+    text += f" Known: {', '.join(shown[:NAMED])}{more}."
     return UnknownName(text, shown)
 
 
@@ -125,12 +129,12 @@ def find_request(state: GroupState, wanted: str) -> tuple[str, JoinRequest]:
 
 
 def check_new_name(kind: str, name: str, taken: Iterable[str]) -> str:
-    """A name fit for a new thing, stripped. Raises InvalidInput: empty, long, unprintable, or taken in any capitals."""
+    """A name fit for a new thing, stripped. Raises InvalidInput: empty, long, unprintable; Conflict: taken in any capitals."""
     name = name.strip()
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise InvalidInput(f"a {kind}'s name has 1 to {MAX_NAME} printable characters")
     if name.casefold() in {t.casefold() for t in taken}:
-        raise InvalidInput(f"the name {name!r} is taken by another {kind}: choose another")
+        raise Conflict(f"the name {name!r} is taken by another {kind}: choose another")
     return name
 
 

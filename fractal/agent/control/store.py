@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from fractal.agent.control.dispatch import command
@@ -13,7 +14,8 @@ from fractal.agent.control.plan import Action, Plan, plan
 from fractal.agent.control.ports import ControlAgent
 from fractal.agent.control.progress import Progress
 from fractal.agent.control.store_check import failed, try_store
-from fractal.api.errors import BackendError, Conflict, NotInstalled
+from fractal.api.errors import BackendError, Conflict, InvalidInput, NotInstalled
+from fractal.config.convert import field_types, optional_inner
 from fractal.core.entries import StoreAdded, StoreRemoved
 from fractal.core.model import GroupState, StoreEntry
 
@@ -48,6 +50,7 @@ async def add_store(agent: ControlAgent, params: Params, _: Progress) -> Plan:
     name = check_new_name("store", params.text("name"), taken)
     backend = params.text("backend")
     agent.plugins.store(backend)
+    _refuse_relative(agent, backend, params.table("config"))
     entry = StoreEntry(
         id=agent.entropy.bytes(10).hex(), name=name, backend=backend, config=params.table("config")
     )
@@ -103,6 +106,19 @@ async def remove_store(agent: ControlAgent, params: Params, _: Progress) -> Plan
         ),
         result={"store": store.id},
     )
+
+
+def _refuse_relative(agent: ControlAgent, backend: str, config: Mapping[str, str]) -> None:
+    """Raises InvalidInput for a path that every device of the group would resolve to another place."""
+    types = field_types(agent.plugins.store(backend).config)
+    for name, value in config.items():
+        kind = types[name][1] if name in types else None
+        if Path not in (kind, optional_inner(kind)) or value.startswith(("/", "~")):
+            continue
+        raise InvalidInput(
+            f"{name}={value}: a store is the whole group's, and each device would look below its own configuration's folder: "
+            f"give the whole path"
+        )
 
 
 def _apps_of(state: GroupState, store: str) -> list[str]:

@@ -24,13 +24,15 @@ from fractal.builtin.process.health import Watch
 from fractal.builtin.process.ports import HOST
 from fractal.builtin.process.starting import COMPLETION, POLL, Folders, Start, wanted_again
 from fractal.builtin.process.state import RunRecord, ServiceRecord, load, record_of, save
-from fractal.guard.client import GuardClient, GuardRun, GuardService, SpawnRequest
+from fractal.guard.client import GuardClient, GuardRun, GuardService, NotStarted, SpawnRequest
 from fractal.guard.processes import GUARD_MARK, RUN_MARK
 
 KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 CHECK_WAIT = 0.5
 """Seconds for which `observe` waits for health checks; slower ones are in the next answer."""
 EXEC_OUTPUT = 1 << 20
+CANNOT_START = 127
+"""Exit code of a command that cannot be started, as a shell has it."""
 
 
 class ProcessRuntime:
@@ -208,7 +210,10 @@ class ProcessRuntime:
             request = SpawnRequest(
                 run=key, service=name, argv=tuple(argv), cwd=folders.scratch, log=output, stdin=given, env=env
             )
-            await self._guard.spawn(request)
+            try:
+                await self._guard.spawn(request)
+            except NotStarted as error:
+                return ExecResult(CANNOT_START, f"{str(error).removeprefix('guard: ')}\n".encode())
             try:
                 async with asyncio.timeout(timeout):
                     code = await self._exit_code(key, name)

@@ -60,3 +60,26 @@ async def test_what_this_runtime_has_no_place_for_is_refused_by_name(attic: Bed)
         await attic.call("Attic", "app.install", manifest=reaching, env={"GREETING": "x"})
     with pytest.raises(InvalidInput, match="web: volumes: /srv/media of the device"):
         await attic.call("Attic", "app.install", manifest=reaching, env={"GREETING": "x"}, allow=allow)
+
+
+async def test_an_install_names_the_file_and_what_is_without_effect(attic: Bed) -> None:
+    with pytest.raises(InvalidInput, match=r"m/app\.yml:2: "):
+        await attic.call("Attic", "app.install", manifest="name: x\nservises: {}\n", source="m/app.yml")
+    for empty in ({"manifest": ""}, {"manifest": "", "app": "empty", "source": "empty.yml"}):
+        with pytest.raises(InvalidInput, match=r":1: "):
+            await attic.call("Attic", "app.install", **empty)
+    idle = manifest(service()) + "networks: {inner: {}}\n"
+    plan = await attic.call("Attic", "app.install", manifest=idle, dry_run=True)
+    detail = plan["plan"][0]["detail"]
+    assert (
+        detail["without effect here"].startswith("networks.inner: ")
+        or "networks" in detail["without effect here"]
+    )
+    assert "0/tcp" not in detail.get("ports", "")
+
+
+async def test_a_store_has_the_same_place_on_every_device(attic: Bed) -> None:
+    wanted = {"name": "Other", "backend": "directory", "config": {"path": "shelf"}}
+    with pytest.raises(InvalidInput, match="path=shelf: a store is the whole group's"):
+        await attic.call("Attic", "store.add", **wanted)
+    assert [s["name"] for s in (await attic.call("Attic", "store.list"))["stores"]] == ["Shelf"]

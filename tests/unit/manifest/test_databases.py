@@ -102,3 +102,8 @@ def test_hooks_that_cannot_be_meant_are_refused_with_their_line(section: str, li
     with pytest.raises(InvalidInput, match=f"manifest:{line}: x-homeserver") as refused:
         parse(hooked(section))
     assert said in str(refused.value)
+
+
+def test_a_service_without_image_is_no_process() -> None:
+    text = "services:\n  web: {image: nginx}\n  two: {build: .}\n"
+    assert lines(check(text))["runs"] == "web (nginx), two (no image yet)"

@@ -57,6 +57,7 @@ SPECS: tuple[Spec, ...] = (
         {
             "app": Param(Kind.TEXT, "Name of the app in a catalog; with `manifest` only its name here."),
             "manifest": Param(Kind.TEXT, "The manifest's text, instead of a catalog's."),
+            "source": Param(Kind.TEXT, "Path of the manifest's file, by which faults in it are named."),
             "files": Param(Kind.TABLE, "Texts of the files beside it that it names, by path; never logged."),
             "allow": Param(Kind.LIST, "What it may have of a device, such as `host-path:/srv/media`."),
             "images": Param(Kind.TABLE, "Images by service, for those that the manifest would build."),
@@ -243,6 +244,7 @@ SPECS: tuple[Spec, ...] = (
         {
             "app": NAME,
             "manifest": Param(Kind.TEXT, "The new manifest's text. Left out: the catalog's present one."),
+            "source": Param(Kind.TEXT, "Path of the manifest's file, by which faults in it are named."),
             "files": Param(Kind.TABLE, "Texts of the files beside it that it names, by path; never logged."),
             "allow": Param(Kind.LIST, "What it may have of a device, such as `host-path:/srv/media`."),
             "images": Param(Kind.TABLE, "Images by service, for those that the manifest would build."),

@@ -175,6 +175,9 @@ SPECS: tuple[Spec, ...] = (
         {
             "device": text("Id of the device."),
             "draining": flag("As it is now."),
+            "done": flag(
+                "Whether it owns no app any more, if it is to; false is no failure, the agents go on."
+            ),
             "apps": Items("Apps that it still owns.", APP),
         },
     ),

@@ -241,7 +241,7 @@ async def test_a_group_from_its_creation(attic: Agent) -> None:
     shown = await run(attic, "group.show", group="group 1")
     assert [(m["name"], m["role"], m["devices"]) for m in shown["members"]] == [("Ada", "owner", ["Attic"])]
     assert (await run(attic, "status.show"))["groups"][0]["devices"][0]["roles"] == ["host"]
-    with pytest.raises(InvalidInput, match="is taken by another"):
+    with pytest.raises(Conflict, match="is taken by another"):
         await run(attic, "group.create", name="GROUP 1")
 
 
@@ -289,9 +289,10 @@ async def test_devices_are_renamed_and_drained_from_any_device(attic: Agent, kit
     await run(attic, "device.drain", device="Scullery", wait_s=5)
     kinds = {d["name"]: d["draining"] for d in (await run(attic, "device.list"))["devices"]}
     assert kinds == {"Attic": False, "Scullery": True}
+    assert (await run(attic, "device.drain", device="Scullery"))["done"]
     assert (await run(attic, "device.drain", device="Scullery", wait_s=5))["plan"][:-1] == []
     assert not (await run(attic, "device.drain", device="Scullery", off=True))["draining"]
-    with pytest.raises(InvalidInput, match="is taken by another"):
+    with pytest.raises(Conflict, match="is taken by another"):
         await run(attic, "device.rename", device="Scullery", name="ATTIC")
     with pytest.raises(UnknownName, match="did you mean 'Scullery'"):
         await run(attic, "device.rename", device="Sculery", name="x")
@@ -346,7 +347,7 @@ async def test_leaving(attic: Agent, kitchen: Agent) -> None:
     assert mine.erased
     assert kitchen.groups == {}
     assert [d["name"] for d in (await run(attic, "device.list"))["devices"]] == ["Attic"]
-    with pytest.raises(Denied):
+    with pytest.raises(Denied, match=r"the group ends here.*--force"):
         await run_wet(attic, "group.leave")
     assert len(attic.groups) == 1
     await run(attic, "group.leave", force=True)
@@ -363,7 +364,7 @@ async def test_stores(attic: Agent) -> None:
     checked = await run(attic, "store.check", store="shelf")
     assert [s["step"] for s in checked["steps"] if not s["ok"]] == []
     assert "hunter2" not in json.dumps(await run(attic, "log.show"))
-    with pytest.raises(InvalidInput, match="is taken by another"):
+    with pytest.raises(Conflict, match="is taken by another"):
         await run(attic, "store.add", name="SHELF", backend="memory")
     with pytest.raises(NotInstalled):
         await run(attic, "store.add", name="Other", backend="tape")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fractal.agent.control.contract import GROUP, Spec
 from fractal.agent.control.names import UnknownName, check_new_name, find_group, resolve
 from fractal.agent.control.params import Params
-from fractal.api.errors import ExitCode, InvalidInput, NotFound
+from fractal.api.errors import Conflict, ExitCode, InvalidInput, NotFound
 
 NAMES = {
     "aabbccddeeff00112233": "Raspberry Pi",
@@ -96,11 +96,28 @@ def test_the_group_may_be_left_out_when_there_is_one() -> None:
     assert caught.value.candidates == ("Group 1", "Home")
 
 
-@pytest.mark.parametrize("name", ["", "  ", "x" * 81, "a\nb", "a\x1b[31mb", "ATTIC"])
+@pytest.mark.parametrize("name", ["", "  ", "x" * 81, "a\nb", "a\x1b[31mb"])
 def test_names_that_cannot_be_given(name: str) -> None:
     with pytest.raises(InvalidInput):
         check_new_name("device", name, ["Attic"])
 
 
+def test_a_name_that_is_taken_is_a_conflict() -> None:
+    with pytest.raises(Conflict, match="is taken by another device") as caught:
+        check_new_name("device", "ATTIC", ["Attic"])
+    assert caught.value.exit_code == ExitCode.CONFLICT
+
+
 def test_new_names_are_stripped() -> None:
     assert check_new_name("device", " Front door ", ["Attic"]) == "Front door"
+
+
+def test_what_is_unknown_is_said_in_whole_sentences() -> None:
+    for names, text in (
+        ({}, "no app 'cal': there is no app yet"),
+        ({"1": "radicale"}, "no app 'cal'. Known: radicale."),
+        ({"1": "call"}, "no app 'cal': did you mean 'call'? Known: call."),
+    ):
+        with pytest.raises(UnknownName) as caught:
+            resolve("app", "cal", names)
+        assert str(caught.value) == text
