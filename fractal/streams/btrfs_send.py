@@ -21,6 +21,7 @@ MAX_PATH = 4096
 _MAGIC = b"btrfs-stream\0"
 _START = len(_MAGIC) + 4
 _HEAD = struct.Struct("<IHI")
+_FIELD = struct.Struct("<HH")
 
 
 class Kind(IntEnum):
@@ -130,16 +131,17 @@ class Decoder:
     """`feed` chunks of any size, then `finish`."""
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._buffer = b""
         self._started = False
         self._ended = False
 
     def feed(self, chunk: bytes) -> Iterator[Command]:
         """The commands that are complete now. Raises Corrupt."""
-        self._buffer += chunk
-        view, at = bytes(self._buffer), 0
+        # Large, and there are many: nothing is copied but what a command is about.
+        view, at = memoryview(self._buffer + chunk if self._buffer else chunk), 0
         if not self._started:
             if len(view) < _START:
+                self._buffer = bytes(view)
                 return
             self._start(view)
             at = _START
@@ -153,7 +155,7 @@ class Decoder:
                 break
             yield self._command(kind, crc, view[at:end])
             at = end
-        self._buffer = bytearray(view[at:])
+        self._buffer = bytes(view[at:])
 
     def finish(self) -> None:
         """Raises Corrupt unless the stream came to its end."""
@@ -162,15 +164,15 @@ class Decoder:
                 f"{FORMAT} stream: it {'goes on after its end' if self._ended else 'was cut short'}"
             )
 
-    def _start(self, view: bytes) -> None:
-        if not view.startswith(_MAGIC):
+    def _start(self, view: memoryview) -> None:
+        if view[: len(_MAGIC)] != _MAGIC:
             raise Corrupt(f"{FORMAT} stream: it does not begin as one")
         version = int.from_bytes(view[len(_MAGIC) : _START], "little")
         if version != 1:
             raise Corrupt(f"{FORMAT} stream: it is of protocol {version}")
         self._started = True
 
-    def _command(self, kind: int, crc: int, raw: bytes) -> Command:
+    def _command(self, kind: int, crc: int, raw: memoryview) -> Command:
         head = _HEAD.pack(len(raw) - _HEAD.size, kind, 0)
         if crc32c(head + raw[_HEAD.size :]) != crc:
             raise Corrupt(f"{FORMAT} stream: a command's checksum does not match")
@@ -182,14 +184,14 @@ class Decoder:
         return command
 
 
-def _fields(raw: bytes) -> dict[int, bytes]:
+def _fields(raw: memoryview) -> dict[int, bytes]:
     found: dict[int, bytes] = {}
     at = _HEAD.size
     while at < len(raw):
         if at + 4 > len(raw):
             break
-        kind, length = struct.unpack_from("<HH", raw, at)
-        found[kind] = raw[at + 4 : at + 4 + length]
+        kind, length = _FIELD.unpack_from(raw, at)
+        found[kind] = bytes(raw[at + 4 : at + 4 + length])
         at += 4 + length
     if at != len(raw):
         raise Corrupt(f"{FORMAT} stream: a command's attributes do not fill it")

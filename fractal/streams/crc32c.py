@@ -1,4 +1,7 @@
-"""CRC-32C, which guards each command of a send stream, without a compiled library.
+"""CRC-32C, which guards each command of a send stream: by a compiled library where there is one, else in Python.
+
+The library `crc32c` uses the processor's own instruction: 19 GB/s where Python takes 260 MB/s of large commands, and a hundredth of the
+time for small ones. The plugins that replay streams bring it; a stream is checked all the same without it.
 
 A checksum is the remainder of the data, read as a polynomial, by one of degree 32. Byte by byte that takes Python 5 MB/s. Here the
 data becomes one large integer, and its first part is folded onto its last k bits: x^k leaves the remainder r, so head * x^k + tail
@@ -8,9 +11,21 @@ terms; each fold halves the data, at several hundred MB/s.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+_compiled: Callable[[bytes | bytearray | memoryview, int], int] | None
+try:
+    import crc32c as _library
+
+    _compiled = _library.crc32c
+except ImportError:
+    _compiled = None
+
 MAX_LENGTH = 65_536 + 64
 """Bytes that one call takes."""
 
+_ONES = 0xFFFFFFFF
+"""The library inverts before and after."""
 _POLYNOMIAL = 0x82F63B78
 _FOLDS: tuple[tuple[int, tuple[int, ...]], ...] = (
     (266986, (0, 2, 3, 4, 8, 9, 27)),
@@ -38,6 +53,13 @@ _TABLE = tuple(_entry(byte) for byte in range(256))
 
 def crc32c(data: bytes | bytearray | memoryview) -> int:
     """The checksum as send streams have it: starting from 0, not inverted."""
+    if _compiled is not None:
+        return _compiled(data, _ONES) ^ _ONES
+    return folded(data)
+
+
+def folded(data: bytes | bytearray | memoryview) -> int:
+    """The same in Python."""
     if len(data) > MAX_LENGTH:
         raise ValueError(f"{len(data)} bytes at once; at most {MAX_LENGTH}")
     bits = len(data) * 8
