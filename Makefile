@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 NICE := nice -n 5
 PYTEST := $(NICE) $(BIN)/python -m pytest
 
-.PHONY: help demo dev test lint type unit property contract cli docs packaging stack sim soak bench generate clean system
+.PHONY: help demo dev test lint type unit property contract cli docs packaging stack sim soak bench bench-archive bench-takeover generate clean system
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -70,7 +70,13 @@ soak: dev ## mishaps of every kind at random moments, on builtin and on real par
 	@SOAK_SECONDS=$${SECONDS_:-600} $(PYTEST) tests/soak -q -s
 
 bench: dev ## figures, as ratios measured side by side
-	@for b in $(filter-out %_data.py,$(wildcard contrib/bench/*.py)); do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+	@for b in $(filter-out %_data.py %_real.py,$(wildcard contrib/bench/*.py)); do echo "== $$b"; $(BIN)/python $$b || exit 1; done
+
+bench-archive: dev ## as root: the archive on a real btrfs against btrfs send, restic and borg; SIZE=MB TICK=MB TICKS=N
+	@$(BIN)/python contrib/bench/archive_real.py --size $${SIZE:-2400} --tick $${TICK:-20} --ticks $${TICKS:-13}
+
+bench-takeover: dev ## as root: how long it takes a standby with a warm copy to bring up a volume, by size: SIZES="100 1000 4000" MB
+	@$(BIN)/python contrib/bench/takeover_real.py $${SIZES:-100 1000 4000}
 
 generate: dev ## man pages, completions and references that are made from the code
 	@$(BIN)/python contrib/generate.py
