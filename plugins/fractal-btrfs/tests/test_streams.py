@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from fractal_btrfs.snapshotter import BtrfsSnapshotter
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fractal.api.errors import Corrupt
@@ -227,6 +227,7 @@ def chunks_of(data: bytes, sizes: Iterable[int]) -> Iterable[bytes]:
     yield data[at:]
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400), st.booleans())
 def test_any_bytes_are_commands_or_corrupt(data: bytes, begun: bool) -> None:
     decoder = Decoder()
@@ -239,6 +240,7 @@ def test_any_bytes_are_commands_or_corrupt(data: bytes, begun: bool) -> None:
     raise AssertionError("no chance of a whole stream")
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 50), max_size=30))
 def test_chunks_may_be_cut_anywhere(sizes: list[int]) -> None:
     whole = stream(file(b"a"), write(b"a", b"data"), link(b"b", b"a"))
@@ -248,6 +250,7 @@ def test_chunks_may_be_cut_anywhere(sizes: list[int]) -> None:
     assert found == [Kind.SUBVOLUME, Kind.MAKE_FILE, Kind.WRITE, Kind.MAKE_LINK, Kind.END]
 
 
+@settings(deadline=None)
 @given(st.integers(0, MAX_LENGTH), st.binary(min_size=1, max_size=64))
 def test_checksums_are_the_plain_ways(length: int, pattern: bytes) -> None:
     data = (pattern * (length // len(pattern) + 1))[:length]
