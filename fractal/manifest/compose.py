@@ -12,6 +12,7 @@ from fractal.manifest.document import Finding, Node, Problems, Table, read
 from fractal.manifest.fields import FormField, form_fields, normal
 from fractal.manifest.homeserver import AppSection, app_section, generated_secrets
 from fractal.manifest.keys import OPTION_KEYS
+from fractal.manifest.naming import with_aliases
 from fractal.manifest.service import Around, service
 from fractal.manifest.values import Given, Where
 
@@ -109,6 +110,7 @@ def _read(text: str, problems: Problems, given: Given, form: list[FormField] | N
         secrets=top.texts(tables.get("secrets")),
     )
     services = [service(where, around) for where in running.values()]
+    services = with_aliases(services, problems.aliases, problems)
     if not services:
         problems.add(root.node.line, "services", "an app needs at least one service")
     if problems.lines:

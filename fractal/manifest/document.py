@@ -62,6 +62,8 @@ class Problems:
     """Given values that stand in the specification in clear."""
     made: dict[str, str] = field(default_factory=dict)
     """Variables for which a value is made by their name -> its form, see `secret_forms`."""
+    aliases: dict[str, list[tuple[int, str, str]]] = field(default_factory=dict)
+    """Service -> (line, key, name) of what it is called beside its own name."""
     entrances: dict[str, str] = field(default_factory=dict)
     """Services that say by a variable's name that a route leads to them -> port, or ""."""
 

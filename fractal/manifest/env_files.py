@@ -51,14 +51,19 @@ def _paths(table: Table, key: str, inside: str) -> Iterator[str]:
         if isinstance(item, Table):
             _, item = item.entries.get(inside, (0, item))
         if isinstance(item, Scalar) and item.text:
-            yield item.text
+            yield beside(item.text)
 
 
 def _binds(service: Table) -> Iterator[str]:
     """Relative sources in `volumes`, some of which are files."""
     for source in _paths(service, "volumes", "source"):
-        if source.startswith("./"):
+        if source.startswith(("./", "files/")):
             yield posixpath.normpath(source.partition(":")[0])
+
+
+def beside(path: str) -> str:
+    """Where a file is to be beside the manifest: one of the stores of apps keeps it in `../files`, here that is `files`."""
+    return path.removeprefix("../") if path.startswith("../files/") else path
 
 
 def outside(path: str) -> bool:
@@ -78,7 +83,7 @@ def variables(where: Where | None, files: Mapping[str, str]) -> dict[str, str]:
         if "path" not in table:
             item.wrong("needs `path`")
             continue
-        path = table["path"].text()
+        path = beside(table["path"].text())
         if outside(path):
             item.wrong(f"{path[:80]!r} leads out of the manifest's folder")
         elif path in files:

@@ -26,7 +26,7 @@ FLAG_OPTIONS = frozenset({"init", "read_only", "privileged", "stdin_open"})
 IDLE = {
     "annotations": "they are for tools around the engine",
     "attach": "nothing is attached to: see `homeserver app logs`",
-    "container_name": "containers are named by the system, so that two copies of an app can run on one device",
+    "container_name": "containers are named by the system, so that two copies of an app can run on one device; the app's services find it by that name too",
     "tty": "nobody has a terminal at it; its standard input stays open instead",
     "develop": "it is for working on an image",
     "exclude_from_hc": "it is for one of the stores of apps",

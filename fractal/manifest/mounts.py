@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from fractal.api.app import Mount
 from fractal.manifest import rules
 from fractal.manifest.document import Scalar
+from fractal.manifest.env_files import beside
 from fractal.manifest.values import Where
 
 _MOUNT_KEYS = frozenset(
@@ -176,6 +177,7 @@ def _place(
         return
     if shared:
         where.idle("only a folder of the device can be shared with it")
+    source = beside(source)
     path = posixpath.normpath(source) if source else ""
     if path in where.given.files:
         found.files[target] = where.given.files[path]
@@ -184,7 +186,7 @@ def _place(
     if name is None:
         return
     if (
-        source.startswith(".")
+        source.startswith((".", "files/"))
         and _FILE.search(path)
         and posixpath.splitext(path)[1] == posixpath.splitext(target)[1]
     ):
@@ -211,9 +213,7 @@ def folder(where: Where, source: str) -> str | None:
     """The folder below the volume root for a volume's name, or for a path relative to the manifest."""
     if source.startswith("~/"):
         source = f"./home/{source[2:]}"
-    parts = [part for part in source.split("/") if part not in ("", ".")]
-    if parts[:2] == ["..", "files"]:
-        parts = parts[1:]  # where one of the app stores keeps files beside the Compose file's own folder
+    parts = [part for part in beside(source).split("/") if part not in ("", ".")]
     if source.startswith(("/", "~", "\\")) or "\\" in source or ".." in parts or "\0" in source:
         where.wrong(
             f"{source[:80]!r} leads out of the app's folder; name a volume or a folder such as ./data"

@@ -92,6 +92,12 @@ def service(where: Where, around: Around) -> ServiceSpec:
     table = where.table(SERVICE_KEYS, extensions=True)
     for key in keys.IDLE.keys() & table.keys():
         table[key].idle(keys.IDLE[key])
+    if "container_name" in table and "network_mode" not in table:
+        called = table["container_name"]
+        if isinstance(called.node, Scalar) and "$" not in called.node.text:
+            where.problems.aliases.setdefault(name, []).append(
+                (called.node.line, called.key, called.node.text)
+            )
     own = service_section(table.get("x-homeserver"))
     deploy = deployment(table.get("deploy"))
     _fixed(table)
@@ -258,10 +264,10 @@ def _links(where: Where | None, around: Around) -> dict[str, str]:
     found = {}
     for item in where.items() if where is not None else ():
         name, _, alias = item.text().partition(":")
-        if alias and alias != name:
-            item.wrong(f"{alias[:80]!r} is not supported: use the service's own name, {name[:80]!r}")
-        elif name in around.absent:
+        if name in around.absent:
             continue
+        if alias:
+            item.problems.aliases.setdefault(name, []).append((item.node.line, item.key, alias))
         found[name] = "started"
     return found
 
@@ -376,11 +382,17 @@ def _network(table: Mapping[str, Where], around: Around, found: dict[str, str]) 
             for key, below in item.table(frozenset({*keys.NETWORK_IDLE, "aliases"}), extensions=True).items():
                 if key != "aliases":
                     below.idle(keys.NETWORK)
-                elif others := [a.text() for a in below.items() if a.text() != table_name(networks)]:
-                    below.wrong(f"{others[0][:80]!r} is not supported: use the service's own name")
+                else:
+                    _called(networks, below)
     for name, item in given.items():
         if name != "default" and name not in around.networks:
             item.wrong(f"{name[:80]!r} is not among the file's `networks`")
+
+
+def _called(networks: Where, aliases: Where) -> None:
+    """What else a service is called in the app's network."""
+    found = [(item.node.line, item.key, item.text()) for item in aliases.items()]
+    networks.problems.aliases.setdefault(table_name(networks), []).extend(found)
 
 
 def table_name(where: Where) -> str:

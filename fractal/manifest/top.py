@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Mapping
 
 from fractal.manifest import keys
-from fractal.manifest.env_files import outside
+from fractal.manifest.env_files import beside, outside
 from fractal.manifest.values import Where
 
 _DRIVERS = frozenset({"", "bridge", "default", "overlay"})
@@ -88,7 +88,7 @@ def _text(where: Where, table: Mapping[str, Where]) -> str:
 def _file(where: Where) -> str:
     if where.incomplete():
         return ""
-    path = where.text()
+    path = beside(where.text())
     if outside(path):
         where.wrong(f"{path[:80]!r} leads out of the manifest's folder")
     elif (path := posixpath.normpath(path)) in where.given.files:

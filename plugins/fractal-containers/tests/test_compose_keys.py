@@ -80,7 +80,11 @@ services:
     network_mode: bridge
     dns: [203.0.113.53]
     logging: {{driver: json-file, options: {{max-size: 1m, max-file: "3"}}}}
-  able: {{image: "{BUSYBOX}", cap_add: [NET_RAW, CAP_NET_ADMIN], cap_drop: [CHOWN]}}
+  able:
+    image: "{BUSYBOX}"
+    cap_add: [NET_RAW, CAP_NET_ADMIN]
+    cap_drop: [CHOWN]
+    networks: {{default: {{aliases: [strong.example]}}}}
   reaching:
     image: {BUSYBOX}
     devices: ["/dev/fuse:/dev/fused:r"]
@@ -384,6 +388,8 @@ def test_the_engine_was_told(world: World, service: str, seen: Callable[[Any], A
             "Name:\tgiven",
             id="services-know-each-other",
         ),
+        pytest.param("bounded", ["nslookup", "theirs"], "Name:\ttheirs", id="container_name-is-known"),
+        pytest.param("bounded", ["nslookup", "strong.example"], "Name:\tstrong.example", id="aliases"),
         pytest.param(
             "plain", ["sh", "-c", "cat /proc/self/status"], "NoNewPrivs:\t1", id="no-new-privileges"
         ),

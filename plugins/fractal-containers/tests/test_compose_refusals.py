@@ -40,7 +40,7 @@ def test_gpus_are_asked_for_in_each_engines_words() -> None:
 
 
 def test_every_option_of_the_manifest_is_known_here() -> None:
-    assert set(READERS) == compose.OPTION_KEYS | {"healthcheck.disable", "network_mode", "gpus"}
+    assert set(READERS) == compose.OPTION_KEYS | {"healthcheck.disable", "network_mode", "gpus", "aliases"}
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ class Ulimit:
 class Options:
     """What a service asks for beyond the common. The defaults ask for nothing."""
 
+    aliases: tuple[str, ...] = ()
+    """Names beside its own by which the others in the network find it."""
     cap_add: tuple[str, ...] = ()
     cap_drop: tuple[str, ...] = ()
     cpu_shares: int = 0
@@ -159,6 +161,10 @@ def _capability(value: str) -> str:
     if match is None:
         raise ValueError(f"{value[:40]!r} is not a capability")
     return match[1]
+
+
+def _read_aliases(value: Any, found: Found) -> None:
+    found["aliases"] = tuple(_matching(_HOST, name, "a name in a network") for name in _words(value))
 
 
 def _read_cap_add(value: Any, found: Found) -> None:
@@ -300,6 +306,7 @@ def _read_stdin(value: Any, found: Found) -> None:
 
 
 READERS: Mapping[str, Callable[[Any, Found], None]] = {
+    "aliases": _read_aliases,
     "cap_add": _read_cap_add,
     "cap_drop": _read_cap_drop,
     "cpu_shares": reaching.read_shares,

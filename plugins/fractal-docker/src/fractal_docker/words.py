@@ -59,7 +59,9 @@ def _mode(wanted: Wanted) -> str:
 
 
 def _networking(wanted: Wanted) -> NetworkingConfig:
-    return NetworkingConfig({wanted.network: EndpointConfig(API, aliases=[wanted.alias])})
+    return NetworkingConfig(
+        {wanted.network: EndpointConfig(API, aliases=[wanted.alias, *wanted.options.aliases])}
+    )
 
 
 def _host(wanted: Wanted) -> HostConfig:

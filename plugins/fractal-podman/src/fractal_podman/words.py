@@ -38,7 +38,9 @@ def payload(wanted: Wanted) -> dict[str, Any]:
         "work_dir": wanted.working_dir,
         "hostname": options.hostname,
         "netns": {"nsmode": _mode(wanted)},
-        "Networks": {wanted.network: {"aliases": [wanted.alias]}} if _mode(wanted) == "bridge" else {},
+        "Networks": {wanted.network: {"aliases": [wanted.alias, *wanted.options.aliases]}}
+        if _mode(wanted) == "bridge"
+        else {},
         **_reaching(options),
         "dns_server": list(options.dns),
         "privileged": options.privileged,
