@@ -111,6 +111,7 @@ class Agent:
     """Routes that the transport was last told to serve here, and does."""
     guard_problem: str = ""
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
+    _asked: tuple[Runtime, bool] | None = None
 
     # --- passed in -----------------------------------------------------------------------------------------------
 
@@ -138,6 +139,13 @@ class Agent:
     def outside(self) -> Outside:
         """How a client sees what is public."""
         return self.shell.outside
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the runtime runs container images. Asking a protocol is slow, and the answer never changes."""
+        if self._asked is None or self._asked[0] is not self.runtime:
+            self._asked = (self.runtime, isinstance(self.runtime, SupportsImages))
+        return self._asked[1]
 
     def capacity(self) -> int:
         """Memory for apps in MiB."""
@@ -351,7 +359,7 @@ class Agent:
             "runtime": self.config.runtime.backend,
             "snapshot_format": self.snapshotter.format,
             "receives": self.snapshotter.receives,
-            "images": isinstance(self.runtime, SupportsImages),
+            "images": self.has_images,
             "contact": dict(self.transport.contact()),
         }
 

@@ -419,6 +419,7 @@ class AppData:
         self._job.logger.info(
             "%s: what epoch %d had not stored is kept as a branch", self._app().name, now.root
         )
+        self._job.group.pulse.beat()
 
     async def _branch_name(self) -> str:
         """Name of the branch that is about to be made, queued durably before it exists so that no crash forgets it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -28,6 +28,8 @@ from fractal.core.plan import Step, View, next_step
 if TYPE_CHECKING:
     from fractal.agent.group import GroupAgent
 
+LOOK, LOOK_OWNER = 5.0, 1.0
+"""Seconds between two looks when nothing wakes the job, here and where the app runs."""
 LOOK_AGAIN = 30.0
 """Seconds between two looks for a snapshot that its owner says is there."""
 START_LIMIT = 120.0
@@ -62,6 +64,8 @@ class AppJob:
         """Epoch that is being started, and since when: each epoch has its own time to get healthy."""
         self._unprepared: tuple[int, float] | None = None
         """Epoch of which the images cannot be had here, and since when."""
+        self._ready: tuple[int, AppSpec, Mapping[str, str]] | None = None
+        """Epoch whose first start was prepared while it waited, for which specification and images."""
         self._backoff = 0.0
         self._looked: tuple[Point | None, float] = (None, 0.0)
         """What the owner had said when the archive was looked into last, and when that was."""
@@ -94,7 +98,8 @@ class AppJob:
     @property
     def owns(self) -> bool:
         """Whether this device is the app's owner."""
-        return self.app.owner == self.group.me and not self.app.removed
+        app = self.app
+        return app.owner == self.group.me and not app.removed
 
     @property
     def fetched(self) -> Point | None:
@@ -123,8 +128,9 @@ class AppJob:
     def run_keys(self) -> dict[str, int]:
         """Runs of the app that exist here or are about to: key -> epoch."""
         keys = {r.key: r.epoch for r in self.runs()}
-        if self.owns and self.facts.now.root == self.app.epoch:
-            keys[run_key(self.group.id, self.id, self.app.epoch)] = self.app.epoch
+        app = self.app
+        if app.owner == self.group.me and not app.removed and self.facts.now.root == app.epoch:
+            keys[run_key(self.group.id, self.id, app.epoch)] = app.epoch
         return keys
 
     def replaced(self, epoch: int) -> bool:
@@ -330,8 +336,9 @@ class AppJob:
         self._looked = (said, self.group.agent.clock.boottime())
 
     def _idle(self, view: View) -> float:
-        waits = [1.0]
+        waits = [LOOK]
         if self.owns:
+            waits.append(LOOK_OWNER)
             soon = (view.tick_due, view.wait_over or 0.0, view.start_at, view.restore_at)
             waits += [at - view.now for at in soon if at > view.now]
         return max(0.02, min(waits))
@@ -375,6 +382,16 @@ class AppJob:
     async def _prepare(self) -> None:
         await self.data.prepare()
         self.saver.reset()
+        # What a start needs and no right to run does: while the wait goes on, so that nothing but the start itself comes after it.
+        try:
+            await self._make_ready(await self.app_run())
+        except FractalError as error:
+            self.logger.info("%s: not ready yet, the start tries again: %s", self.app.name, error)
+
+    async def _make_ready(self, run: AppRun) -> None:
+        await self.images.bring()
+        await self.group.agent.runtime.prepare(run)
+        self._ready = (run.epoch, run.spec, run.images)
 
     async def _finish_wait(self) -> None:
         self.facts.change(waited=self.app.epoch)
@@ -398,14 +415,14 @@ class AppJob:
         await self.data.require_root()
         run = await self.app_run()
         try:
-            await self.images.bring()
-            await agent.runtime.prepare(run)
+            if self._ready != (run.epoch, run.spec, run.images):
+                await self._make_ready(run)
         except FractalError:
             # Not to be had here counts like not getting healthy here: another device may have it.
             if self._unprepared is None or self._unprepared[0] != self.app.epoch:
                 self._unprepared = (self.app.epoch, agent.clock.boottime())
             raise
-        self._unprepared = None
+        self._ready = self._unprepared = None
         await agent.guard.register(await agent.runtime.freezable(run))
         right = self.right()
         if right.deadline is None or right.deadline <= agent.clock.boottime():
@@ -461,6 +478,7 @@ class AppJob:
             await self._release(unhealthy=False)
         finally:
             self.leaving = False
+            self.group.pulse.beat()
 
     async def _withdraw(self) -> None:
         """Have no route lead here before the app stops: gateways hold requests then, instead of losing them."""

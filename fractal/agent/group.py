@@ -86,7 +86,8 @@ class GroupAgent:
     @property
     def blind(self) -> bool:
         """Whether the log proves nothing at present."""
-        return bool(self.state.sealed_out or self.state.forked or self.state.left)
+        state = self.state
+        return bool(state.sealed_out or state.forked or state.left)
 
     def app(self, app: str) -> App:
         """An app by id. Raises NotFound."""

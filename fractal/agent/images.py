@@ -6,9 +6,10 @@ by the first owner stays (`core.fold_images`); another image comes with another 
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from fractal.agent.journal import Stale
 from fractal.api.errors import BackendError, Corrupt, FractalError, NotFound
@@ -44,14 +45,15 @@ class ImageCare:
         """Digests known to be on this device."""
         self._made: dict[str, ArchivedImage] = {}
         """Stored by this process, by digest: if the log cannot be told, they are not stored once more for the next try."""
+        self._bringing = asyncio.Lock()
         self.trouble = ""
 
     # --- what others read ---------------------------------------------------------------------------------------
 
     @property
     def _runtime(self) -> SupportsImages | None:
-        runtime = self._job.group.agent.runtime
-        return runtime if isinstance(runtime, SupportsImages) else None
+        agent = self._job.group.agent
+        return cast("SupportsImages", agent.runtime) if agent.has_images else None
 
     @property
     def wanted(self) -> tuple[str, ...]:
@@ -90,9 +92,10 @@ class ImageCare:
         runtime = self._runtime
         if runtime is None:
             return
-        for image, owner in self._known().values():
-            if not await self._is_here(runtime, image.digest):
-                await self._load(runtime, image, owner)
+        async with self._bringing:  # the start may want what is on its way already
+            for image, owner in self._known().values():
+                if not await self._is_here(runtime, image.digest):
+                    await self._load(runtime, image, owner)
 
     async def _is_here(self, runtime: SupportsImages, digest: str) -> bool:
         try:
@@ -121,7 +124,7 @@ class ImageCare:
         """Look for ever. A failure is told and tried again; the app runs on."""
         clock, logger = self._job.group.agent.clock, self._job.logger
         while True:
-            pause = LOOK
+            pause = LOOK if self._runtime is not None else AGAIN
             try:
                 await self._look()
                 self.trouble = ""
@@ -141,6 +144,8 @@ class ImageCare:
         if job.owns:
             if job.app.serving == job.app.epoch and job.app.release is None and job.health() is not None:
                 await self._keep_archived(runtime)
+            elif job.facts.now.waited != job.app.epoch:
+                await self.bring()  # while the wait goes on: the start finds them here
             return
         missing = set(self.digests().values()) - self._here
         if missing and group.me in standbys(group.state, job.app):

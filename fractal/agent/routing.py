@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from fractal.agent.app_job import AppJob
     from fractal.agent.group import GroupAgent
 
-APPLY_EVERY = 1.0
+LOOK = 5.0
 """Seconds between two looks when nothing wakes the job."""
+APPLY_EVERY = 1.0
+"""The same while something does not work."""
 APPLY_LIMIT = 20.0
 APPLY_AGAIN = 60.0
 RETRY_MOST = 5.0
@@ -49,7 +51,7 @@ async def route(agent: Agent) -> None:
                 # What does not work now seldom does in a moment; what changes is tried at once.
                 wait = APPLY_EVERY if desired != tried else min(2 * wait, RETRY_MOST)
             tried, last = desired, now
-        pulse = await agent.pulse.wait(pulse, APPLY_EVERY)
+        pulse = await agent.pulse.wait(pulse, APPLY_EVERY if agent.link_problem else LOOK)
 
 
 async def _apply(call: Awaitable[None]) -> str:

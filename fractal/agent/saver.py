@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 RETRY = 10.0
 """Seconds after which a snapshot that failed is taken again, if the interval is not shorter."""
+LOOK = 5.0
+"""Seconds between two looks for something to store when nothing wakes the job."""
 LONGEST_QUEUE = 12
 """Snapshots that wait on the device while the store is away; beyond that every second one is given up."""
 
@@ -200,7 +202,7 @@ class Saver:
         pulse = 0
         while True:
             if not self._job.facts.now.queue:
-                pulse = await self._job.group.pulse.wait(pulse, 1.0)
+                pulse = await self._job.group.pulse.wait(pulse, LOOK)
                 continue
             try:
                 await self._store(self._job.facts.now.queue[0])

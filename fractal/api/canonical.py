@@ -19,6 +19,8 @@ MAX_INTEGER = 2**53 - 1
 MAX_DEPTH = 24
 
 Value = dict[str, Any]
+_PLAIN = frozenset({str, bool, type(None)})
+"""Types of which every value can be encoded."""
 _ENCODER = json.JSONEncoder(
     sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False
 )
@@ -27,7 +29,7 @@ _ENCODER = json.JSONEncoder(
 
 def encode(value: Value) -> bytes:
     """Canonical bytes of an object. Raises InvalidInput for what the encoding cannot hold."""
-    _check(value, 0)
+    _check(value)
     try:
         return _ENCODER.encode(value).encode("utf-8")
     except (UnicodeEncodeError, TypeError, ValueError) as error:
@@ -69,22 +71,25 @@ def _no_float(text: str) -> None:
     raise ValueError(f"{text}: only integers are allowed")
 
 
-def _check(value: object, depth: int) -> None:
-    if depth > MAX_DEPTH:
-        raise InvalidInput(f"nested deeper than {MAX_DEPTH}")
-    if value is None or isinstance(value, str | bool):
-        return
-    if isinstance(value, int):
-        if abs(value) > MAX_INTEGER:
-            raise InvalidInput(f"{value} is outside ±(2^53 - 1)")
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                raise InvalidInput("keys must be strings")
-            if type(item) is not str:  # most are, and need no look
-                _check(item, depth + 1)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            _check(item, depth + 1)
-    else:
-        raise InvalidInput(f"{type(value).__name__} cannot be encoded")
+def _check(value: object) -> None:
+    """Raises InvalidInput for what the encoding cannot hold. Level by level: most values are small, and calls are what costs."""
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        deeper: list[object] = []
+        for item in level:
+            kind = type(item)
+            if kind is dict or isinstance(item, dict):
+                if any(type(key) is not str for key in item):  # type: ignore[attr-defined]  # a dict, as said
+                    raise InvalidInput("keys must be strings")
+                deeper += [i for i in item.values() if type(i) not in _PLAIN]  # type: ignore[attr-defined]
+            elif kind is int or (isinstance(item, int) and kind is not bool):
+                if not -MAX_INTEGER <= item <= MAX_INTEGER:  # type: ignore[operator]  # an int, as said
+                    raise InvalidInput(f"{item} is outside ±(2^53 - 1)")
+            elif isinstance(item, list | tuple):
+                deeper += [i for i in item if type(i) not in _PLAIN]
+            elif item is not None and not isinstance(item, str | bool):
+                raise InvalidInput(f"{kind.__name__} cannot be encoded")
+        if not deeper:
+            return
+        level = deeper
+    raise InvalidInput(f"nested deeper than {MAX_DEPTH}")

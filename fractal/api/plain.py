@@ -17,19 +17,23 @@ from fractal.api.canonical import pack, unpack
 from fractal.api.errors import InvalidInput
 
 T = TypeVar("T")
+_SCALARS = frozenset({str, int, bool, type(None)})
+"""Types whose values are plain as they are."""
 
 
 def to_plain(value: object) -> Any:
     """The plain form of a value made of dataclasses, mappings, sequences, enums, bytes, str, int, bool and None."""
-    if value is None or isinstance(value, str | bool | int):
+    if type(value) in _SCALARS:
         return value
     if isinstance(value, bytes):
         return pack(value)
     if isinstance(value, Enum):
         return value.value
+    if isinstance(value, str | int):
+        return value
     if is_dataclass(value) and not isinstance(value, type):
         return {
-            name: to_plain(item)
+            name: item if type(item) in _SCALARS else to_plain(item)
             for name, default in _defaults(type(value)).items()
             if (item := getattr(value, name)) != default
         }
@@ -127,4 +131,13 @@ def _dataclass(kind: type, value: object, where: str, drop: bool) -> Any:
     missing = [n for n, default in known.items() if default is MISSING and n not in value]
     if missing:
         raise InvalidInput(f"{where}: missing field {missing[0]!r}")
-    return kind(**{n: _convert(hints[n], v, f"{where}.{n}", drop) for n, v in value.items() if n in known})
+    return kind(
+        **{
+            # Most fields are of a plain type, and say so: no call for those.
+            n: v
+            if type(v) is (hint := hints[n]) and hint in _SCALARS
+            else _convert(hint, v, f"{where}.{n}", drop)
+            for n, v in value.items()
+            if n in known
+        }
+    )

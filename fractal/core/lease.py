@@ -137,12 +137,15 @@ class Suspicion:
         """A signal of the device arrived; patience shrinks towards the profile's."""
         base = seconds(timers.patience)
         patience = max(base, self._patience(device, base) * 0.9)
-        return replace(self, watches={**self.watches, device: Watch(heard=now, patience=patience)})
+        return self._watching(device, Watch(heard=now, patience=patience))
 
     def answered(self, device: str, now: float, timers: Timers) -> Suspicion:
         """The device answered a challenge: it lives, only its signals are lost, so be more patient with it."""
         patience = min(MAX_PATIENCE, 2 * self._patience(device, seconds(timers.patience)))
-        return replace(self, watches={**self.watches, device: Watch(heard=now, patience=patience)})
+        return self._watching(device, Watch(heard=now, patience=patience))
+
+    def _watching(self, device: str, watch: Watch) -> Suspicion:
+        return Suspicion(since=self.since, watches={**self.watches, device: watch})
 
     def deaf(self, now: float) -> Suspicion:
         """One's own reads did not work: begin again to count everybody's silence from `now`."""
@@ -155,7 +158,13 @@ class Suspicion:
 
     def suspected(self, device: str, now: float, timers: Timers) -> bool:
         """Whether it is silent for longer than patience."""
-        return self.silence(device, now) >= self._patience(device, seconds(timers.patience))
+        return now >= self.suspected_at(device, timers)
+
+    def suspected_at(self, device: str, timers: Timers) -> float:
+        """From when on it is, if nothing more is heard of it."""
+        watch = self.watches.get(device)
+        heard = max(self.since, watch.heard if watch else self.since)
+        return heard + self._patience(device, seconds(timers.patience))
 
     def _patience(self, device: str, base: float) -> float:
         watch = self.watches.get(device)
@@ -166,6 +175,11 @@ def to_challenge(
     state: GroupState, me: str, suspicion: Suspicion, now: float, wall_ms: int
 ) -> tuple[str, ...]:
     """Devices that this one should challenge now: silent, not yet challenged, with an app that this one could host."""
+    return tuple(d for d in watched(state, me, wall_ms) if suspicion.suspected(d, now, state.timers))
+
+
+def watched(state: GroupState, me: str, wall_ms: int) -> tuple[str, ...]:
+    """Devices that this one would challenge if they were silent."""
     found = []
     for device in sorted({a.owner or a.placed for a in state.apps.values() if _at_risk(a)} - {me, ""}):
         known = state.devices.get(device)
@@ -179,7 +193,7 @@ def to_challenge(
             for a in state.apps.values()
             if _at_risk(a)
         )
-        if mine and suspicion.suspected(device, now, state.timers):
+        if mine:
             found.append(device)
     return tuple(found)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from typing import TypeVar, cast
 
 from fractal.core.model import App, Device, DeviceRole, GroupState, Role
+
+T = TypeVar("T")
 
 
 def trusted(app: App, device: str) -> bool:
@@ -83,6 +86,10 @@ def _wrong_images(app: App, device: Device) -> str:
 
 def eligible(state: GroupState, app: App) -> tuple[Device, ...]:
     """Devices that may host the app, draining ones excepted, in id order."""
+    return _of_both(state, app, _eligible)
+
+
+def _eligible(state: GroupState, app: App) -> tuple[Device, ...]:
     return tuple(d for _, d in sorted(state.devices.items()) if not d.draining and not refusal(state, app, d))
 
 
@@ -91,6 +98,10 @@ def ranking(state: GroupState, app: App) -> tuple[str, ...]:
 
     Capacity counts by powers of two so that small changes of free memory do not reorder anybody.
     """
+    return _of_both(state, app, _ranking)
+
+
+def _ranking(state: GroupState, app: App) -> tuple[str, ...]:
     preferred = {device: place for place, device in enumerate(app.policy.devices)}
 
     def key(device: Device) -> tuple[bool, int, int, bytes]:
@@ -103,6 +114,24 @@ def ranking(state: GroupState, app: App) -> tuple[str, ...]:
         )
 
     return tuple(d.id for d in sorted(eligible(state, app), key=key))
+
+
+_KEPT = 64
+_known: dict[tuple[int, int, int], tuple[GroupState, App, object]] = {}
+"""Results by the identity of what they were computed of, which is kept beside them, as another value could get its address."""
+
+
+def _of_both(state: GroupState, app: App, compute: Callable[[GroupState, App], T]) -> T:
+    """`compute(state, app)`, remembered: states change seldom, and every device asks several times a second."""
+    key = (id(state), id(app), id(compute))
+    known = _known.get(key)
+    if known is not None:
+        return cast("T", known[2])
+    result = compute(state, app)
+    if len(_known) >= _KEPT:
+        _known.pop(next(iter(_known)), None)
+    _known[key] = (state, app, result)
+    return result
 
 
 @lru_cache(maxsize=4096)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fractal.agent.beats import Beat, beat_bytes, read_beat
@@ -85,4 +84,5 @@ async def hear(group: GroupAgent) -> None:
 
 def _news(beat: Beat) -> tuple[object, object]:
     """What of a beat is worth waking anybody: not that data got older."""
-    return {app: replace(said, would_lose=0) for app, said in beat.apps.items()}, beat.warm
+    said = {app: (a.epoch, a.health, a.frozen, a.committed, a.spec, a.detail) for app, a in beat.apps.items()}
+    return said, beat.warm

@@ -18,6 +18,7 @@ from fractal.core.lease import (
     takes,
     to_challenge,
     wait_until,
+    watched,
 )
 from fractal.core.model import App, GroupState
 from fractal.core.placement import manages, trusted
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from fractal.agent.group import GroupAgent
 
 LOOK = 0.5
+"""Seconds before something that did not work is looked at again."""
+SHORTEST = 0.02
+LONGEST = 5.0
 """Seconds between two looks when nothing wakes the job."""
 LONGEST_TRY = 5.0
 """Longest pause between two tries to take an app whose store does not let it."""
@@ -48,6 +52,7 @@ async def challenge(group: GroupAgent) -> None:
     """Challenge devices that are silent for longer than patience."""
     clock = group.agent.clock
     answers = dict(group.state.answers)
+    pulse = 0
     while True:
         now = clock.boottime()
         for device, position in group.state.answers.items():
@@ -60,7 +65,18 @@ async def challenge(group: GroupAgent) -> None:
                     "challenging %s: silent for %.0f s", device, group.suspicion.silence(device, now)
                 )
                 await _challenge_one(group, device)
-        await clock.sleep(LOOK)
+        pulse = await group.pulse.wait(pulse, _until_suspicion(group))
+
+
+def _until_suspicion(group: GroupAgent) -> float:
+    """Seconds until the next device is suspected if nothing more is heard of it: a look at that very moment, not at the next one."""
+    clock, timers = group.agent.clock, group.state.timers
+    now = clock.boottime()
+    due = [group.suspicion.suspected_at(d, timers) for d in watched(group.state, group.me, clock.wall_ms())]
+    later = min((at - now for at in due if at > now), default=seconds(timers.beat))
+    if group.log_problem or any(at <= now for at in due):
+        later = min(LOOK, later)  # a challenge that did not go out
+    return max(SHORTEST, min(later, seconds(timers.beat)))
 
 
 async def _challenge_one(group: GroupAgent, device: str) -> None:
@@ -88,8 +104,12 @@ async def take_over(group: GroupAgent) -> None:
         due = [t for t in found if t.at <= now and tries.get(t.app, (0.0, 0.0))[0] <= now]
         if due and not check_timers(group.state.timers):
             await _take(group, due, tries)
-        later = min((t.at - now for t in found if t.at > now), default=LOOK)
-        pulse = await group.pulse.wait(pulse, max(0.02, min(LOOK, later)))
+        waits = [
+            *(max(t.at, tries.get(t.app, (0.0, 0.0))[0]) for t in found),
+            *(since + FOUND_AFTER for since in unannounced.values()),
+        ]
+        later = min((at - now for at in waits if at > now), default=LONGEST)
+        pulse = await group.pulse.wait(pulse, max(SHORTEST, min(LOOK if due else LONGEST, later)))
 
 
 async def _announce_found(group: GroupAgent, unannounced: dict[tuple[str, int], float], now: float) -> None:

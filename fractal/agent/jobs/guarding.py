@@ -6,12 +6,15 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from fractal.api.errors import FractalError, NotFound, Unreachable
-from fractal.core.lease import seconds
+from fractal.core.lease import Right, seconds
 
 if TYPE_CHECKING:
     from fractal.agent.group import GroupAgent
 
 INTERVAL = 0.5
+AGAIN = 2.0
+"""Seconds after which deadlines are said again that have not changed."""
+NONE = Right(None, "nothing of it is here")
 KEPT = 3600.0
 """Seconds granted at a time to an app that its policy keeps running when the device is cut off."""
 
@@ -21,13 +24,15 @@ async def grant(group: GroupAgent) -> None:
     clock = group.agent.clock
     freezing: dict[str, asyncio.Task[None]] = {}
     told = ""
+    granted: tuple[dict[str, float], float] = ({}, 0.0)
     try:
         while True:
             now = clock.boottime()
             grants: dict[str, float] = {}
             for job in group.jobs.values():
-                right = job.right()
-                for key, epoch in job.run_keys().items():
+                keys = job.run_keys()
+                right = job.right() if keys else NONE
+                for key, epoch in keys.items():
                     if right.deadline is not None and epoch == job.app.epoch:
                         if right.deadline > now:
                             grants[key] = min(right.deadline, now + KEPT)
@@ -35,7 +40,11 @@ async def grant(group: GroupAgent) -> None:
                         # Beside the grants: a tree that is slow to stand still must not cost the others theirs.
                         freezing[key] = asyncio.create_task(_freeze(group, key))
             freezing = {key: task for key, task in freezing.items() if not task.done()}
-            problem = await _grant(group, grants) if grants else ""
+            problem = ""
+            # What the guard knows already is said again only now and then, for one that was replaced meanwhile.
+            if grants and (grants != granted[0] or now >= granted[1] + AGAIN or told):
+                problem = await _grant(group, grants)
+                granted = (grants, now)
             if problem and problem != told:
                 group.logger.warning("no grants: %s", problem)
             told = problem

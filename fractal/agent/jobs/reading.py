@@ -18,6 +18,10 @@ WATCH_INTERVAL = 10.0
 IDLE_INTERVAL = 60.0
 OPEN_AGAIN = 5.0
 """Seconds before a store that could not be opened is tried again."""
+LIST_AGAIN = 0.5
+"""The same of one that could not be listed."""
+SHORTEST, LONGEST = 0.02, 5.0
+"""Seconds between two looks."""
 
 
 async def follow_log(group: GroupAgent) -> None:
@@ -49,32 +53,36 @@ async def follow_stores(group: GroupAgent) -> None:
     clock = group.agent.clock
     reported: dict[str, str] = {}
     not_before: dict[str, float] = {}
+    pulse = 0
     while True:
+        stores = sorted({a.store for a in group.state.apps.values() if not a.removed})
+        for store in stores:
+            now = clock.boottime()
+            if now < not_before.get(store, 0.0) or now < _due(group, store):
+                continue
+            try:
+                await group.list_epochs(store)
+                reported.pop(store, None)
+            except FractalError as error:
+                if reported.get(store) != str(error):
+                    group.logger.warning("store: %s", error)
+                reported[store] = str(error)
+                # One that cannot even be opened is nothing that passes within a moment.
+                not_before[store] = clock.boottime() + (LIST_AGAIN if store in group.stores else OPEN_AGAIN)
         now = clock.boottime()
-        for store in sorted({a.store for a in group.state.apps.values() if not a.removed}):
-            if now >= not_before.get(store, 0.0) and _due(group, store, now):
-                try:
-                    await group.list_epochs(store)
-                    reported.pop(store, None)
-                except FractalError as error:
-                    if reported.get(store) != str(error):
-                        group.logger.warning("store: %s", error)
-                    reported[store] = str(error)
-                    if store not in group.stores:
-                        # It cannot even be opened: nothing that passes within a moment.
-                        not_before[store] = clock.boottime() + OPEN_AGAIN
-        await clock.sleep(0.5)
+        waits = [max(_due(group, store), not_before.get(store, 0.0)) - now for store in stores]
+        pulse = await group.pulse.wait(pulse, max(SHORTEST, min([LONGEST, *waits])))
 
 
-def _due(group: GroupAgent, store: str, now: float) -> bool:
+def _due(group: GroupAgent, store: str) -> float:
+    """When the store is to be listed next if no read of the log comes to its end until then."""
     opened = group.stores.get(store)
     if opened is None or opened.sent is None:
-        return True
-    age = now - opened.sent
+        return 0.0
     log = group.journal.proof_sent
     timers = group.state.timers
     # While all is well the proof is as old as two polls: that of the read before, while the next one is held by the server.
     late = 2 * seconds(timers.poll) + min(LOG_LATE, seconds(timers.proof) / 8)
-    if log is None or now - log > late:
-        return age > LOG_LATE
-    return age > (WATCH_INTERVAL if group.state.challenges else IDLE_INTERVAL)
+    usual = opened.sent + (WATCH_INTERVAL if group.state.challenges else IDLE_INTERVAL)
+    without_log = max(opened.sent + LOG_LATE, 0.0 if log is None else log + late)
+    return min(usual, without_log)

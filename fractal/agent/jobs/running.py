@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from fractal.agent.group import GroupAgent
 
 
+LOOK = 5.0
+"""Seconds between two looks when nothing wakes the job."""
+
+
 async def run_apps(group: GroupAgent) -> None:
     """Keep a stepping, a saving, a caring and an image task for every app that exists or that left something here."""
     tasks: dict[str, list[asyncio.Task[None]]] = {}
@@ -40,7 +44,7 @@ async def run_apps(group: GroupAgent) -> None:
                     task.cancel()
                 if (ended := group.jobs.pop(app_id, None)) is not None:
                     group.resting[app_id] = ended  # it alone knows which of its moments are being looked into
-            pulse = await group.pulse.wait(pulse, 1.0)
+            pulse = await group.pulse.wait(pulse, LOOK)
     finally:
         ending = [task for pair in tasks.values() for task in pair]
         for task in ending:
