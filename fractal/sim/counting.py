@@ -42,6 +42,7 @@ def counting(counts: Counter[str]) -> Iterator[None]:
     journal: Any = Journal
     kinds: Any = app_job.AppJob
     append, right, create, attempt = Journal.append, job.right_to_run, jobs._create, kinds._attempt
+    reasons: dict[str, str] = {}
     waits = job.wait_end, jobs.wait_end, jobs.wait_until
 
     async def appended(self: Journal, entry: Entry, **options: Any) -> int:
@@ -51,7 +52,11 @@ def counting(counts: Counter[str]) -> Iterator[None]:
 
     def judged(*given: Any, **facts: Any) -> Right:
         found: Right = right(*given, **facts)
-        counts[f"right: {next((r for r in RIGHTS if r in found.reason), found.reason)}"] += 1
+        reason = found.reason
+        kind = reasons.get(reason)
+        if kind is None:
+            kind = reasons[reason] = f"right: {next((r for r in RIGHTS if r in reason), reason)}"
+        counts[kind] += 1
         return found
 
     async def created(group: Any, app: Any, take: Any) -> int:

@@ -44,6 +44,7 @@ class Life:
 
 LIFE: ContextVar[Life | None] = ContextVar("life", default=None)
 _numbers = itertools.count(1)
+_push, _pop = heapq.heappush, heapq.heappop
 
 
 class _Future(asyncio.Future[Any]):
@@ -69,7 +70,7 @@ class _Task(asyncio.Task[Any]):
 class _Handle:
     """A callback with the life that it belongs to. What asyncio itself uses of a handle, and no more: half of all time is here."""
 
-    __slots__ = ("args", "callback", "context", "dropped", "life", "time")
+    __slots__ = ("args", "callback", "context", "life", "time")
 
     def __init__(
         self, callback: Callable[..., object], args: tuple[Any, ...], context: Context | None, time: float
@@ -77,19 +78,19 @@ class _Handle:
         self.callback: Callable[..., object] | None = callback
         self.args = args
         # An empty context is false, and is one of its own nevertheless.
-        self.context = copy_context() if context is None else context
-        self.life: Life | None = self.context.get(LIFE)
+        if context is None:
+            context = copy_context()
+        self.context = context
+        self.life: Life | None = context.get(LIFE)
         self.time = time
-        self.dropped = False
 
     def cancel(self) -> None:
         """As `asyncio.Handle.cancel`."""
-        self.dropped = True
         self.callback, self.args = None, ()
 
     def cancelled(self) -> bool:
         """As `asyncio.Handle.cancelled`."""
-        return self.dropped
+        return self.callback is None
 
     def when(self) -> float:
         """As `asyncio.TimerHandle.when`."""
@@ -100,7 +101,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     """The part of an event loop that programs without sockets, threads and processes use."""
 
     def __init__(self) -> None:
-        self._now = 0.0
+        self.now = 0.0
+        """Seconds since the beginning of the simulation. Only the loop itself changes it."""
         self._ready: deque[_Handle] = deque()
         self._timers: list[tuple[float, int, _Handle | asyncio.Future[None], Life | None]] = []
         self._order = itertools.count()
@@ -122,10 +124,10 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             asyncio._set_running_loop(None)
 
     def _run(self, main: asyncio.Task[Any]) -> None:
-        ready, done = self._ready, main.done
+        ready, done, jump, steps = self._ready, main.done, self._jump, 0
         while not done():
             while not ready:
-                self._jump()
+                jump()
             handle = ready.popleft()
             callback, life = handle.callback, handle.life
             if callback is None:
@@ -133,7 +135,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             if life is not None and (life.dead or life.frozen):
                 life.held.append(handle)
                 continue
-            self.steps += 1
+            steps += 1
             try:
                 handle.context.run(callback, *handle.args)
             except (SystemExit, KeyboardInterrupt):
@@ -142,22 +144,25 @@ class VirtualLoop(asyncio.AbstractEventLoop):
                 BaseException
             ) as error:  # as asyncio's own handles do: one callback's error is not the loop's
                 self.call_exception_handler({"message": f"in {callback!r}", "exception": error})
+        self.steps += steps
 
     def _jump(self) -> None:
         """To the next timer. One whose sleeper or callback is gone meanwhile leaves nothing ready."""
         timers, ready = self._timers, self._ready
         if not timers:
             raise Stuck("no timer is left")
-        self._now = now = max(self._now, timers[0][0])
+        if timers[0][0] > self.now:
+            self.now = timers[0][0]
+        now = self.now
         while timers and timers[0][0] <= now:
-            when, order, due, life = heapq.heappop(timers)
+            when, order, due, life = _pop(timers)
             if life is not None and life.asleep is not None:
                 life.stopped.append((when, order, due))
-            elif isinstance(due, _Handle):
-                if not due.dropped:
+            elif type(due) is _Handle:
+                if due.callback is not None:
                     ready.append(due)
-            elif not due.done():
-                due.set_result(None)
+            elif not due.done():  # type: ignore[union-attr]  # a future: handles have no other type
+                due.set_result(None)  # type: ignore[union-attr]
 
     def thaw(self, life: Life) -> None:
         """Let a frozen program go on: whatever became due meanwhile runs now."""
@@ -169,7 +174,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         """Its machine wakes: every timer goes off as much later as the sleep was long; whatever else came runs now."""
         if life.asleep is None:
             return
-        slept, life.asleep = self._now - life.asleep, None
+        slept, life.asleep = self.now - life.asleep, None
         moved = [t if t[3] is not life else (t[0] + slept, *t[1:]) for t in self._timers]
         moved += [(when + slept, order, due, life) for when, order, due in life.stopped]
         life.stopped = []
@@ -180,20 +185,20 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def until(self, when: float) -> asyncio.Future[None]:
         """Done at that time: what a sleep waits for."""
         future: asyncio.Future[None] = _Future(loop=self)
-        heapq.heappush(self._timers, (when, next(self._order), future, LIFE.get()))
+        _push(self._timers, (when, next(self._order), future, LIFE.get()))
         return future
 
     # --- what asyncio calls ---
 
     def time(self) -> float:
         """Seconds since the beginning of the simulation."""
-        return self._now
+        return self.now
 
     def call_soon(
         self, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.Handle:
         """As in asyncio."""
-        handle: Any = _Handle(callback, args, context, self._now)
+        handle: Any = _Handle(callback, args, context, self.now)
         self._ready.append(handle)
         return cast("asyncio.Handle", handle)
 
@@ -207,14 +212,16 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self, delay: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """As in asyncio."""
-        return self.call_at(self._now + delay, callback, *args, context=context)
+        timer: Any = _Handle(callback, args, context, self.now + delay)
+        _push(self._timers, (timer.time, next(self._order), timer, timer.life))
+        return cast("asyncio.TimerHandle", timer)
 
     def call_at(
         self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
     ) -> asyncio.TimerHandle:
         """As in asyncio."""
         timer: Any = _Handle(callback, args, context, when)
-        heapq.heappush(self._timers, (when, next(self._order), timer, timer.life))
+        _push(self._timers, (when, next(self._order), timer, timer.life))
         return cast("asyncio.TimerHandle", timer)
 
     def create_future(self) -> asyncio.Future[Any]:

@@ -65,7 +65,7 @@ class DeviceClock:
 
     def boottime(self) -> float:
         """Seconds since boot, as this device counts them."""
-        return 100.0 + (self._loop.time() - self.booted) * self.rate
+        return 100.0 + (self._loop.now - self.booted) * self.rate
 
     def wall_ms(self) -> int:
         """A label."""
@@ -74,7 +74,7 @@ class DeviceClock:
     async def sleep(self, seconds: float) -> None:
         """Wait."""
         if seconds > 0:
-            await self._loop.until(self._loop.time() + seconds / self.rate)
+            await self._loop.until(self._loop.now + seconds / self.rate)
         else:
             await asyncio.sleep(0)
 

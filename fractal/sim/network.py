@@ -91,13 +91,13 @@ class Network:
         if writes and service == STORE and self._random.random() < self.weather.belated:
             # Given up by whoever sent it; the server carries it out later nevertheless.
             self._later(self._random.uniform(3.0, 60.0), self._carry_out, effect)
-            self._later(self._random.choice((1.0, 8.0)), self._fail, answer, "timed out", ambiguous=True)
+            self._later(self._random.choice((1.0, 8.0)), self._fail, answer, "timed out", True)
             return await answer
         if self.weather.twice and self._random.random() < self.weather.twice:
             self._later(self._random.uniform(0.1, 20.0), self._carry_out, effect)
         mute = writes and service == LOG and self.weather.apart(machine.name, APPENDS)
         if mute or self.weather.apart(machine.name, service) or self._lost():
-            self._later(1.0 if quick else HANG, self._fail, answer, "no connection", ambiguous=False)
+            self._later(1.0 if quick else HANG, self._fail, answer, "no connection", False)
         else:
             self._later(self.delay(), self._arrive, machine, service, effect, answer, writes)
         result = await answer
@@ -120,7 +120,7 @@ class Network:
         lying = writes and self._random.random() < self.weather.lying
         if self.weather.apart(machine.name, service) or self._lost() or lying:
             wait = self._random.choice((1.0, 8.0, HANG))
-            self._later(wait, self._fail, answer, "timed out", ambiguous=writes)
+            self._later(wait, self._fail, answer, "timed out", writes)
             return
         late = self.weather.late.get(machine.name, 0.0) * self._random.uniform(0.8, 1.0)
         if service == LOG:
@@ -135,8 +135,8 @@ class Network:
         except FractalError:
             return  # nobody waits for the answer
 
-    def _later(self, delay: float, callback: Callable[..., None], *arguments: Any, **named: Any) -> None:
-        self._loop.call_later(delay, lambda: callback(*arguments, **named), context=self._outside)
+    def _later(self, delay: float, callback: Callable[..., None], *arguments: Any) -> None:
+        self._loop.call_later(delay, callback, *arguments, context=self._outside)
 
     def _tell(self, answer: asyncio.Future[T], result: T) -> None:
         if not answer.done():
@@ -146,7 +146,7 @@ class Network:
         if not answer.done():
             answer.set_exception(error)
 
-    def _fail(self, answer: asyncio.Future[T], why: str, *, ambiguous: bool) -> None:
+    def _fail(self, answer: asyncio.Future[T], why: str, ambiguous: bool) -> None:
         self._raise(answer, Ambiguous(why) if ambiguous else BackendError(why, retryable=True))
 
     def snare(self, machine: Machine) -> None:

@@ -37,6 +37,10 @@ class Disk:
         """Volume -> value of its counter -> when the app wrote it last."""
         self.begun: dict[str, int] = {}
         """Volume -> value of its counter in the snapshot that its root was made of."""
+        self.taken: dict[tuple[str, str], float] = {}
+        """When a snapshot was taken that is not committed yet."""
+        self.shown: dict[tuple[str, str], Snapshot] = {}
+        """What a snapshot is called: always the same."""
 
     def app_writes(self, tree: Tree) -> None:
         """Carry out what the run's processes wrote since the last look."""
@@ -87,7 +91,11 @@ class SimSnapshotter:
         return Path("/volumes") / volume
 
     def _snapshot(self, volume: str, name: str) -> Snapshot:
-        return Snapshot(volume=volume, name=name, path=self._path(volume) / name)
+        known = self._disk.shown.get((volume, name))
+        if known is None:
+            known = Snapshot(volume=volume, name=name, path=self._path(volume) / name)
+            self._disk.shown[volume, name] = known
+        return known
 
     def _held(self, volume: str, name: str) -> Files:
         try:
@@ -133,6 +141,7 @@ class SimSnapshotter:
         if volume not in self._disk.roots:
             raise NotFound(f"volume {volume} has no root")
         held[name] = dict(self._disk.roots[volume])
+        self._disk.taken[volume, name] = self._machine.world.loop.time()
         return self._snapshot(volume, name)
 
     async def snapshots(self, volume: str) -> Sequence[Snapshot]:
