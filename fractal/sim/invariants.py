@@ -46,6 +46,11 @@ class Truth:
         """The same -> value of the app's counter in it."""
         self.deaths: dict[str, tuple[float, bool]] = {}
         """App -> when its owner died, and whether a taker died too."""
+        self.dead: dict[str, Machine] = {}
+        """App -> that owner."""
+        self.uploads: dict[str, float] = {}
+        """App -> the longest that one of its snapshots took from being taken to being committed, in seconds."""
+        self._rooted: set[tuple[str, int]] = set()
         self.takeovers: list[tuple[str, float]] = []
         """("profile" or "profile, double", seconds from death to start)."""
         self._states: dict[int, tuple[str, GroupState]] = {}
@@ -144,12 +149,14 @@ class Truth:
 
     def states(self) -> None:
         """What is compared field by field at every read, now as the hash that checkpoints state."""
-        hashes: dict[int, tuple[str, bytes]] = {}
+        alike: dict[int, list[str]] = {}
         for name, state in self.last.items():
             self.checks += 1
-            known, other = hashes.setdefault(state.position, (name, state_hash(state)))
-            if other != state_hash(state):
-                self._world.wrong("I2", f"{name} and {known} hash position {state.position} differently")
+            alike.setdefault(state.position, []).append(name)
+        for position, names in alike.items():
+            hashes = {state_hash(self.last[name]) for name in names} if len(names) > 1 else {b""}
+            if len(hashes) > 1:
+                self._world.wrong("I2", f"{' and '.join(names)} hash position {position} differently")
 
     # --- I3 ------------------------------------------------------------------------------------------------------
 
@@ -160,19 +167,25 @@ class Truth:
                 continue
             app = key.rpartition("/")[2]
             local = from_plain(Local, decode(value))
-            point = local.committed
-            if point is None:
-                continue
-            held = machine.disk.held.get(self._world.volume(app), {}).get(local.name_of(point))
-            if held is None:
-                continue
-            self.checks += 1
-            now = digest(held)
-            self.counts[app, point] = int(held.get("count", "0"))
-            if self.committed.setdefault((app, point), now) != now:
-                self._world.wrong(
-                    "I3", f"{machine.name} holds another {point.epoch}.{point.number} of {app[:4]}"
-                )
+            if local.committed is not None:
+                self._committed(machine, app, local.committed, local.name_of(local.committed))
+            if local.root and (app, local.root) not in self._rooted:
+                self._rooted.add((app, local.root))
+                self._fresh(app, local.committed)
+
+    def _committed(self, machine: Machine, app: str, point: Point, name: str) -> None:
+        volume = self._world.volume(app)
+        held = machine.disk.held.get(volume, {}).get(name)
+        if held is None:
+            return
+        self.checks += 1
+        now = digest(held)
+        self.counts[app, point] = int(held.get("count", "0"))
+        taken = machine.disk.taken.pop((volume, name), None)
+        if taken is not None:
+            self.uploads[app] = max(self.uploads.get(app, 0.0), self._world.loop.time() - taken)
+        if self.committed.setdefault((app, point), now) != now:
+            self._world.wrong("I3", f"{machine.name} holds another {point.epoch}.{point.number} of {app[:4]}")
 
     def local(self, machine: Machine, app: str) -> Local:
         """What the device durably knows of an app."""
@@ -237,6 +250,25 @@ class Truth:
                     f"{machine.name} says that {app[:4]} would lose {said} ms, and it would lose {truth:.0f} ms",
                 )
 
+    def _fresh(self, app: str, base: Point | None) -> None:
+        """An epoch's root was made: if its predecessor died, of data that is no older than the interval and one upload."""
+        owner = self.dead.pop(app, None)
+        if owner is None or app not in self.deaths:
+            return
+        self.checks += 1
+        known = 0 if base is None else self.counts.get((app, base), 0)
+        first = owner.disk.written.get(self._world.volume(app), {}).get(known + 1)
+        if first is None:
+            return
+        age = self.deaths[app][0] - first
+        policy = max(s.apps[app].policy.interval for s in self.last.values()) / 1000
+        most = policy / min(1.0, owner.clock.rate) + self.uploads.get(app, 0.0) + SLACK_MS / 1000
+        if age > most:
+            self._world.wrong(
+                "I4",
+                f"{app[:4]} is taken over with data that is {age:.1f} s old, and {most:.1f} s are allowed",
+            )
+
     # --- I5, I8 --------------------------------------------------------------------------------------------------
 
     def died(self, machine: Machine) -> None:
@@ -248,6 +280,7 @@ class Truth:
                 self.deaths[app] = (began, True)
             elif any(t.app == app and t.moving for t in machine.guard.trees.values()):
                 self.deaths[app] = (now, False)
+                self.dead[app] = machine
 
     def starting(self, app: str) -> None:
         """A device has the right to run the app and begins to start it."""

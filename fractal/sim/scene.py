@@ -30,6 +30,8 @@ class Scene:
     excess_lag: float = 0.0
     mortal: int | None = None
     """A device that dies for good when faults end."""
+    drift: float = 0.01
+    """By how much the fastest clock may be faster than the slowest: I1 is promised up to 1 %."""
     bent: bool = False
     """There is an app whose store cannot be opened."""
     interval: int = 0

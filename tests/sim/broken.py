@@ -226,6 +226,31 @@ def age_counted_from_the_last_try(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Saver, "would_lose", tried)
 
 
+def half_of_the_snapshots(patch: pytest.MonkeyPatch) -> None:
+    due = Saver.due
+
+    def late(self: Saver) -> float:
+        now: float = due.fget(self)  # type: ignore[attr-defined]  # a property
+        return now + self._job.app.policy.interval / 1000 if now else now
+
+    patch.setattr(Saver, "due", property(late))
+
+
+def a_release_that_is_not_final(patch: pytest.MonkeyPatch) -> None:
+    release = app_job.AppJob._release
+
+    async def impatient(self: app_job.AppJob, *, unhealthy: bool) -> None:
+        try:
+            async with asyncio.timeout(3.0):
+                await release(self, unhealthy=unhealthy)
+        except TimeoutError:
+            # Nobody seems to have heard of it: go on here, and try again later, as after other handovers that failed.
+            self.facts.change(released=0)
+            self._stay_until = self.group.agent.clock.boottime() + app_job.STAY
+
+    patch.setattr(app_job.AppJob, "_release", impatient)
+
+
 def taken_counts_as_stored(patch: pytest.MonkeyPatch) -> None:
     tick = Saver._tick
 
@@ -329,6 +354,17 @@ def only(kind: str) -> Callable[[int], Sequence[Fault]]:
     return lambda seed: attack(seed, kind)
 
 
+def released_and_cut_off(seed: int) -> Sequence[Fault]:
+    """The first device hands its app to another, and is cut off at the instant when its release got into the log."""
+    random = Random(seed)
+    at = 50.0 + random.uniform(0.0, 5.0)
+    # What decides details: 1.1 / 997 names the first app and the second device.
+    return [
+        Fault(number=0, at=at, kind="cut off after an append", devices=(0,), seconds=60.0, value=0.5),
+        Fault(number=1, at=at + 0.5, kind="move", devices=(2,), seconds=1.0, value=1.1 / 997),
+    ]
+
+
 SHORT = Scene(faults_for=200.0, rest=80.0)
 LONG = Scene(faults_for=330.0, rest=100.0)
 
@@ -375,6 +411,9 @@ VARIANTS: Mapping[str, Variant] = {
         "I1", thaw_without_looking, course((45.0, "cut off", 110.0), (90.0, "agent killed", 2.0)), SHORT
     ),
     "every release is clean": Variant("I1", every_release_is_clean),
+    "a release that is not final": Variant(
+        "I1", a_release_that_is_not_final, released_and_cut_off, replace(SHORT, size=3)
+    ),
     "found names whoever says it": Variant("I2", found_names_whoever_says_it),
     "a fold that knows who reads": Variant(
         "I2", a_fold_that_knows_who_reads, course((40.0, "muted", 60.0)), SHORT
@@ -392,6 +431,9 @@ VARIANTS: Mapping[str, Variant] = {
     "collection without its day": Variant("I3", collection_without_its_day, only("slow store"), seeds=30),
     "age counted from the last try": Variant("I4", age_counted_from_the_last_try, only("store down")),
     "taken counts as stored": Variant("I4", taken_counts_as_stored, only("store down")),
+    "half of the snapshots are not taken": Variant(
+        "I4", half_of_the_snapshots, course((70.0, "owner dies", 130.0), (220.0, "owner dies", 130.0)), LONG
+    ),
     "unannounced epochs not found": Variant("I5", unannounced_epochs_not_found),
     "who answered once is believed for ever": Variant(
         "I5", who_answered_once_is_believed_for_ever, course((45.0, "muted", 60.0)), replace(SHORT, mortal=0)

@@ -10,6 +10,7 @@ import pytest
 from fractal.sim.faults import Fault, draw
 from fractal.sim.scene import UNSEEN, Scene
 from fractal.sim.world import Result, simulate
+from tests.sim.broken import attack
 
 pytestmark = pytest.mark.timeout(1200)
 GOALS = {"standard": (42.0, 75.0), "fast": (22.0, 40.0), "patient": (100.0, 190.0)}
@@ -26,6 +27,22 @@ def test_time_from_death_to_start(profile: str) -> None:
     twice = [took for r in results for kind, took in r.takeovers if kind == f"{profile}, double"]
     assert single and single[-1] <= most, single
     assert all(took <= double for took in twice), twice
+
+
+@pytest.mark.parametrize("drift", [0.01, 0.1])
+def test_clocks_of_different_rates_break_nothing_within_the_margin(drift: float) -> None:
+    """1 % is promised; the margin has room for ten times that."""
+    scene = replace(Scene(), drift=drift, faults_for=330.0, rest=100.0)
+    for seed in range(2):
+        result = simulate(seed, script=attack(seed), scene=scene)
+        assert not result.violations
+
+
+def test_clocks_that_differ_by_half_break_the_first_invariant() -> None:
+    """So rates are something that is looked at: an owner whose clock is slow believes in its proof for too long."""
+    scene = replace(Scene(), drift=0.5, faults_for=330.0, rest=100.0)
+    results = (simulate(seed, script=attack(seed), scene=scene) for seed in range(12))
+    assert any(v.startswith("I1:") for r in results for v in r.violations)
 
 
 def fault(kind: str, seconds: float, *, at: float = 45.0, device: int = 0) -> Fault:
