@@ -429,6 +429,8 @@ class Journal:
 
     async def _read_quietly(self, pending: _Pending) -> None:
         """Look once for the entry; a log that cannot be read just now is no reason to give up."""
+        if pending.position:
+            return  # read before the log said that it has it: whoever reads now waits for what comes after it
         try:
             async with self._reading:
                 # Another task may have read it while we waited for the lock.

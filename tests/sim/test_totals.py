@@ -15,6 +15,7 @@ from fractal.sim.faults import KINDS
 from fractal.sim.totals import FULL, Totals
 from fractal.sim.world import Result
 
+pytestmark = pytest.mark.timeout(1200)
 ENOUGH = 10 * FULL
 
 

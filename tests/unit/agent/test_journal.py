@@ -74,6 +74,40 @@ async def test_a_read_that_hangs_is_given_up(bench: Bench, world: World) -> None
     assert caught.value.retryable
 
 
+async def test_an_entry_that_a_long_poll_brought_waits_for_no_other_poll(bench: Bench) -> None:
+    """Between the page that held the entry and the answer to its append, the next long poll had begun: a takeover came 2 s late."""
+    await bench.journal.poll(0)
+    read, append = bench.log.read, bench.log.append
+    grown, polled_again = asyncio.Event(), asyncio.Event()
+
+    async def long_poll(address: str, after: str | None, *, limit: int = 500, wait: float = 0.0) -> Page:
+        if wait and int(after or 0) == len(bench.log.entries):
+            if grown.is_set():
+                polled_again.set()
+                await asyncio.Event().wait()  # nothing more comes
+            await grown.wait()
+        return await read(address, after, limit=limit, wait=wait)
+
+    async def slow_append(address: str, token: str, entry: bytes) -> None:
+        await append(address, token, entry)
+        grown.set()
+        await polled_again.wait()
+
+    async def follow() -> None:
+        while True:
+            await bench.journal.poll(2.0)
+
+    bench.log.read, bench.log.append = long_poll, slow_append  # type: ignore[method-assign]
+    following = asyncio.create_task(follow())
+    await asyncio.sleep(0)
+    try:
+        assert await bench.journal.append(GroupChanged(name="later")) == len(bench.log.entries)
+        assert not following.done(), "the append outlasted a whole poll and its time-out"
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+
+
 async def test_a_restart_continues_where_the_notes_are(bench: Bench) -> None:
     for number in range(SAVE_EVERY + 7):
         bench.log.entries.append(b"noise %d" % number)
