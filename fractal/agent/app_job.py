@@ -211,6 +211,7 @@ class AppJob:
             pulse = self.group.pulse.count
             await self._attempt(step)
             if step is Step.CLEAN_UP and not self.trouble:
+                self.group.pulse.beat()
                 return
 
     async def _unpause(self) -> None:
