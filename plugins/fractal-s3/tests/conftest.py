@@ -11,11 +11,10 @@ from typing import Any
 
 import pytest
 from fractal_s3.store import S3Store, open_s3
-from fractal_s3.testing import CephServer, RcloneServer
+from fractal_s3.testing import CephServer, RcloneServer, S3Server
 
 from fractal.testing.context import real_context
 
-Server = CephServer | RcloneServer
 Opener = Callable[..., AbstractAsyncContextManager[S3Store]]
 _BUCKETS = count()
 
@@ -49,7 +48,7 @@ def opener(tmp_path: Path) -> Opener:
     numbers = count()
 
     @asynccontextmanager
-    async def opened(server: Server, bucket: str, **more: Any) -> AsyncIterator[S3Store]:
+    async def opened(server: S3Server, bucket: str, **more: Any) -> AsyncIterator[S3Store]:
         folder = tmp_path / f"device-{next(numbers)}"
         async with (
             real_context(folder, device=folder.name) as context,
@@ -61,10 +60,10 @@ def opener(tmp_path: Path) -> Opener:
 
 
 @pytest.fixture
-def bucket() -> Callable[[Server], str]:
+def bucket() -> Callable[[S3Server], str]:
     """Makes empty buckets."""
 
-    def made(server: Server) -> str:
+    def made(server: S3Server) -> str:
         name = f"bucket-{next(_BUCKETS)}"
         server.make_bucket(name)
         return name

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 from botocore.exceptions import ClientError
 from fractal_s3.store import S3Store
-from fractal_s3.testing import CephServer, RcloneServer
+from fractal_s3.testing import CephServer, RcloneServer, S3Server
 
 from fractal.api.store_files import object_names
 from fractal.testing.store import StoreContract
 
-Server = CephServer | RcloneServer
 Opener = Callable[..., AbstractAsyncContextManager[S3Store]]
-Bucket = Callable[[Server], str]
+Bucket = Callable[[S3Server], str]
 Peek = Callable[[str], Awaitable[bytes | None]]
 
 
@@ -26,26 +25,26 @@ class _OnServer(StoreContract):
     settings: dict[str, Any] = {}  # noqa: RUF012 - of the class
 
     @pytest.fixture
-    def place(self, kept_by: Server, bucket: Bucket) -> str:
+    def place(self, kept_by: S3Server, bucket: Bucket) -> str:
         """An empty bucket."""
         return bucket(kept_by)
 
     @pytest.fixture
-    async def backend(self, kept_by: Server, place: str, opener: Opener) -> AsyncIterator[S3Store]:
+    async def backend(self, kept_by: S3Server, place: str, opener: Opener) -> AsyncIterator[S3Store]:
         """An empty store."""
         async with opener(kept_by, place, **self.settings) as opened:
             yield opened
 
     @pytest.fixture
     async def second(
-        self, backend: S3Store, kept_by: Server, place: str, opener: Opener
+        self, backend: S3Store, kept_by: S3Server, place: str, opener: Opener
     ) -> AsyncIterator[S3Store]:
         """Another device's."""
         async with opener(kept_by, place, **self.settings) as opened:
             yield opened
 
     @pytest.fixture
-    def peek(self, kept_by: Server, place: str) -> Peek:
+    def peek(self, kept_by: S3Server, place: str) -> Peek:
         """Reads by the library alone."""
         client = kept_by.client()
 

