@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import gc
-import itertools
-import multiprocessing
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
+from fractal.sim.pool import Run, results
 from fractal.sim.totals import Totals
 from fractal.sim.world import Result, simulate
 
@@ -27,9 +23,11 @@ def main() -> int:
     only = tuple(int(n) for n in options.only.split(",")) if options.only else None
     total = Totals.load(options.state, options.first_seed)
     last = options.first_seed + options.seeds
+    run = Run(only, timeline=options.timeline)
+    seconds = 60 * options.minutes if options.minutes else float("inf")
     began, before = time.monotonic(), total.wall
     try:
-        for result, cpu in _results(range(total.next, last), only, options):
+        for result, cpu in results(run, range(total.next, last), jobs=options.jobs, seconds=seconds):
             total.add(result)
             total.cpu += cpu
             total.wall = before + time.monotonic() - began
@@ -63,42 +61,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--shrink", action="store_true", help="look for the fewest faults that still fail")
     parser.add_argument("--timeline", action="store_true", help="print the whole timeline of every seed")
     return parser.parse_args()
-
-
-def _results(
-    seeds: range, only: tuple[int, ...] | None, options: argparse.Namespace
-) -> Iterator[tuple[Result, float]]:
-    """Results in the order of their seeds, and what each took of a processor, until time is up."""
-    gc.freeze()  # what was imported is no garbage: it need not be looked at after each seed
-    end = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
-    work = _Run(only, timeline=options.timeline)
-    if options.jobs <= 1:
-        yield from itertools.takewhile(lambda _: time.monotonic() < end, map(work, seeds))
-        return
-    # A process is replaced now and then, as what a killed agent leaves behind is never cleaned up.
-    with multiprocessing.get_context("spawn").Pool(options.jobs, gc.freeze, maxtasksperchild=100) as pool:
-        for result in pool.imap(work, seeds):
-            yield result
-            if time.monotonic() > end:
-                pool.terminate()
-                return
-
-
-class _Run:
-    """One seed, in a process of the pool."""
-
-    def __init__(self, only: tuple[int, ...] | None, *, timeline: bool) -> None:
-        self.only = only
-        self.timeline = timeline
-
-    def __call__(self, seed: int) -> tuple[Result, float]:
-        began = time.process_time()
-        result = simulate(seed, only=self.only)
-        if not (result.violations or self.timeline):
-            result = replace(
-                result, timeline=()
-            )  # what nobody is going to print need not go to another process
-        return result, time.process_time() - began
 
 
 def shrunk(result: Result) -> Result:
