@@ -1,6 +1,6 @@
 """A send stream out of the kernel, as chunks.
 
-The kernel writes into a pipe from a thread of its own, not one of the agent's workers: the thread waits whenever the reader does,
+The kernel writes into a pipe from a thread of its own, and another reads it, not the agent's workers: the first waits whenever the reader does,
 and a few slow uploads would leave no worker for what they wait for. Whoever stops reading closes the pipe, and the kernel gives
 up at its next write.
 """
@@ -12,62 +12,65 @@ import errno
 import fcntl
 import os
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from typing import TypeVar
 
+from fractal.api.context import Workers
 from fractal_btrfs import ioctls
+from fractal_btrfs.blocking import in_worker
 
+T = TypeVar("T")
 CHUNK = 1 << 20
 
 
+class _Thread(Workers):
+    """One thread, for one stream."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="btrfs-read")
+
+    async def run(self, function: Callable[..., T], /, *arguments: object) -> T:
+        """As `Workers.run`."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
+
+    def end(self) -> None:
+        """When nothing runs in it any more."""
+        self._pool.shutdown(wait=False)
+
+
 async def sent(subvolume: int, parent: int | None) -> AsyncGenerator[bytes, None]:
-    """The stream of a read-only subvolume, by its descriptor; `parent` is an id. Raises OSError."""
+    """The stream of a read-only subvolume, by its descriptor; `parent` is an id. Raises OSError, BackendError."""
     loop = asyncio.get_running_loop()
-    reader, writer = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    reader, writer = os.pipe2(os.O_CLOEXEC)
     with suppress(PermissionError):  # the limit of pipes' sizes; a small pipe is slower, not wrong
         fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, CHUNK)
-    os.set_blocking(writer, True)
     ended: asyncio.Future[OSError | None] = loop.create_future()
     thread = threading.Thread(
         target=_send, args=(loop, ended, subvolume, writer, parent), name="btrfs-send", daemon=True
     )
     thread.start()
+    reading = _Thread()
     try:
-        while chunk := await _chunk(loop, reader):
+        # By the event loop, each 48 KiB would cost two changes of what it waits for: as much again as the kernel's own work.
+        while chunk := await in_worker(reading, "reading a stream", _chunk, reader):
             yield chunk
     finally:
+        reading.end()
         os.close(reader)
         error = await _outlast(ended)
     if error is not None:
         raise error
 
 
-async def _chunk(loop: asyncio.AbstractEventLoop, reader: int) -> bytes:
+def _chunk(reader: int) -> bytes:
     """A whole chunk, less only at the end: the kernel writes 48 KiB at a time, and each chunk costs whoever handles it."""
     parts, missing = [], CHUNK
-    while missing and (part := await _read(loop, reader, missing)):
+    while missing and (part := os.read(reader, missing)):
         parts.append(part)
         missing -= len(part)
     return b"".join(parts)
-
-
-async def _read(loop: asyncio.AbstractEventLoop, reader: int, most: int) -> bytes:
-    """What there is, at least a byte; b"" at the end."""
-    while True:
-        try:
-            return os.read(reader, most)
-        except BlockingIOError:
-            ready: asyncio.Future[None] = loop.create_future()
-            loop.add_reader(reader, _wake, ready)
-            try:
-                await ready
-            finally:
-                loop.remove_reader(reader)
-
-
-def _wake(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)
 
 
 async def _outlast(ended: asyncio.Future[OSError | None]) -> OSError | None:
