@@ -13,7 +13,7 @@ from fractal.agent.control.names import check_new_name, find_device, find_group,
 from fractal.agent.control.params import Params
 from fractal.agent.control.plan import Action, Plan
 from fractal.agent.control.progress import Progress
-from fractal.agent.control.waiting import DEFAULT
+from fractal.agent.control.waiting import DEFAULT, wait_until
 from fractal.agent.fork_key import fork_key, new_key, sealed_secrets
 from fractal.agent.group import GroupAgent
 from fractal.agent.status import app_status
@@ -27,6 +27,9 @@ from fractal.manifest.fields import normalised
 from fractal.manifest.plain import from_plain_spec, to_plain_spec
 from fractal.manifest.report import idle_line, lines
 from fractal.manifest.ties import ties
+
+SAID = 10.0
+"""Seconds to wait for what this device says of itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +216,7 @@ def installed(
 
 
 @command("app.install")
-async def app_install(agent: Agent, params: Params, _: Progress) -> Plan:
+async def app_install(agent: Agent, params: Params, progress: Progress) -> Plan:
     group = agent.groups[find_group(agent, params).journal.state.id]
     wanted = params.text("app")
     if not wanted and "manifest" not in params:
@@ -226,6 +229,8 @@ async def app_install(agent: Agent, params: Params, _: Progress) -> Plan:
     policy = Policy(interval=interval_ms(params)) if "interval_s" in params else Policy()
     if ties(parsed):
         policy = replace(policy, failover="manual")
+    if parsed.architectures:  # a device says what it is a moment after it joined
+        await wait_until(group, SAID, lambda: bool(group.state.devices[group.me].arch), progress, str)
     placed = placed_on(group, spec, policy, params.text("device"))
     refuse_what_cannot_run(agent, group, placed, spec)
     store = store_for(group, params.text("store"))

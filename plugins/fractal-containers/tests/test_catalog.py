@@ -21,6 +21,7 @@ import fractal.catalog
 from fractal.api.app import AppRun, AppSpec
 from fractal.api.runtime import Health
 from fractal.manifest import Given, parse, secret_forms
+from fractal.testing.agents import bed
 from fractal.testing.group import SeededEntropy
 
 FOLDER = Path(next(iter(fractal.catalog.__path__)))
@@ -268,3 +269,42 @@ def test_home_assistant_is_told_of_the_gateway_once(app: Started) -> None:
         "scenes.yaml",
         "scripts.yaml",
     ]
+
+
+async def test_it_is_installed_by_its_name_on_a_whole_agent(
+    engine: TestEngine, inside: None, tmp_path: Path
+) -> None:
+    stand_in(engine, parse((FOLDER / "vaultwarden.yml").read_text()).services[0].image)
+    pi = "Raspberry Pi"
+    (tmp_path / pi).mkdir()
+    (tmp_path / pi / "config.toml").write_text(
+        f'schema = 1\n[device]\nname = "{pi}"\nstate_dir = "{tmp_path}/state"\nruntime_dir = "{tmp_path}/run"\n'
+        f'[runtime]\nbackend = "{engine.name}"\n[runtime.{engine.name}]\nsocket = "{engine.socket}"\n'
+        f'[coordination.sqlite]\npath = "{tmp_path}/log.sqlite"\n[transport.direct]\nhttps_port = 0\n'
+    )
+    async with bed(tmp_path) as made:
+        await made.start(pi)
+        await made.found(pi)
+        given = {"SIGNUPS_ALLOWED": "no", "ADMIN_TOKEN": "a-token-canary"}
+        wanted = {"app": "vaultwarden", "device": pi, "env": given, "routes": [HOST]}
+        plan = await made.call(pi, "app.install", **wanted, dry_run=True)
+        assert "canary" not in repr(plan)
+        assert plan["plan"][0]["detail"]["does not keep"].startswith("icons")
+        try:
+            installed = await made.call(pi, "app.install", **wanted, name="test", wait_s=100)
+            assert installed["done"], made.job(pi).problem()
+            told = await made.call(pi, "app.exec", app="test", argv=["cat", "/tmp/given/env"])
+            env = dict(line.split("=", 1) for line in told["output"].splitlines())
+            assert env["DOMAIN"] == f"https://{HOST}"
+            assert (env["SIGNUPS_ALLOWED"], env["ADMIN_TOKEN"]) == ("false", "a-token-canary")
+            assert "SMTP_HOST" not in env  # empty, it would ask for a mail server without a name
+            write = "echo kept > /data/db; echo made > /data/icon_cache/icon"
+            await made.call(pi, "app.exec", app="test", argv=["sh", "-c", write])
+            root, job = await made.job(pi).data.root(), made.job(pi)
+            assert (root / "data" / "db").read_text() == "kept\n"
+            assert list((root / "data" / "icon_cache").iterdir()) == []
+            assert (job.data.ignored_root() / "icons" / "icon").read_text() == "made\n"
+            assert "canary" not in repr(made.app(pi))
+        finally:
+            await made.call(pi, "app.remove", app="test", wait_s=60)
+            await made.until(lambda: not made.at(pi).jobs)
