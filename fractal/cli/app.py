@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from fractal.cli import complete
 from fractal.cli.given import asked, given_options, given_values, is_path, read_files, read_text
 from fractal.cli.lazy import LazyGroup
 from fractal.cli.output import clean, moment, show_facts, show_table
@@ -48,11 +49,21 @@ def app() -> None:
 
 
 @app.command("install")
-@click.argument("name", metavar="APP")
+@click.argument("name", metavar="APP", shell_complete=complete.app_to_install)
 @group_option
-@click.option("--device", metavar="DEVICE", help="Where to run it. [default: the best placed device]")
+@click.option(
+    "--device",
+    metavar="DEVICE",
+    shell_complete=complete.DEVICE,
+    help="Where to run it. [default: the best placed device]",
+)
 @click.option("--as", "as_name", metavar="NAME", help="Its name in the group, if it is to differ.")
-@click.option("--store", metavar="STORE", help="Where its archive is kept. [default: the group's only store]")
+@click.option(
+    "--store",
+    metavar="STORE",
+    shell_complete=complete.STORE,
+    help="Where its archive is kept. [default: the group's only store]",
+)
 @click.option("--route", "routes", multiple=True, metavar="NAME", help="Public name that leads to it.")
 @given_options
 @click.option(
@@ -134,7 +145,7 @@ def _show_removed(result: Mapping[str, Any]) -> None:
 
 
 @app.command()
-@click.argument("name", metavar="APP")
+@click.argument("name", metavar="APP", shell_complete=complete.APP)
 @group_option
 @json_option
 @pass_session
@@ -183,7 +194,7 @@ def _wish(verb: str, help_text: str, done: str, confirm: str = "") -> None:
     """A command that wishes something of one app and waits for it."""
 
     @app.command(verb, help=help_text)
-    @click.argument("name", metavar="APP")
+    @click.argument("name", metavar="APP", shell_complete=complete.APP)
     @group_option
     @wait_option
     @change_options
@@ -209,7 +220,7 @@ _wish("restart", "Stop an app and start it again where it is.", "restarted")
 
 
 @app.command()
-@click.argument("name", metavar="APP")
+@click.argument("name", metavar="APP", shell_complete=complete.APP)
 @group_option
 @click.option("--force", is_flag=True, help="Also if its last snapshot cannot be stored before.")
 @click.option(

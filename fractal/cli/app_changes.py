@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from fractal.cli import complete
 from fractal.cli.app import AT_HELP, say_done
 from fractal.cli.given import given_options, given_values, read_files, read_text
 from fractal.cli.output import clean, show_facts, size
@@ -24,8 +25,8 @@ at_option = click.option("--at", metavar="MOMENT", help=AT_HELP)
 
 
 @click.command()
-@click.argument("name", metavar="APP")
-@click.argument("device")
+@click.argument("name", metavar="APP", shell_complete=complete.APP)
+@click.argument("device", shell_complete=complete.DEVICE)
 @group_option
 @wait_option
 @change_options
@@ -41,7 +42,7 @@ def move(session: Session, name: str, device: str, group: str | None, **options:
 
 
 @click.command()
-@click.argument("name", metavar="APP")
+@click.argument("name", metavar="APP", shell_complete=complete.APP)
 @group_option
 @at_option
 @wait_option
@@ -59,11 +60,16 @@ def restore(session: Session, name: str, group: str | None, **options: Any) -> N
 
 
 @click.command()
-@click.argument("name", metavar="APP")
+@click.argument("name", metavar="APP", shell_complete=complete.APP_OR_REMOVED)
 @click.argument("new_name", metavar="NAME")
 @group_option
 @at_option
-@click.option("--device", metavar="DEVICE", help="Where to run it. [default: the best placed device]")
+@click.option(
+    "--device",
+    metavar="DEVICE",
+    shell_complete=complete.DEVICE,
+    help="Where to run it. [default: the best placed device]",
+)
 @wait_option
 @change_options
 @pass_session
@@ -85,7 +91,7 @@ def fork(session: Session, name: str, new_name: str, group: str | None, **option
 
 
 @click.command()
-@click.argument("name", metavar="APP")
+@click.argument("name", metavar="APP", shell_complete=complete.APP)
 @group_option
 @click.option(
     "--failover", type=click.Choice(["automatic", "manual"]), help="Who may move it when its device dies."
@@ -96,7 +102,12 @@ def fork(session: Session, name: str, new_name: str, group: str | None, **option
 @interval_option
 @click.option("--standby", type=click.IntRange(min=0, max=16), metavar="COUNT", help="How many warm copies.")
 @click.option(
-    "--prefer", "devices", multiple=True, metavar="DEVICE", help="Preferred device; repeat, best first."
+    "--prefer",
+    "devices",
+    multiple=True,
+    metavar="DEVICE",
+    shell_complete=complete.DEVICE,
+    help="Preferred device; repeat, best first.",
 )
 @click.option(
     "--trust", type=click.Choice(["group", "member", "list"]), help="Whose devices get the app's key."
@@ -166,7 +177,7 @@ def _show_policy(result: Mapping[str, Any]) -> None:
 
 
 @click.command()
-@click.argument("name", metavar="APP")
+@click.argument("name", metavar="APP", shell_complete=complete.APP)
 @group_option
 @click.option("--manifest", metavar="FILE", help="The new manifest. [default: the catalog's present one]")
 @click.option("--rename", metavar="NAME", help="New name.")

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from fractal.cli import complete
 from fractal.cli.output import clean, show_json
 from fractal.cli.session import IDLE_TIMEOUT, Session, group_option, json_option, pass_session
 
@@ -17,7 +18,7 @@ FOLLOW_TIMEOUT = 10 * 365 * 86400.0
 
 
 @click.command()
-@click.argument("name", metavar="APP")
+@click.argument("name", metavar="APP", shell_complete=complete.APP)
 @click.argument("service", required=False)
 @group_option
 @click.option(
@@ -50,7 +51,7 @@ def logs(session: Session, name: str, service: str | None, group: str | None, **
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
-@click.argument("name", metavar="APP")
+@click.argument("name", metavar="APP", shell_complete=complete.APP)
 @click.argument("argv", nargs=-1, required=True, metavar="COMMAND [ARGUMENT]...", type=click.UNPROCESSED)
 @group_option
 @click.option(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
+from fractal.cli import complete
 from fractal.cli.output import clean
 from fractal.cli.session import Session, group_option, json_option, pass_session
 
 
 @click.command()
-@click.argument("name", metavar="APP")
+@click.argument("name", metavar="APP", shell_complete=complete.APP)
 @click.argument("secret_name", metavar="SECRET")
 @group_option
 @json_option

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from fractal.cli import complete
 from fractal.cli.output import clean, show_table
 from fractal.cli.session import Session, change_options, json_option, pass_session
 
@@ -47,7 +48,7 @@ def _show_list(result: Mapping[str, Any]) -> None:
 
 
 @catalog.command()
-@click.argument("name", metavar="APP")
+@click.argument("name", metavar="APP", shell_complete=complete.names("catalog.list", "items"))
 @catalog_option
 @json_option
 @pass_session

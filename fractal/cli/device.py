@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from fractal.cli import complete
 from fractal.cli.output import clean, show_table
 from fractal.cli.session import Session, change_options, group_option, json_option, pass_session
 from fractal.cli.status import DEVICE_HEAD, device_row, show_apps
@@ -43,7 +44,7 @@ def _show_list(result: Mapping[str, Any]) -> None:
 
 
 @device.command()
-@click.argument("name", metavar="DEVICE")
+@click.argument("name", metavar="DEVICE", shell_complete=complete.PENDING)
 @group_option
 @click.option("--as", "as_name", metavar="NAME", help="Name to give it, if it is to differ.")
 @change_options
@@ -59,7 +60,7 @@ def approve(session: Session, name: str, group: str | None, as_name: str | None,
 
 
 @device.command()
-@click.argument("name", metavar="DEVICE")
+@click.argument("name", metavar="DEVICE", shell_complete=complete.DEVICE)
 @click.argument("new_name", metavar="NAME")
 @group_option
 @change_options
@@ -75,7 +76,7 @@ def rename(session: Session, name: str, new_name: str, group: str | None, **opti
 
 
 @device.command()
-@click.argument("name", metavar="DEVICE")
+@click.argument("name", metavar="DEVICE", shell_complete=complete.DEVICE)
 @group_option
 @change_options
 @pass_session
@@ -91,7 +92,7 @@ def remove(session: Session, name: str, group: str | None, **options: Any) -> No
 
 
 @device.command()
-@click.argument("name", metavar="DEVICE")
+@click.argument("name", metavar="DEVICE", shell_complete=complete.DEVICE)
 @group_option
 @click.option("--off", is_flag=True, help="Let it take apps again.")
 @click.option(

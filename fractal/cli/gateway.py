@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from fractal.cli import complete
 from fractal.cli.output import clean, seconds, show_table, yes_no
 from fractal.cli.session import Session, change_options, group_option, json_option, pass_session
 
@@ -38,7 +39,7 @@ def _show_list(result: Mapping[str, Any]) -> None:
 
 
 @gateway.command()
-@click.argument("name", metavar="DEVICE")
+@click.argument("name", metavar="DEVICE", shell_complete=complete.DEVICE)
 @group_option
 @click.option("--address", metavar="HOST", help="Its public host name or address.")
 @change_options
@@ -54,7 +55,7 @@ def add(session: Session, name: str, group: str | None, address: str | None, **o
 
 
 @gateway.command()
-@click.argument("name", metavar="DEVICE")
+@click.argument("name", metavar="DEVICE", shell_complete=complete.DEVICE)
 @group_option
 @change_options
 @pass_session

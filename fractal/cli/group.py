@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fractal.api.errors import ExitCode
+from fractal.cli import complete
 from fractal.cli.output import clean, moment, show_facts, show_table
 from fractal.cli.session import Session, change_options, group_option, json_option, pass_session
 from fractal.cli.status import DEVICE_HEAD, device_row
@@ -179,7 +180,7 @@ def _show_joined(result: Mapping[str, Any]) -> None:
 
 
 @group.command()
-@click.argument("name", metavar="GROUP")
+@click.argument("name", metavar="GROUP", shell_complete=complete.GROUP)
 @click.option("--force", is_flag=True, help="Even if it still owns apps or cannot reach the log.")
 @change_options
 @pass_session

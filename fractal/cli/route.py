@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from fractal.cli import complete
 from fractal.cli.output import clean, show_table
 from fractal.cli.session import Session, change_options, group_option, json_option, pass_session
 
@@ -35,7 +36,7 @@ def _show_list(result: Mapping[str, Any]) -> None:
 
 @route.command()
 @click.argument("name", metavar="NAME")
-@click.argument("app_name", metavar="APP")
+@click.argument("app_name", metavar="APP", shell_complete=complete.APP)
 @group_option
 @click.option("--kind", type=click.Choice(["https", "tcp", "udp"]), help="[default: https]")
 @click.option("--service", metavar="SERVICE", help="[default: the manifest's web service]")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from fractal.api.errors import ExitCode
+from fractal.cli import complete
 from fractal.cli.output import ProgressLine, show_json, show_plan
 
 if TYPE_CHECKING:
@@ -117,9 +118,12 @@ pass_session: Callable[[Callable[..., Any]], Callable[..., Any]] = click.make_pa
 
 def group_option(function: F) -> F:
     """`--group`."""
-    return click.option("--group", metavar="GROUP", help="Group, by name or id. [default: the only one]")(
-        function
-    )
+    return click.option(
+        "--group",
+        metavar="GROUP",
+        shell_complete=complete.GROUP,
+        help="Group, by name or id. [default: the only one]",
+    )(function)
 
 
 def json_option(function: F) -> F:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from fractal.api.errors import ExitCode
+from fractal.cli import complete
 from fractal.cli.app import AT_HELP
 from fractal.cli.output import clean, moment, show_facts, show_json, show_table, size
 from fractal.cli.session import (
@@ -31,7 +32,7 @@ def snapshot() -> None:
 
 
 @snapshot.command("list")
-@click.argument("name", metavar="APP")
+@click.argument("name", metavar="APP", shell_complete=complete.APP_OR_REMOVED)
 @group_option
 @json_option
 @pass_session
@@ -56,7 +57,7 @@ def _show_list(result: Mapping[str, Any]) -> None:
 
 
 @snapshot.command()
-@click.argument("name", metavar="APP")
+@click.argument("name", metavar="APP", shell_complete=complete.APP)
 @group_option
 @wait_option
 @change_options
@@ -72,7 +73,7 @@ def create(session: Session, name: str, group: str | None, wait_s: float | None,
 
 
 @snapshot.command()
-@click.argument("name", metavar="APP")
+@click.argument("name", metavar="APP", shell_complete=complete.APP)
 @group_option
 @click.option("--deep", is_flag=True, help="Read and authenticate every byte.")
 @json_option
@@ -92,7 +93,7 @@ def verify(session: Session, name: str, group: str | None, deep: bool, as_json: 
 
 
 @snapshot.command()
-@click.argument("name", metavar="APP")
+@click.argument("name", metavar="APP", shell_complete=complete.APP)
 @group_option
 @click.option("--at", metavar="MOMENT", help=AT_HELP)
 @click.option("--off", is_flag=True, help="Keep it no longer than the others.")
@@ -109,7 +110,7 @@ def pin(session: Session, name: str, group: str | None, at: str | None, off: boo
 
 
 @snapshot.command("plan")
-@click.argument("name", metavar="APP")
+@click.argument("name", metavar="APP", shell_complete=complete.APP)
 @group_option
 @json_option
 @pass_session
@@ -134,7 +135,7 @@ def _show_outlook(result: Mapping[str, Any]) -> None:
 
 
 @snapshot.command()
-@click.argument("name", metavar="APP")
+@click.argument("name", metavar="APP", shell_complete=complete.APP)
 @group_option
 @change_options
 @pass_session
@@ -154,7 +155,7 @@ at_option = click.option("--at", metavar="MOMENT", help=AT_HELP)
 
 
 @snapshot.command("open")
-@click.argument("name", metavar="APP")
+@click.argument("name", metavar="APP", shell_complete=complete.APP_OR_REMOVED)
 @group_option
 @at_option
 @click.option(
@@ -183,7 +184,7 @@ def _opened(session: Session, name: str, group: str | None, at: str | None) -> P
 
 
 @snapshot.command()
-@click.argument("name", metavar="APP")
+@click.argument("name", metavar="APP", shell_complete=complete.APP_OR_REMOVED)
 @click.argument("path", metavar="[PATH]", default="")
 @group_option
 @at_option
@@ -203,7 +204,7 @@ def browse(session: Session, name: str, path: str, group: str | None, at: str | 
 
 
 @snapshot.command()
-@click.argument("name", metavar="APP")
+@click.argument("name", metavar="APP", shell_complete=complete.APP_OR_REMOVED)
 @click.argument("path", metavar="PATH")
 @click.argument("target", metavar="DEST", type=click.Path(path_type=Path))
 @group_option
@@ -219,7 +220,7 @@ def copy(session: Session, name: str, path: str, target: Path, group: str | None
 
 
 @snapshot.command()
-@click.argument("name", metavar="APP")
+@click.argument("name", metavar="APP", shell_complete=complete.APP_OR_REMOVED)
 @click.argument("path", metavar="[PATH]", default="")
 @group_option
 @click.option("--at", metavar="MOMENT", required=True, help="The earlier moment.")

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from fractal.api.errors import ExitCode
+from fractal.cli import complete
 from fractal.cli.output import clean, show_json, show_table
 from fractal.cli.pairs import name_values
 from fractal.cli.session import Session, change_options, group_option, json_option, pass_session
@@ -73,7 +74,7 @@ def add(
 
 
 @store.command()
-@click.argument("name", metavar="STORE")
+@click.argument("name", metavar="STORE", shell_complete=complete.STORE)
 @group_option
 @json_option
 @pass_session
@@ -94,7 +95,7 @@ def check(session: Session, name: str, group: str | None, as_json: bool) -> int:
 
 
 @store.command()
-@click.argument("name", metavar="STORE")
+@click.argument("name", metavar="STORE", shell_complete=complete.STORE)
 @group_option
 @change_options
 @pass_session
