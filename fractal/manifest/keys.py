@@ -29,7 +29,6 @@ IDLE = {
     "container_name": "containers are named by the system, so that two copies of an app can run on one device; the app's services find it by that name too",
     "tty": "nobody has a terminal at it; its standard input stays open instead",
     "develop": "it is for working on an image",
-    "exclude_from_hc": "it is for one of the stores of apps",
     "userns_mode": "the engine's own way is taken",
 }
 """Of services: key -> why it is without effect."""
@@ -59,6 +58,9 @@ NETWORK_IDLE = dict.fromkeys(
 )
 """Of networks, and of a service's place in them."""
 REMEDIES = {
+    "content": "it is of one of the stores of apps; give the text as one of `configs`, with `content`",
+    "is_directory": "it is of one of the stores of apps; leave it out",
+    "exclude_from_hc": "it is of one of the stores of apps; leave it out",
     "include": "put what it includes into the file",
     "models": "no models are run here",
     "provider": "only containers are run",

@@ -12,20 +12,7 @@ from fractal.manifest.document import Scalar
 from fractal.manifest.env_files import beside
 from fractal.manifest.values import Where
 
-_MOUNT_KEYS = frozenset(
-    {
-        "type",
-        "source",
-        "target",
-        "read_only",
-        "bind",
-        "volume",
-        "tmpfs",
-        "consistency",
-        "content",
-        "is_directory",
-    }
-)
+_MOUNT_KEYS = frozenset({"type", "source", "target", "read_only", "bind", "volume", "tmpfs", "consistency"})
 _ROOT = re.compile(r"\$(?:\{([A-Za-z_][A-Za-z0-9_]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
 _OWN = re.compile(r"(APP_?)?DATA(_?(DIR|PATH|ROOT|FOLDER))?", re.IGNORECASE)
 """Variables by which app stores name the app's own folder."""
@@ -108,13 +95,6 @@ def _long(where: Where, service: str, devices: dict[str, str], found: Mounted) -
     if "consistency" in table:
         table["consistency"].idle("only Docker Desktop knows it")
     shared = _details(table)
-    if "is_directory" in table:
-        table["is_directory"].idle(
-            "what is bound from beside the manifest is a folder unless it is there as a file"
-        )
-    if "content" in table:
-        found.files[target] = table["content"].literal()
-        return
     if kind == "tmpfs":
         found.tmpfs.append(target + _tmpfs(table.get("tmpfs")))
         return
