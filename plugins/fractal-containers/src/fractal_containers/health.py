@@ -12,14 +12,15 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from fractal.api.app import HealthSpec
+from fractal.api.context import Clock
 from fractal.api.errors import BackendError
 from fractal.api.runtime import Health
 from fractal_containers.found import Container
 
 START_INTERVAL = 0.25
 """Seconds between probes until the first good one: this is what a person waits for."""
-EXEC_INTERVAL = 1.0
-"""The same for commands, which cost more."""
+EXEC_SHARE = 3.0
+"""The same for commands, which cost more: so many times as long as the last one took, at least."""
 Test = Callable[[Container, Sequence[str], float], Awaitable[bool]]
 """Runs a command in a container; whether it exited with 0."""
 
@@ -38,6 +39,8 @@ class Watch:
     detail: str = ""
     last: float = float("-inf")
     """CLOCK_BOOTTIME of the last probe's begin."""
+    took: float = 0.0
+    """Seconds that the last probe took."""
     task: asyncio.Task[None] | None = None
 
     def due(self, now: float) -> bool:
@@ -45,14 +48,14 @@ class Watch:
         starting = self.health is Health.STARTING
         if self.repeated and not starting:
             return False
-        quick = EXEC_INTERVAL if self.spec.test else START_INTERVAL
+        quick = max(START_INTERVAL, EXEC_SHARE * self.took if self.spec.test else 0.0)
         interval = min(self.spec.interval, quick) if starting else self.spec.interval
         return self.task is None and now - self.last >= interval
 
-    def begin(self, now: float, container: Container, test: Test) -> asyncio.Task[None]:
+    def begin(self, clock: Clock, container: Container, test: Test) -> asyncio.Task[None]:
         """Begin a probe. Its outcome is in `health` when the task is done."""
-        self.last = now
-        self.task = asyncio.create_task(self._probe(now, container, test))
+        self.last = clock.boottime()
+        self.task = asyncio.create_task(self._probe(clock, container, test))
         return self.task
 
     async def stop(self) -> None:
@@ -62,7 +65,8 @@ class Watch:
             with contextlib.suppress(asyncio.CancelledError):
                 await self.task
 
-    async def _probe(self, now: float, container: Container, test: Test) -> None:
+    async def _probe(self, clock: Clock, container: Container, test: Test) -> None:
+        now = self.last
         try:
             async with asyncio.timeout(self.spec.timeout):
                 if self.spec.test:
@@ -73,7 +77,7 @@ class Watch:
         except (OSError, TimeoutError, BackendError) as error:
             good, detail = False, str(error) or "no answer in time"
         finally:
-            self.task = None
+            self.task, self.took = None, clock.boottime() - now
         self.judge(now, good=good, detail=detail)
 
     def judge(self, now: float, *, good: bool, detail: str) -> None:
@@ -92,7 +96,10 @@ class Watch:
 class Watches:
     """Our own looks at all that runs. The outcome of a look is in the next answer if it is slow."""
 
-    def __init__(self, *, repeated: bool, frozen: Callable[[Container], bool], test: Test) -> None:
+    def __init__(
+        self, *, clock: Clock, repeated: bool, frozen: Callable[[Container], bool], test: Test
+    ) -> None:
+        self._clock = clock
         self._repeated = repeated
         self._frozen = frozen
         self._test = test
@@ -106,15 +113,16 @@ class Watches:
         """How we look: as the app says; where the engine does not run the image's own check, that one."""
         return container.health or (None if self._repeated else container.test)
 
-    def begin(self, container: Container, now: float) -> asyncio.Task[None] | None:
+    def begin(self, container: Container) -> asyncio.Task[None] | None:
         """Begin a look if one is due; the one that is under way, if any."""
+        now = self._clock.boottime()
         spec = self.spec(container)
         if spec is None or not container.running or self._frozen(container):
             return None
         repeated = self._repeated and bool(spec.test)
         watch = self._watches.setdefault(_start(container), Watch(spec, repeated, now))
         if watch.due(now):
-            watch.begin(now, container, self._test)
+            watch.begin(self._clock, container, self._test)
         return watch.task
 
     def forget(self, containers: Sequence[Container]) -> None:

@@ -62,6 +62,7 @@ class ContainerRuntime:
         self._isolating = asyncio.Lock()
         """Held while a network is made and shut in, and while it is found that none is left."""
         self._watches = Watches(
+            clock=context.clock,
             repeated=engine.repeats_checks,
             frozen=lambda container: self._cgroup(container.key).frozen(),
             test=self._test,
@@ -319,9 +320,8 @@ class ContainerRuntime:
             runs.setdefault(network.labels.get(RUN, ""), (dict(network.labels), []))
         for container in await self._containers():
             runs.setdefault(container.key, (dict(container.labels), []))[1].append(container)
-        now = self._context.clock.boottime()
         containers = [c for _, cs in runs.values() for c in cs]
-        tasks = [task for c in containers if (task := self._watches.begin(c, now)) is not None]
+        tasks = [task for c in containers if (task := self._watches.begin(c)) is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=CHECK_WAIT)
         self._watches.forget(containers)
@@ -431,7 +431,7 @@ class ContainerRuntime:
         end, ends, status = clock.boottime() + limit, self._ends[key], None
         while clock.boottime() < end and self._ends[key] == ends:
             container = await self._find(key, name)
-            if (task := self._watches.begin(container, clock.boottime())) is not None:
+            if (task := self._watches.begin(container)) is not None:
                 await asyncio.wait([task], timeout=CHECK_WAIT)
             status = await self._service_status(container)
             if status.health is Health.HEALTHY:
