@@ -83,7 +83,7 @@ def desired_serving(agent: Agent) -> tuple[tuple[Peer, ...], tuple[LocalRoute, .
 
 def _local(group: GroupAgent, wish: Route, job: AppJob) -> LocalRoute | None:
     run = job.health()
-    if not job.owns or job.leaving or run is None or job.right().deadline is None:
+    if not job.owns or job.handover.leaving or run is None or job.right().deadline is None:
         return None
     try:
         service = wish.service or job.spec.web_service
@@ -148,4 +148,5 @@ def _target(group: GroupAgent, wish: Route, app: App) -> Target:
         device=device.id if device else "",
         contact=device.contact if device else {},
         epoch=app.epoch,
+        moving=not serving or app.move_to not in ("", app.owner),
     )

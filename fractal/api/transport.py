@@ -57,6 +57,8 @@ class Target:
     contact: Mapping[str, str] = field(default_factory=dict)
     """What that device published about itself for this transport (`Transport.contact`)."""
     epoch: int = 0
+    moving: bool = False
+    """Whether it is about to go to another device, or just does: who connects now should find the next one at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -65,6 +66,35 @@ async def test_planned_move_fails_no_request(town: Town) -> None:
         min(start for start, _, what in seen.answers if what == "second"),
     )
     assert last < first, "no request that began after the switch went to the old device"
+
+
+async def test_who_waits_for_a_move_is_let_in_soon_after_it(town: Town, bed: WireguardBed) -> None:
+    """Tried every quarter of a second, where all devices are near; afterwards everybody is tried as ever."""
+    await answered(town)
+    passing = bed.remotes["gateway"].transport._gateway._passing
+    assert passing is not None
+    address = of_app(GROUP, "app0").v6
+
+    async def hastened(*, wanted: bool) -> None:
+        async with within(town, f"quick tries: {wanted}"):
+            while (address in await passing._haproxy.command(f"show acl {passing._soon_file}")) is not wanted:
+                await asyncio.sleep(0.05)
+
+    await hastened(wanted=False)
+    leaving = dataclasses.replace(town.target(0, town.ids[0]), moving=True)
+    await town.forward(leaving, town.target(1, town.ids[1]))
+    await hastened(wanted=True)
+    await town.forward(dataclasses.replace(leaving, device=""), town.target(1, town.ids[1]))
+    opening = asyncio.create_task(answered(town, "second"))
+    async with within(town, "a connection that is tried quickly"):
+        while "backend=soon" not in await passing._haproxy.command("show sess all"):
+            await asyncio.sleep(0.05)
+    await town.serve(0, [])
+    await town.serve(1, [*town.routes(1), town.web_route(0, town.apps[1].port)])
+    await town.forward(town.target(0, town.ids[1], epoch=2), town.target(1, town.ids[1]))
+    async with within(town, "it is answered by the next device"):
+        await opening
+    await hastened(wanted=False)
 
 
 async def test_dead_device_loses_only_what_was_under_way(town: Town, bed: WireguardBed) -> None:

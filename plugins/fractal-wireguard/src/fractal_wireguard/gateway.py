@@ -46,6 +46,8 @@ class Gateway:
         self._keys: dict[str, str] = {}
         self._apps: dict[tuple[str, str], Led] = {}
         self._reserved: dict[Port, socket.socket] = {}
+        self.moving: frozenset[str] = frozenset()
+        """Addresses of the apps that change hands."""
 
     async def open(self) -> None:
         """Bind the public ports. Raises BackendError naming the port."""
@@ -89,6 +91,7 @@ class Gateway:
         names, ports, wrong = _sorted_out(targets)
         problems += wrong
         before, self._apps = self._apps, _led(self._apps, targets)
+        self.moving = frozenset(of_app(target.group, target.app).v6 for target in targets if target.moving)
         self._keys = keys
         problems += _meeting(self._apps, keys, targets)
         had, wrong = self._reserve(ports)
@@ -107,6 +110,11 @@ class Gateway:
             await self._passing.apply(names)
             await self._passing.shut({of_app(*app).v6 for app in _ended(before, self._apps, keys)})
         return problems
+
+    async def hasten(self, near: bool) -> None:
+        """Have connections to what changes hands tried quickly, if all devices are `near`. Raises BackendError, OSError."""
+        if self._passing is not None:
+            await self._passing.hasten(self.moving if near else frozenset())
 
     async def save(self) -> None:
         """Remember where the devices are, so that a restart need not wait for them to speak. Raises BackendError, OSError."""

@@ -15,6 +15,8 @@ from fractal_wireguard.challenge import PROTOCOL
 from fractal_wireguard.config import WireguardConfig
 from fractal_wireguard.haproxy import Haproxy, common_settings
 
+SOON = 0.25
+"""Seconds for one try to connect to an app that changes hands: a packet that was held is sent anew after a whole second only."""
 _AT_ONCE = 50
 """Changes from which on the whole table is replaced."""
 
@@ -26,6 +28,8 @@ class Passing:
         self._config = config
         self._folder = context.runtime_dir / "p"
         self._map = self._folder / "names.map"
+        self._soon_file = self._folder / "soon.acl"
+        self._soon: frozenset[str] = frozenset()
         self._haproxy = Haproxy(context, self._folder, self._started)
         self._names: dict[str, str] = {}
 
@@ -33,6 +37,7 @@ class Passing:
         """Start it, with no names. Raises BackendError naming a port that cannot be had."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
         self._map.write_text("")
+        self._soon_file.write_text("")
         await self._haproxy.open(self._settings())
 
     async def close(self) -> None:
@@ -66,6 +71,18 @@ class Passing:
         except BackendError:
             await self._haproxy.replace_map(self._map, lines)
 
+    async def hasten(self, apps: frozenset[str]) -> None:
+        """Try exactly these addresses quickly, again and again, for whoever connects from now on. Raises BackendError."""
+        old, self._soon = self._soon, apps
+        if old == apps:
+            return
+        fresh = self._soon_file.with_suffix(".new")
+        fresh.write_text("".join(f"{address}\n" for address in sorted(apps)))
+        fresh.replace(self._soon_file)
+        if self._haproxy.up:
+            await self._haproxy.tell(f"add acl {self._soon_file} {address}" for address in sorted(apps - old))
+            await self._haproxy.tell(f"del acl {self._soon_file} {address}" for address in sorted(old - apps))
+
     async def shut(self, apps: Collection[str]) -> None:
         """End the connections that lead to these addresses; those that are still being tried go on to whoever has them now."""
         if apps and self._haproxy.up:
@@ -73,7 +90,7 @@ class Passing:
             await self._haproxy.shut([s for s in found if s.leads_to in apps and s.established])
 
     async def _started(self) -> None:
-        """It has read the file."""
+        """It has read the files."""
 
     def _settings(self) -> str:
         config = self._config
@@ -120,9 +137,15 @@ frontend tls
   tcp-request content set-dst-port int({ENTRY_PORT})
   tcp-request content set-dst-port int({CHALLENGE_PORT}) if challenge !others
   use_backend challenges if challenge !others
+  use_backend soon if {{ var(sess.to) -m str -f {self._soon_file} }}
   default_backend devices
 
 backend devices
+  server device 0.0.0.0:0 send-proxy-v2
+
+backend soon
+  timeout connect {round(1000 * SOON)}
+  retries {max(1, round(config.hold / SOON))}
   server device 0.0.0.0:0 send-proxy-v2
 
 backend challenges

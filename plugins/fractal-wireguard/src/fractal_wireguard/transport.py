@@ -36,6 +36,8 @@ from fractal_wireguard.tools import check
 LONG_SILENCE = 60
 """Beats that were missed, after which a way is renewed less often."""
 SELDOM = 10
+NEAR = 0.1
+"""Seconds of a round trip in the tunnel up to which a connection is tried quickly (`passing.SOON`) while its app changes hands."""
 LOOK = 30.0
 """Seconds between looks whether the packet filter is still there: a distribution's own firewall may clear everything."""
 _HANDSHAKE_BYTES = 512
@@ -122,6 +124,7 @@ class WireguardTransport:
         """Ask each gateway for a sign of life, and renew the way to those that have missed three, until cancelled."""
         try:
             while True:
+                await self._hasten()
                 for device, gateway in self._device.gateways.items():
                     missed = self.heartbeat.ask(of_device(device).v6).missed
                     if missed and missed % (MISSES if missed < LONG_SILENCE else SELDOM) == 0:
@@ -132,6 +135,17 @@ class WireguardTransport:
         finally:
             for task in self._renewing.values():
                 await _end(task)
+
+    async def _hasten(self) -> None:
+        """As a gateway: look how far devices are while an app changes hands. From far away an answer takes longer than a quick try."""
+        devices = [of_device(device).v6 for device in (self._gateway.devices if self._gateway.moving else ())]
+        pulses = [self.heartbeat.ask(address) for address in devices]
+        awake = self._context.clock.boottime() - MISSES * self._config.heartbeat
+        trips = [p.rtt for p in pulses if p.heard is not None and p.heard > awake and p.rtt is not None]
+        try:
+            await self._gateway.hasten(bool(trips) and max(trips) < NEAR)
+        except (BackendError, OSError) as error:
+            self._context.logger.debug("transport wireguard: %s", error)  # the usual way stands
 
     async def _renew(self, gateway: UsedGateway) -> None:
         """Look the gateway up anew and shake hands again, unless only its agent is silent while the tunnel carries data."""
