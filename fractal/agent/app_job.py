@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fractal.agent.app_data import AppData
 from fractal.agent.beats import AppBeat
+from fractal.agent.bringing import Bringing
 from fractal.agent.care import Care
+from fractal.agent.handover import HAND_OVER_LIMIT, Handover
 from fractal.agent.images import ImageCare
 from fractal.agent.jobs.failover import wait_end
 from fractal.agent.local import LocalFacts
@@ -19,7 +21,7 @@ from fractal.agent.saver import Saver
 from fractal.api.app import AppRun, AppSpec, run_key
 from fractal.api.errors import BackendError, FractalError, NotFound
 from fractal.api.runtime import Health, RunStatus
-from fractal.core.entries import AppRestored, Released, Serving
+from fractal.core.entries import AppRestored, Serving
 from fractal.core.lease import Right, right_to_run
 from fractal.core.model import App, Point
 from fractal.core.placement import standbys, successors
@@ -37,12 +39,6 @@ START_AGAIN = 0.5
 """Seconds between two starts of what does not stay up; the runtime's own back-off is longer for each service that fails."""
 RESTORE_AGAIN = 20.0
 """Seconds before a restore that failed is tried again; the app runs and is saved meanwhile."""
-STAY = 60.0
-"""Seconds for which an app stays after a handover failed, before the next try."""
-WITHDRAW_LIMIT = 3.0
-"""Seconds that a transport may take to let requests under way finish before a planned move stops the app."""
-HAND_OVER_LIMIT = 120.0
-"""Seconds for the last snapshot of a handover to be stored; after that the app goes on where it is."""
 
 
 class AppJob:
@@ -58,20 +54,15 @@ class AppJob:
         self.care = Care(self)
         self.images = ImageCare(self)
         self.manifest = ManifestUse(self)
+        self.bringing = Bringing(self)
+        self.handover = Handover(self)
         self.trouble = ""
         self._wait: tuple[int, float] | None = None
         self._started: tuple[int, float] | None = None
         """Epoch that is being started, and since when: each epoch has its own time to get healthy."""
-        self._unprepared: tuple[int, float] | None = None
-        """Epoch of which the images cannot be had here, and since when."""
-        self._ready: tuple[int, AppSpec, Mapping[str, str]] | None = None
-        """Epoch whose first start was prepared while it waited, for which specification and images."""
         self._backoff = 0.0
         self._looked: tuple[Point | None, float] = (None, 0.0)
         """What the owner had said when the archive was looked into last, and when that was."""
-        self._stay_until = 0.0
-        self.leaving = False
-        """Whether the app is about to stop here to go on elsewhere: no route leads here any more."""
         self._start_at = 0.0
         self._restore_at = 0.0
         self._restore_tried = ""
@@ -177,7 +168,7 @@ class AppJob:
     @property
     def handing_over(self) -> bool:
         """Whether the agent's end still waits for this app to be released to somebody."""
-        return self.owns and self.app.release is None and bool(self._hand_over_to())
+        return self.owns and self.app.release is None and bool(self.handover.target)
 
     @property
     def resting(self) -> bool:
@@ -200,8 +191,16 @@ class AppJob:
         """Step until the app is gone from the group and from this device."""
         self._backoff = 0.0
         await self._unpause()
+        try:
+            await self._step_on()
+        finally:
+            await self.bringing.stop()
+
+    async def _step_on(self) -> None:
         pulse = self.group.pulse.count
         while True:
+            if not self.owns:
+                await self.bringing.stop()
             self.manifest.note_health()
             view = self.view()
             step = next_step(view)
@@ -230,13 +229,14 @@ class AppJob:
             Step.PREPARE: self._prepare,
             Step.FINISH_WAIT: self._finish_wait,
             Step.RESTORE: self._restore,
-            Step.STOP: self._stop,
-            Step.UPDATE: self._stop,
+            Step.STOP: self.stop,
+            Step.UPDATE: self.stop,
+            Step.BRING: self.bringing.step,
             Step.START: self._start,
             Step.ANNOUNCE: self._announce,
-            Step.GIVE_UP: self._give_up,
-            Step.HAND_OVER: self._hand_over,
-            Step.RELEASE: self._release_again,
+            Step.GIVE_UP: self.handover.give_up,
+            Step.HAND_OVER: self.handover.hand_over,
+            Step.RELEASE: self.handover.release,
             Step.TICK: self.saver.tick,
             Step.CLEAN_UP: self.data.clean_up,
         }
@@ -252,7 +252,7 @@ class AppJob:
             self._backoff = min(10.0, max(0.5, self._backoff * 2))
             await clock.sleep(self._backoff)
         else:
-            if step is not Step.TICK:
+            if step not in (Step.TICK, Step.BRING):
                 self.logger.info("%s: %s: done", self.app.name, step.value)
             self.trouble, self._backoff = "", 0.0
 
@@ -265,7 +265,7 @@ class AppJob:
                 # Found or remembered by nobody here: adopt it with the full wait, counted from now.
                 now = group.agent.clock.boottime()
                 self._wait = (app.epoch, wait_end(group, self.id, app.epoch, now, now))
-        target = self._hand_over_to()
+        target = self.handover.target
         return View(
             me=group.me,
             now=group.agent.clock.boottime(),
@@ -285,9 +285,11 @@ class AppJob:
             rounds=self.saver.rounds,
             last_round=self.saver.last_round,
             saving=bool(facts.ticks),
-            target_ready=self._target_ready(target),
+            target_ready=self.handover.ready(target),
             outdated=self.manifest.outdated,
             held=bool(facts.queue) or self.data.opened,
+            here=self.bringing.here,
+            bringing=self.bringing.under_way,
             ending=group.agent.stopping,
             start_at=self._start_at,
             restore_at=self._restore_at if app.restore and app.restore.id == self._restore_tried else 0.0,
@@ -297,7 +299,7 @@ class AppJob:
 
     def _since(self, epoch: int) -> float | None:
         """When this epoch's time to get healthy began."""
-        for known in (self._unprepared, self._started):
+        for known in (self.bringing.missing, self._started):
             if known is not None and known[0] == epoch:
                 return known[1]
         return None
@@ -327,9 +329,16 @@ class AppJob:
         return said
 
     def _said_newest(self) -> Point | None:
-        beat = self.group.beats.get(self.app.owner)
+        """What the owner said last, in a signal or as it released the app: then the next one need not wait for a look."""
+        app = self.app
+        if self.owns:
+            return None
+        beat = self.group.beats.get(app.owner)
         said = beat.apps.get(self.id) if beat else None
-        return said.committed if said is not None and said.epoch == self.app.epoch and not self.owns else None
+        told = [said.committed] if said is not None and said.epoch == app.epoch else []
+        if app.release is not None and app.release.epoch == app.epoch:
+            told.append(app.release.base)
+        return max((point for point in told if point is not None), default=None)
 
     async def _fetch(self) -> None:
         said = self._said_newest()
@@ -343,29 +352,6 @@ class AppJob:
             soon = (view.tick_due, view.wait_over or 0.0, view.start_at, view.restore_at)
             waits += [at - view.now for at in soon if at > view.now]
         return max(0.02, min(waits))
-
-    def _hand_over_to(self) -> str:
-        app, state = self.app, self.group.state
-        if not self.owns or self.group.agent.clock.boottime() < self._stay_until:
-            return ""
-        wished = app.move_to if app.move_to != self.group.me else ""
-        if wished and wished in successors(state, app) and self.group.online(wished):
-            # Not to one that is away: the app would be released to nobody, taken by another, released again.
-            return wished
-        agent = self.group.agent
-        if agent.stopping and not agent.resting and app.policy.failover == "automatic":
-            others = successors(state, app, without=[self.group.me])
-            return "*" if any(self.group.online(d) for d in others) else ""
-        return ""
-
-    def _target_ready(self, target: str) -> bool:
-        if target == "*":
-            return True
-        beat = self.group.beats.get(target)
-        committed = self.facts.now.committed
-        if beat is None or committed is None or self.facts.now.ticks:
-            return False
-        return beat.warm.get(self.id) == committed
 
     # --- steps --------------------------------------------------------------------------------------------------
 
@@ -385,14 +371,9 @@ class AppJob:
         self.saver.reset()
         # What a start needs and no right to run does: while the wait goes on, so that nothing but the start itself comes after it.
         try:
-            await self._make_ready(await self.app_run())
+            await self.bringing.step()
         except FractalError as error:
             self.logger.info("%s: not ready yet, the start tries again: %s", self.app.name, error)
-
-    async def _make_ready(self, run: AppRun) -> None:
-        await self.images.bring()
-        await self.group.agent.runtime.prepare(run)
-        self._ready = (run.epoch, run.spec, run.images)
 
     async def _finish_wait(self) -> None:
         self.facts.change(waited=self.app.epoch)
@@ -415,15 +396,6 @@ class AppJob:
         agent = self.group.agent
         await self.data.require_root()
         run = await self.app_run()
-        try:
-            if self._ready != (run.epoch, run.spec, run.images):
-                await self._make_ready(run)
-        except FractalError:
-            # Not to be had here counts like not getting healthy here: another device may have it.
-            if self._unprepared is None or self._unprepared[0] != self.app.epoch:
-                self._unprepared = (self.app.epoch, agent.clock.boottime())
-            raise
-        self._ready = self._unprepared = None
         await agent.guard.register(await agent.runtime.freezable(run))
         right = self.right()
         if right.deadline is None or right.deadline <= agent.clock.boottime():
@@ -434,18 +406,30 @@ class AppJob:
             self._started = (epoch, agent.clock.boottime())
         self._start_at = agent.clock.boottime() + START_AGAIN
         await self.manifest.note_start()
-        await agent.runtime.start(run)
+        try:
+            await agent.runtime.start(run)
+        except FractalError:
+            self.bringing.forget()
+            raise
         self._start_at = agent.clock.boottime() + START_AGAIN
         await agent.observe()
 
-    async def _stop(self) -> None:
+    async def halt(self) -> None:
+        """Stop the app; what is left of the run stays until it is started again or removed."""
         agent = self.group.agent
         for run in self.runs():
             await agent.runtime.stop(run.key)
-            await agent.runtime.remove(run.key)
-        self._started = self._unprepared = None
+        self._started = None
+        self.bringing.forget()
         await agent.observe()
         self.saver.hurry()
+
+    async def stop(self) -> None:
+        """Stop the app and remove what its run left."""
+        await self.halt()
+        for run in self.runs():
+            await self.group.agent.runtime.remove(run.key)
+        await self.group.agent.observe()
 
     async def _announce(self) -> None:
         epoch = self.app.epoch
@@ -459,51 +443,6 @@ class AppJob:
         self.group.agent.tell(
             "app.serving", group=self.group, app=self.id, text=f"{self.app.name} is healthy here"
         )
-
-    async def _give_up(self) -> None:
-        await self._stop()
-        await self._release(unhealthy=True)
-
-    async def _hand_over(self) -> None:
-        self.leaving = True
-        try:
-            await self._withdraw()
-            await self._stop()
-            try:
-                await self.saver.tick()
-                await self.saver.drain(HAND_OVER_LIMIT)
-            except FractalError:
-                # Without its last snapshot stored the app is better off running here; the wish is tried again later.
-                self._stay_until = self.group.agent.clock.boottime() + STAY
-                raise
-            await self._release(unhealthy=False)
-        finally:
-            self.leaving = False
-            self.group.pulse.beat()
-
-    async def _withdraw(self) -> None:
-        """Have no route lead here before the app stops: gateways hold requests then, instead of losing them."""
-        agent = self.group.agent
-        self.group.pulse.beat()
-        end = agent.clock.boottime() + WITHDRAW_LIMIT
-        while any(route.app == self.id for route in agent.serving) and agent.clock.boottime() < end:
-            await agent.clock.sleep(0.02)
-
-    async def _release_again(self) -> None:
-        await self._release(unhealthy=False)
-
-    async def _release(self, *, unhealthy: bool) -> None:
-        """Give the epoch up: noted durably before it is sent, re-sent until read back, final."""
-        epoch, facts = self.app.epoch, self.facts.now
-        clean = facts.waited == epoch and not self.runs()
-        self.facts.change(released=epoch)
-        entry = Released(app=self.id, epoch=epoch, clean=clean, base=facts.committed, unhealthy=unhealthy)
-        await self.group.journal.append(
-            entry,
-            wanted=lambda state: state.apps[self.id].epoch == epoch and state.apps[self.id].release is None,
-            timeout=600.0,
-        )
-        self.group.pulse.beat()
 
     async def _hold(self, point: Point) -> None:
         """Fetch a moment, which may take hours, and save the app meanwhile as ever."""
@@ -534,7 +473,7 @@ class AppJob:
         # Fetched while the app runs: what cannot be had costs no downtime.
         await self._hold(wish.point)
         if self.runs():
-            await self._stop()
+            await self.stop()
         if await self.data.has_root():
             # The present is stored first: a restore can itself be undone.
             await self.saver.tick()

@@ -69,8 +69,8 @@ class SnapshotHooks:
 
     async def release(self) -> None:
         """Run the commands after a snapshot that were left out, if the run that they are for is still there."""
-        key = self._job.facts.now.hooked
-        if key == self._key and self._job.health() is not None:
+        key, run = self._job.facts.now.hooked, self._job.health()
+        if key == self._key and run is not None and run.running:
             self._tell(await self._after())
         elif key:
             # With the run ended whatever its commands held.

@@ -154,7 +154,11 @@ class Saver:
         job = self._job
         agent = job.group.agent
         run = job.health()
-        pause = run is not None and (not agent.instant_snapshots or job.spec.consistency == "pause")
+        pause = (
+            run is not None
+            and run.running
+            and (not agent.instant_snapshots or job.spec.consistency == "pause")
+        )
         key = run_key(job.group.id, job.id, job.app.epoch)
         try:
             if pause:

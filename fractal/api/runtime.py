@@ -52,6 +52,11 @@ class RunStatus:
         return run_key(self.group, self.app, self.epoch)
 
     @property
+    def running(self) -> bool:
+        """Whether anything of it runs."""
+        return any(service.running for service in self.services)
+
+    @property
     def health(self) -> Health:
         """The worst of the services' health; STOPPED if none runs."""
         order = (Health.STOPPED, Health.UNHEALTHY, Health.STARTING, Health.HEALTHY)

@@ -33,6 +33,7 @@ class Step(Enum):
     RESTORE = "put an earlier moment in place"
     STOP = "stop"
     UPDATE = "stop, to start with the new manifest"
+    BRING = "have what it needs to start on this device"
     START = "start"
     ANNOUNCE = "announce that it is healthy"
     GIVE_UP = "release it: it does not get healthy here"
@@ -88,6 +89,10 @@ class View:
     """Something of the app on this device is in no store yet, or somebody looks into one of its moments here."""
     start_at: float = 0.0
     """Not to be started before: a start was tried a moment ago."""
+    here: bool = True
+    """What a start needs is on this device: images above all."""
+    bringing: bool = False
+    """It is being brought, beside the steps."""
     restore_at: float = 0.0
     """A restore is not to be tried before: the last try failed."""
 
@@ -145,8 +150,8 @@ def _owning(view: View) -> Step:
         return Step.HAND_OVER
     if not running and _hopeless(view, health):
         return Step.GIVE_UP  # before yet another start: what cannot be prepared here would be tried for ever
-    if not running and view.now >= view.start_at and not _all_failed(view):
-        return Step.START
+    if not running and view.now >= view.start_at and not _all_failed(view) and not view.bringing:
+        return Step.START if view.here else Step.BRING
     if running and view.outdated:
         return Step.UPDATE
     if health is Health.HEALTHY and app.serving != app.epoch:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import fractal.agent.app_job as app_job
+import fractal.agent.handover as handover
 import fractal.agent.jobs.failover as failover
 import fractal.core.fold_lease as fold_lease
 import fractal.core.lease as lease
@@ -168,7 +169,7 @@ def thaw_without_looking(patch: pytest.MonkeyPatch) -> None:
 
 
 def every_release_is_clean(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(app_job, "Released", lambda **said: Released(**{**said, "clean": True}))
+    patch.setattr(handover, "Released", lambda **said: Released(**{**said, "clean": True}))
     patch.setattr(failover, "clean_succession", lambda app, epoch, stored: True)
 
 
@@ -237,18 +238,19 @@ def half_of_the_snapshots(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_release_that_is_not_final(patch: pytest.MonkeyPatch) -> None:
-    release = app_job.AppJob._release
+    release = handover.Handover.release
 
-    async def impatient(self: app_job.AppJob, *, unhealthy: bool) -> None:
+    async def impatient(self: handover.Handover, *, unhealthy: bool = False) -> None:
+        job = self._job
         try:
             async with asyncio.timeout(3.0):
                 await release(self, unhealthy=unhealthy)
         except TimeoutError:
             # Nobody seems to have heard of it: go on here, and try again later, as after other handovers that failed.
-            self.facts.change(released=0)
-            self._stay_until = self.group.agent.clock.boottime() + app_job.STAY
+            job.facts.change(released=0)
+            self._stay_until = job.group.agent.clock.boottime() + handover.STAY
 
-    patch.setattr(app_job.AppJob, "_release", impatient)
+    patch.setattr(handover.Handover, "release", impatient)
 
 
 def taken_counts_as_stored(patch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ tried in their plugins and in the stack.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -52,6 +53,8 @@ class Engine:
     loaded: list[str] = field(default_factory=list)
     started: list[str] = field(default_factory=list)
     arch: str = "x86_64"
+    slow: asyncio.Event | None = None
+    """Loading waits for it."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
@@ -79,6 +82,8 @@ class Engine:
 
     async def load_image(self, image: str, chunks: AsyncIterator[bytes]) -> str:
         self.loaded.append(image)
+        if self.slow is not None:
+            await self.slow.wait()
         return self.tag(image, b"".join([chunk async for chunk in chunks]))
 
     async def _run(self, run: AppRun) -> AppRun:
@@ -143,6 +148,23 @@ async def test_no_registry_is_needed_anywhere_but_once(two: Bed) -> None:
     engine(two, "Attic").stock.clear()
     await two.call("Den", "app.move", app="test", device="Attic", wait_s=40)
     assert engine(two, "Attic").loaded == [IMAGE] and len(objects(two)) == 1
+
+
+async def test_an_app_whose_image_is_being_loaded_can_be_moved_on(two: Bed) -> None:
+    """Loading may take minutes on a small device: nothing that the app has to do meanwhile waits for it."""
+    await two.install("Attic", TEXT)
+    await two.until(lambda: IMAGE in two.app("Attic").pinned_images)
+    den, slow = engine(two, "Den"), asyncio.Event()
+    await two.until(lambda: den.loaded == [IMAGE])
+    den.stock.clear()
+    den.slow = slow
+    await two.call("Attic", "app.move", app="test", device="Den", wait_s=0)
+    await two.until(lambda: den.loaded == [IMAGE, IMAGE])
+    assert two.app("Den").owner == two.at("Den").me
+    await two.call("Attic", "app.move", app="test", device="Attic", wait_s=40)
+    await two.until(lambda: two.app("Attic").serving == two.app("Attic").epoch == 3)
+    assert not slow.is_set() and not den.started
+    slow.set()
 
 
 async def test_a_fork_runs_what_its_origin_runs_and_shares_the_object(two: Bed) -> None:

@@ -1,0 +1,93 @@
+"""Having on this device what an app needs to start: its images, and what its runtime wants beside them.
+
+That may take minutes, so it goes on beside the app's steps: an app that is replaced, moved or stopped meanwhile waits for no
+image.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from fractal.api.errors import FractalError
+
+if TYPE_CHECKING:
+    from fractal.agent.app_job import AppJob
+
+AT_ONCE = 1.0
+"""Seconds for which a step waits: mostly everything is here already."""
+
+
+class Bringing:
+    """Belongs to one app's job."""
+
+    def __init__(self, job: AppJob) -> None:
+        self._job = job
+        self._task: asyncio.Task[None] | None = None
+        self._for: object = None
+        """What is being brought, or was last."""
+        self._here: object = None
+        """What was brought."""
+        self._missing: tuple[int, float] | None = None
+        """Epoch for which something cannot be had here, and since when."""
+
+    @property
+    def here(self) -> bool:
+        """Whether all that a start needs was brought."""
+        return self._here == self._wanted
+
+    @property
+    def under_way(self) -> bool:
+        """Whether it is being brought at this moment."""
+        return self._task is not None and not self._task.done() and self._for == self._wanted
+
+    @property
+    def missing(self) -> tuple[int, float] | None:
+        """Epoch for which something cannot be had here, and since when (boottime)."""
+        return self._missing
+
+    @property
+    def _wanted(self) -> object:
+        job = self._job
+        return job.app.epoch, job.app.spec, job.images.digests()
+
+    async def step(self) -> None:
+        """Begin, or take in what came of it. Raises FractalError."""
+        wanted = self._wanted
+        if self._task is None or self._for != wanted:
+            await self.stop()
+            self._for = wanted
+            self._task = asyncio.create_task(self._bring())
+            self._task.add_done_callback(self._ended)
+        await asyncio.wait([self._task], timeout=AT_ONCE)
+        if not self._task.done():
+            return
+        task, self._task = self._task, None
+        try:
+            task.result()
+        except FractalError:
+            # Not to be had here counts like not getting healthy here: another device may have it.
+            if self._missing is None or self._missing[0] != self._job.app.epoch:
+                self._missing = (self._job.app.epoch, self._job.group.agent.clock.boottime())
+            raise
+        self._here, self._missing = wanted, None
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            task.exception()  # retrieved, also if nobody wants it any more; `step` raises it
+        self._job.group.pulse.beat()
+
+    async def _bring(self) -> None:
+        await self._job.images.bring()
+        await self._job.group.agent.runtime.prepare(await self._job.app_run())
+
+    def forget(self) -> None:
+        """What was brought may be gone: look anew before the next start."""
+        self._here = self._missing = None
+
+    async def stop(self) -> None:
+        """End what is under way."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])

@@ -1,0 +1,106 @@
+"""Giving an app up: stopping it here, storing its last snapshot, releasing it to whoever is to have it.
+
+What people wait for while an app moves happens between two of these lines, so nothing is done in between that can be done
+later: what the run leaves (containers, networks) is removed once the epoch is released.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from fractal.api.errors import FractalError
+from fractal.core.entries import Released
+from fractal.core.placement import successors
+
+if TYPE_CHECKING:
+    from fractal.agent.app_job import AppJob
+
+STAY = 60.0
+"""Seconds for which an app stays after a handover failed, before the next try."""
+WITHDRAW_LIMIT = 3.0
+"""Seconds that a transport may take to let requests under way finish before a planned move stops the app."""
+HAND_OVER_LIMIT = 120.0
+"""Seconds for the last snapshot of a handover to be stored; after that the app goes on where it is."""
+
+
+class Handover:
+    """Belongs to one app's job."""
+
+    def __init__(self, job: AppJob) -> None:
+        self._job = job
+        self._stay_until = 0.0
+        self.leaving = False
+        """Whether the app is about to stop here to go on elsewhere: no route leads here any more."""
+
+    @property
+    def target(self) -> str:
+        """Device that is to have the app, "*" for any; "" if it stays."""
+        job = self._job
+        app, state, agent = job.app, job.group.state, job.group.agent
+        if not job.owns or agent.clock.boottime() < self._stay_until:
+            return ""
+        wished = app.move_to if app.move_to != job.group.me else ""
+        if wished and wished in successors(state, app) and job.group.online(wished):
+            # Not to one that is away: the app would be released to nobody, taken by another, released again.
+            return wished
+        if agent.stopping and not agent.resting and app.policy.failover == "automatic":
+            others = successors(state, app, without=[job.group.me])
+            return "*" if any(job.group.online(d) for d in others) else ""
+        return ""
+
+    def ready(self, target: str) -> bool:
+        """Whether the target has said that it holds all that is stored, and nothing else is on its way there."""
+        if target == "*":
+            return True
+        beat, facts = self._job.group.beats.get(target), self._job.facts.now
+        if beat is None or facts.committed is None or facts.ticks:
+            return False
+        return beat.warm.get(self._job.id) == facts.committed
+
+    async def hand_over(self) -> None:
+        """Stop, take the last snapshot, store it, release."""
+        job = self._job
+        self.leaving = True
+        try:
+            await self._withdraw()
+            await job.halt()
+            try:
+                await job.saver.tick()
+                await job.saver.drain(HAND_OVER_LIMIT)
+            except FractalError:
+                # Without its last snapshot stored the app is better off running here; the wish is tried again later.
+                self._stay_until = job.group.agent.clock.boottime() + STAY
+                await job.stop()
+                raise
+            await self.release()
+        finally:
+            self.leaving = False
+            job.group.pulse.beat()
+
+    async def _withdraw(self) -> None:
+        """Have no route lead here before the app stops: gateways hold requests then, instead of losing them."""
+        agent = self._job.group.agent
+        self._job.group.pulse.beat()
+        end = agent.clock.boottime() + WITHDRAW_LIMIT
+        while any(route.app == self._job.id for route in agent.serving) and agent.clock.boottime() < end:
+            await agent.clock.sleep(0.02)
+
+    async def give_up(self) -> None:
+        """Release an app that does not get healthy here."""
+        await self._job.stop()
+        await self.release(unhealthy=True)
+
+    async def release(self, *, unhealthy: bool = False) -> None:
+        """Give the epoch up: noted durably before it is sent, re-sent until read back, final."""
+        job = self._job
+        app, epoch, facts = job.id, job.app.epoch, job.facts.now
+        # What is stopped stays so: nothing but a step of this job starts it, and from now on none does.
+        stopped = not any(run.running for run in job.runs())
+        clean = facts.waited == epoch and stopped
+        job.facts.change(released=epoch)
+        await job.group.journal.append(
+            Released(app=app, epoch=epoch, clean=clean, base=facts.committed, unhealthy=unhealthy),
+            wanted=lambda state: state.apps[app].epoch == epoch and state.apps[app].release is None,
+            timeout=600.0,
+        )
+        job.group.pulse.beat()
