@@ -12,7 +12,7 @@ import threading
 import time
 import xmlrpc.client
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlencode
@@ -23,11 +23,16 @@ CLONE_NEWNET = 0x40000000
 TIMEOUT = 10.0
 
 
-@contextmanager
-def network_of(machine: Machine) -> Iterator[None]:
+def network_of(machine: Machine) -> AbstractContextManager[None]:
     """This thread in a machine's network: sockets that are made here belong there for good."""
+    return network_at(Path(f"/proc/{machine.init}/ns/net"))
+
+
+@contextmanager
+def network_at(path: Path) -> Iterator[None]:
+    """The same, for a network by its file."""
     with Path("/proc/thread-self/ns/net").open("rb") as home:
-        with Path(f"/proc/{machine.init}/ns/net").open("rb") as there:
+        with path.open("rb") as there:
             _setns(there.fileno())
         try:
             yield

@@ -10,6 +10,7 @@ import pytest
 from tests.stack.bed import until
 from tests.stack.real.device import Device
 from tests.stack.real.faults import RECOVERY, each_recovers
+from tests.stack.real.moving import move
 from tests.stack.real.scene import APP, GROUP, SITE, Scene
 from tests.stack.real.sniff import REPEATS, canary, control, files_that_hold, readable
 from tests.stack.real.world import World, takeover_bound
@@ -118,30 +119,9 @@ def hung_while_its_app_runs(scene: Scene) -> None:
 
 def planned_move(scene: Scene) -> None:
     """To the third device, under a constant stream of requests."""
-    world = scene.world
     target = scene.old if scene.owner() is not scene.old else scene.laptop
     scene.wait_for_copy(target)
-    stream = scene.stream(threads=6, pause=0.1)
-    time.sleep(2)
-    begin = time.monotonic()
-    scene.pi.run("app", "move", APP, target.name, "--group", GROUP)
-    until(lambda: scene.serves(target), 60, f"{target.name} serves")
-    ended = time.monotonic()
-    time.sleep(2)
-    stream.stop()
-    asked = stream.between(begin, ended)
-    began = scene.watch.started(target.name, begin)
-    assert began is not None
-    longest = max(one.done - one.sent for one in asked)
-    start = min(one.done for one in asked if one.good and one.done > began) - began
-    world.figure("planned move: longest wait of a request", f"{longest:.1f} s", "< 2 s + own start")
-    world.figure("  of which the app's own start", f"{start:.1f} s")
-    failed = [one for one in asked if not one.good]
-    world.say(
-        f"failed: {[(one.status, one.error, round(one.sent - begin, 1), round(one.done - begin, 1)) for one in failed]}"
-    )
-    world.figure("  requests failed", f"{len(failed)} of {len(asked)}")
-    assert not failed, failed[:3]
+    move(scene, target, 6, "planned move")
 
 
 def nothing_readable(scene: Scene, secret: str) -> None:
