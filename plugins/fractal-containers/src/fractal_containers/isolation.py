@@ -27,11 +27,29 @@ PRIVATE4 = (
     "127.0.0.0/8",
     "169.254.0.0/16",
     "172.16.0.0/12",
+    "192.0.0.0/24",
+    "192.88.99.0/24",
     "192.168.0.0/16",
+    "198.18.0.0/15",
     "224.0.0.0/4",
+    "240.0.0.0/4",
 )
-"""RFC 6890: this network, private use, shared (carriers and overlays), loopback, link-local; RFC 5771: multicast."""
-PRIVATE6 = ("::1/128", "fc00::/7", "fe80::/10", "ff00::/8")
+"""What IANA's IPv4 Special-Purpose Address Registry (RFC 6890) lists as not globally reachable, with what is no longer so
+(anycast of 6to4, RFC 7526), and multicast (RFC 5771). Documentation's addresses (RFC 5737) are left out: nobody has them, and
+tests' internet is made of them."""
+PRIVATE6 = (
+    "::/8",
+    "100::/63",
+    "2001::/23",
+    "2002::/16",
+    "5f00::/16",
+    "fc00::/7",
+    "fe80::/9",
+    "ff00::/8",
+)
+"""The same of the IPv6 registry. `::/8` holds loopback, IPv4 in IPv6, and what translators (64:ff9b::/96, 64:ff9b:1::/48) would
+lead to the IPv4 addresses above; 2001::/23 and 2002::/16 are Teredo's and 6to4's, which do the same; 100::/63 is for
+discarding; 5f00::/16 holds segment identifiers; fe80::/9 the link-local addresses and the former site-local ones."""
 LOOK = 30.0
 """Seconds between looks whether the table is still there: a distribution's own firewall may clear everything."""
 _RULES = """
