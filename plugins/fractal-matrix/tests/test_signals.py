@@ -7,6 +7,7 @@ import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -18,9 +19,19 @@ from fractal_matrix.names import SIGNAL, pack
 from fractal_matrix.testing import Devices
 
 from fractal.api.coordination import MAX_SIGNAL
+from fractal.shell.clock import SystemClock
 
 NAMES = ("a" * 20, "b" * 20, "c" * 20)
 PATIENCE = 60.0
+
+
+class Ahead(SystemClock):
+    """The real clock, with time that has passed in between."""
+
+    by = 0.0
+
+    def boottime(self) -> float:
+        return super().boottime() + self.by
 
 
 class Three:
@@ -32,6 +43,13 @@ class Three:
         self.logs = logs
         self.room = parse_address(address).room
         self.sent: list[dict[str, Any]] = []
+
+    def ahead(self, log: MatrixCoordinator) -> Ahead:
+        """From now on, that device's clock for what it hears and what it is silent to."""
+        clock = Ahead()
+        for session in log._sessions.values():
+            session.context = session.listener._context = replace(session.context, clock=clock)
+        return clock
 
     def watch(self, log: MatrixCoordinator) -> None:
         """Note every request by which that device sends signals."""
@@ -88,34 +106,33 @@ async def test_one_request_carries_a_beat_to_all_and_leaves_nothing(three: Three
             await asyncio.sleep(0.2)
 
 
-async def test_a_silent_device_is_signalled_no_more_until_it_is_back(
-    three: Three, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_silent_device_is_signalled_no_more_until_it_is_back(three: Three) -> None:
     """Who was silent for long gets nothing; its first sign brings it back; an outage of our own counts all anew."""
-    monkeypatch.setattr(signalling, "SILENT", 3.0)
     first, second, third = three.logs
+    clock = three.ahead(first)
     three.watch(first)
-    await first.signal(three.address, b"hello")
-    async with asyncio.timeout(PATIENCE):
-        while True:
-            await second.signal(three.address, b"here")
-            await first.signals(three.address)
-            await first.signal(three.address, b"hello")
-            if len(three.sent[-1]) == 1:
-                break
-            await asyncio.sleep(0.3)
-    known = three.devices.accounts(NAMES[1]).known().rooms[three.room]
-    assert set(three.sent[-1]) == {known.user}
+    accounts = [three.devices.accounts(name).known().rooms[three.room].user for name in NAMES]
+
+    async def told() -> set[str]:
+        """Who gets the next signal of the first device."""
+        before = len(three.sent)
+        await first.signal(three.address, b"hello")
+        return {user for messages in three.sent[before:] for user in messages}
+
+    assert await told() == {accounts[1], accounts[2]}
+    clock.by += signalling.SILENT
+    assert await told() == set()
+    await second.signal(three.address, b"here")
+    assert await three.hear(first, NAMES[1]) == b"here"
+    assert await told() == {accounts[1]}
     await third.signal(three.address, b"back again")
     assert await three.hear(first, NAMES[2]) == b"back again"
-    await first.signal(three.address, b"hello")
-    assert len(three.sent[-1]) >= 1
-    assert three.devices.accounts(NAMES[2]).known().rooms[three.room].user in three.sent[-1]
-    await asyncio.sleep(3.5)
+    assert await told() == {accounts[1], accounts[2]}
+    clock.by += signalling.SILENT
+    assert await told() == set()
     for session in first._sessions.values():
         session.listener.missed()
-    await first.signal(three.address, b"after an outage")
-    assert len(three.sent[-1]) == 2
+    assert await told() == {accounts[1], accounts[2]}
 
 
 @pytest.mark.parametrize(
