@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fractal.api.context import Context
 
@@ -60,5 +60,8 @@ class Backend(Offer, Generic[B_co, C]):
     """Looks whether the tool behind the backend is there, without opening it."""
     capabilities: frozenset[str] = field(default_factory=frozenset)
     """Names of the `Supports*` protocols that the opened object satisfies."""
+    contract: Callable[[C], type[Any]] | None = None
+    """Makes the finished class of the kind's contract suite for these settings: what `homeserver plugin check` runs where the kind
+    alone does not say how, as for runtimes and transports. It leaves nothing behind and touches nothing that a device uses."""
     api: int = API_VERSION
     """Version of the plugin API that the backend was written for."""

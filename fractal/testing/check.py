@@ -69,7 +69,7 @@ def _suite(kind: str, record: Backend[Any, Any], settings: Any) -> type[Contract
 
             return broken(TransportContract, direct_bed, **declared)
         case _:
-            return None
+            return record.contract(settings) if record.contract is not None else None
 
 
 def _opened(record: Backend[Any, Any], settings: Any) -> Opener:

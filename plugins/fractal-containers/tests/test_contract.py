@@ -1,41 +1,46 @@
-"""Every engine's runtime passes the runtimes' contract, on the real engine."""
+"""Every engine's runtime passes the runtimes' contract, on the real engine; a device's own engine is checked in the same way."""
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import ClassVar
 
+import docker
 import pytest
-from fractal_containers.testing import TestEngine, again, opened
-from fractal_containers.testing_images import PYTHON
+from fractal_containers.contract import ContainerContract
+from fractal_containers.testing import TestEngine, opened
+from fractal_containers.testing_images import BUSYBOX, PYTHON
 
-from fractal.api.app import Port, ServiceSpec
 from fractal.api.runtime import Runtime
-from fractal.testing.runtime import RuntimeContract
+from fractal.plugins import Plugins
+from fractal.testing.check import run_contract
 
 
 @pytest.mark.usefixtures("inside")
-class TestContainers(RuntimeContract):
-    capabilities: ClassVar = frozenset({"SupportsImages"})
-    engine: TestEngine
-
+class TestContainers(ContainerContract):
     @pytest.fixture
     async def backend(self, tmp_path: Path, engine: TestEngine, inside: None) -> AsyncIterator[Runtime]:
         self.engine = engine
         async with opened(engine, tmp_path) as runtime:
             yield runtime
 
-    def service(self, name: str, program: str) -> ServiceSpec:
-        """Python in a container, on the suite's volume at /data."""
-        return ServiceSpec(
-            name=name,
-            image=PYTHON,
-            argv=("python3", "-S", "-c", program),
-            ports=(Port(name="web", container=8080),),
-            env={"DATA": "/data", "HOST": "0.0.0.0", "PORT": "8080"},
-        )
 
-    def reopen(self, tmp_path: Path) -> AbstractAsyncContextManager[Runtime]:
-        return again(self.engine, tmp_path)
+def test_plugin_check_runs_the_suite_on_the_configured_engine_and_leaves_nothing(
+    engine: TestEngine, api: docker.APIClient, inside: None
+) -> None:
+    """As `homeserver plugin check` does; the engine has no image for it yet, and may hold other people's containers."""
+    api.remove_image(PYTHON, force=True)
+    other = api.create_container(BUSYBOX, name="other")["Id"]
+    try:
+        record = Plugins.discover().runtime(engine.name)
+        outcomes, note = run_contract("runtime", record, engine.config())
+        assert not note
+        assert not [o for o in outcomes if o.result in ("failed", "error")]
+        assert len([o for o in outcomes if o.result == "passed"]) > 20
+        assert [c["Id"] for c in api.containers(all=True)] == [other]
+        assert not [n["Name"] for n in api.networks() if n["Name"].startswith("fhs")]
+        tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True)
+        assert "fhs" not in tables.stdout
+    finally:
+        api.remove_container(other, force=True)

@@ -15,7 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from fractal.api.context import Context
 from fractal.testing.context import real_context
@@ -38,6 +38,19 @@ def absent(packages: str, *tools: str) -> str:
         return "an engine of its own needs root"
     gone = [tool for tool in (*tools, "busybox", "unshare", "setpriv") if shutil.which(tool) is None]
     return f"{', '.join(gone)}: not installed (Debian: {packages} busybox-static util-linux)" if gone else ""
+
+
+class AtHand(Protocol):
+    """An engine that runs, and how the plugin talks to it."""
+
+    runs: set[str]
+    """Names of cgroups that tests made for it."""
+
+    def config(self, **settings: Any) -> EngineConfig:
+        """The runtime's settings for it."""
+
+    def engine(self, config: EngineConfig) -> Engine:
+        """The plugin's way to it."""
 
 
 class TestEngine(ABC):
@@ -218,7 +231,7 @@ def entered(netns: Path) -> Iterator[None]:
 
 @contextlib.asynccontextmanager
 async def opened(
-    engine: TestEngine, folder: Path, *, device: str = "0" * 20, **settings: Any
+    engine: AtHand, folder: Path, *, device: str = "0" * 20, **settings: Any
 ) -> AsyncIterator[RememberingRuntime]:
     """A runtime on that engine. Every run that it ever named is killed and removed on exit."""
     async with again(engine, folder, device=device, **settings) as runtime:
@@ -232,7 +245,7 @@ async def opened(
 
 @contextlib.asynccontextmanager
 async def again(
-    engine: TestEngine, folder: Path, *, device: str = "0" * 20, **settings: Any
+    engine: AtHand, folder: Path, *, device: str = "0" * 20, **settings: Any
 ) -> AsyncIterator[RememberingRuntime]:
     """A runtime beside another one, as after a restart of the agent."""
     config = engine.config(**settings)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 BUSYBOX = "localhost/fractal-test/busybox:1"
 PYTHON = "localhost/fractal-test/python:1"
+PYTHON_ENV = ("PYTHONDONTWRITEBYTECODE=1", "PYTHONUNBUFFERED=1")
 LEFT_OUT = {
     "test",
     "tests",
@@ -43,7 +47,26 @@ def busybox_image(
 
 def python_image(engine: TestEngine) -> str:
     """This machine's own Python with its libraries beside busybox: made in two seconds, without a registry."""
-    return _imported(engine, _python(), PYTHON, ["ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1"])
+    return _imported(engine, _python(), PYTHON, [f"ENV {' '.join(PYTHON_ENV)}"])
+
+
+def python_archive() -> bytes:
+    """The same image as a docker archive (`docker save`), which every engine loads."""
+    layer, output = _python(), io.BytesIO()
+    config = {
+        "architecture": {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine()),
+        "os": "linux",
+        "config": {"Env": ["PATH=/usr/bin:/bin", *PYTHON_ENV]},
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}"]},
+    }
+    manifest = [{"Config": "config.json", "RepoTags": [PYTHON], "Layers": ["layer.tar"]}]
+    parts = {"config.json": json.dumps(config).encode(), "layer.tar": layer}
+    with tarfile.open(fileobj=output, mode="w") as tar:
+        for name, content in {**parts, "manifest.json": json.dumps(manifest).encode()}.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return output.getvalue()
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
+from typing import Any
 
 from fractal.api.backend import Probe
 from fractal.api.context import Context
@@ -22,6 +23,7 @@ def fractal_runtimes() -> Iterable[RuntimeOffer]:
         open=_open,
         probe=_probe,
         capabilities=frozenset({"SupportsImages"}),
+        contract=_contract,
     )
 
 
@@ -37,3 +39,11 @@ async def _probe(config: PodmanConfig) -> Probe:
     from fractal_podman.engine import probe
 
     return await probe(config)
+
+
+def _contract(config: PodmanConfig) -> type[Any]:
+    from fractal_containers.contract import contract
+
+    from fractal_podman.engine import PodmanEngine
+
+    return contract(config, PodmanEngine)
