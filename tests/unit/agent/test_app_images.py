@@ -155,7 +155,7 @@ async def test_an_app_whose_image_is_being_loaded_can_be_moved_on(two: Bed) -> N
     await two.install("Attic", TEXT)
     await two.until(lambda: IMAGE in two.app("Attic").pinned_images)
     den, slow = engine(two, "Den"), asyncio.Event()
-    await two.until(lambda: den.loaded == [IMAGE])
+    await two.until(lambda: digest_of(built()) in den.stock)
     den.stock.clear()
     den.slow = slow
     await two.call("Attic", "app.move", app="test", device="Den", wait_s=0)
