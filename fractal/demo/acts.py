@@ -1,4 +1,4 @@
-"""The demo's acts. Every figure comes from the client's journal, the apps' files and /proc."""
+"""The demo's acts. Every figure comes from the client's journal, the files of apps and store, and /proc."""
 
 from __future__ import annotations
 
@@ -47,8 +47,7 @@ class Demo(Scene):
         """Kitchen dies: agent, guard and app."""
         self.head("Act 1: Kitchen dies (SIGKILL to its agent, its guard and its app)")
         time.sleep(INTERVAL / 2)
-        died = time.monotonic()
-        self.kitchen.kill_everything()
+        died = self.kitchen.kill_everything()
         self.say("Kitchen is dead")
         self.after_takeover("Attic takes over", died, self.attic)
         before = time.monotonic()
@@ -56,7 +55,7 @@ class Demo(Scene):
         self.say("Kitchen is back")
         time.sleep(12)
         self.promise(
-            self.watch.last_seen.get("Kitchen", 0.0) < before,
+            self.watch.last("Kitchen") < before,
             "Kitchen starts no second copy when it comes back",
         )
         self.check_branch(self.lost)
@@ -71,7 +70,7 @@ class Demo(Scene):
         owner.signal_agent(signal.SIGSTOP)
         try:
             self.after_takeover(f"{other.name} takes over", stopped, other, grace=14.0)
-            froze = self.watch.last_seen[owner.name] - stopped
+            froze = self.watch.last(owner.name) - stopped
             self.figure("hung agent: its app frozen by the guard after", f"{froze:.1f} s", "< 14 s")
             self.promise(froze < 14.5, f"the guard froze {owner.name}'s app by itself after {froze:.1f} s")
         finally:
@@ -79,7 +78,7 @@ class Demo(Scene):
         resumed = time.monotonic()
         time.sleep(10)
         self.promise(
-            self.watch.last_seen[owner.name] < resumed,
+            self.watch.last(owner.name) < resumed,
             f"{owner.name} does not thaw its copy when its agent goes on",
         )
         self.check_branch(self.lost)
@@ -116,7 +115,7 @@ class Demo(Scene):
 
     def fork(self) -> None:
         """A second copy of an earlier moment, beside the live one."""
-        moment = self.snapshots(self.owner())[1]["moment"]
+        moment = self.early
         self.owner().run("app", "fork", APP, "yesterday", "--group", GROUP, "--at", moment)
         calendar = self.open_calendar("yesterday.demo.localhost")
         then, now = self.entries_soon(calendar), self.calendar.entries()
@@ -132,8 +131,7 @@ class Demo(Scene):
         owner = self.owner()
         owner.run("snapshot", "create", APP, "--group", GROUP)
         full = self.calendar.entries()
-        kept = [s for s in self.snapshots(owner) if not s["branch"]]
-        early, latest = kept[1]["moment"], kept[-1]["moment"]
+        early, latest = self.early, self.moment(owner, -1)
         owner.run("app", "restore", APP, "--group", GROUP, "--at", early, "--yes")
         then = self.entries_soon(self.calendar)
         self.promise(bool(then) and then < full, f"restored to {early}: {len(then)} of {len(full)} entries")
@@ -162,8 +160,9 @@ class Demo(Scene):
         acked = [a for a in fresh if a.done < (self.watch.started(by.name, since) or since)]
         self.lost = [a for a in acked if a.uid not in known]
         self.gone |= {a.uid for a in self.lost}
-        # From the newest entry that is there to the last moment at which the old copy acknowledged anything.
-        kept = max((a.done for a in acked if a.uid in known), default=since)
+        # From the newest entry that is there (if none is, from before the first) to the last acknowledgement of the old copy.
+        first = min((a.sent for a in acked), default=since)
+        kept = max((a.done for a in acked if a.uid in known), default=first)
         loss = max(a.done for a in acked) - kept if self.lost else 0.0
         self.figure(
             f"{title}: data lost",
@@ -209,10 +208,12 @@ class Demo(Scene):
         """Search what store, log server and gateway saw for a text that is in every calendar entry."""
         self.head("What store, log and gateway saw")
         canary = self.canary.encode()
-        stored = self.snapshots(self.owner())
-        if stored:
-            sizes = sorted(s["bytes"] for s in stored)
-            self.figure("bytes per snapshot (median, largest)", f"{sizes[len(sizes) // 2]:,}, {sizes[-1]:,}")
+        made, span = self.shelf.growth()
+        self.figure(
+            f"store folder: new bytes per {INTERVAL} s",
+            f"{made * INTERVAL / span:,.0f}",
+            f"over {span:.0f} s",
+        )
         self.promise(self.positive_control(canary), "the search finds the canary where it is known to be")
         for what, folder in (("store", "store"), ("log", "log")):
             count, found = files_that_hold(self.folder / "shared" / folder, canary)

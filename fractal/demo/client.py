@@ -12,7 +12,8 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-USER = base64.b64encode(b"demo:demo").decode()
+LOGIN = "me"
+"""The catalog's own default."""
 PAUSE = 0.25
 TIMEOUT = 4.0
 
@@ -48,13 +49,17 @@ class Calendar:
     port: int
     name: str
     chain: str
-    path: str = "/demo/calendar/"
+    password: str = field(default="", repr=False)
+    path: str = f"/{LOGIN}/calendar/"
 
     def request(self, method: str, path: str, body: str = "", timeout: float = TIMEOUT) -> tuple[int, str]:
         """One request on a connection of its own; status and body. Raises OSError or HTTPException."""
         connection = connect(self.port, self.name, self.chain, timeout)
         try:
-            headers = {"Authorization": f"Basic {USER}", "Connection": "close"}
+            headers = {"Connection": "close"}
+            if self.password:
+                basic = base64.b64encode(f"{LOGIN}:{self.password}".encode()).decode()
+                headers["Authorization"] = f"Basic {basic}"
             if body:
                 headers["Content-Type"] = "text/calendar; charset=utf-8"
             connection.request(method, path, body.encode() or None, headers)

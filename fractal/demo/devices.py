@@ -13,6 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fractal.demo import marks
+from fractal.guard.processes import scan
+
 
 class DemoFailed(Exception):  # reads as what happened
     """A command of the demo failed, or a promise was broken."""
@@ -27,14 +30,21 @@ class DemoDevice:
     roles: tuple[str, ...]
     shared: Path
     https_port: int = 0
+    word: str = field(default_factory=marks.new_word, repr=False)
+    """What the run's processes are told by."""
     env: dict[str, str] = field(default_factory=dict)
     """Variables that its agent gets beside those of this process."""
     agent: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
     def state(self) -> Path:
-        """Its state folder: also what its processes are told apart by."""
-        return self.folder / "state"
+        """Its state folder. The word is in its name, and so in the arguments of its guard and the environment of its apps."""
+        return self.folder / f"state-{self.word}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What every process that is started for this device gets."""
+        return {**os.environ, **self.env, marks.WORD: f"{self.word}:{self.folder.name}"}
 
     @property
     def config(self) -> Path:
@@ -80,7 +90,7 @@ https_port = {self.https_port}
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            env={**os.environ, **self.env},
+            env=self.environment,
             start_new_session=True,
         )
         log.close()
@@ -100,14 +110,20 @@ https_port = {self.https_port}
 
     def run(self, *words: str, timeout: float = 180.0) -> str:
         """Run `homeserver WORDS` against this device's agent; its output. Raises DemoFailed."""
-        done = subprocess.run(
-            [*command(), "--config", str(self.config), *words],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-        )
+        try:
+            done = subprocess.run(
+                [*command(), "--config", str(self.config), *words],
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise DemoFailed(
+                f"homeserver {' '.join(words)} on {self.name}: no end after {timeout:g} s"
+            ) from error
         if done.returncode:
             raise DemoFailed(
                 f"homeserver {' '.join(words)} on {self.name}: exit {done.returncode}: {done.stderr.strip()}"
@@ -126,17 +142,14 @@ https_port = {self.https_port}
         return value if isinstance(value, dict) else {"value": value}
 
     def processes(self) -> list[int]:
-        """Every process of this device: agent, guard, apps. Found by the device's folder in environment or arguments."""
-        return [pid for pid in all_pids() if mentions(pid, str(self.folder))]
+        """Every process of this device: agent, guard, apps and their children."""
+        return [p.pid for p in marks.ours(scan(), self.word, self.folder.name, self.state)]
 
-    def kill_everything(self) -> None:
-        """The device dies: SIGKILL to every process of it, until none is left."""
-        deadline = time.monotonic() + 10
-        while (pids := self.processes()) and time.monotonic() < deadline:
-            for pid in pids:
-                kill(pid, signal.SIGKILL)
-            time.sleep(0.02)
+    def kill_everything(self) -> float:
+        """The device dies: SIGKILL to every process of it, until none is left. The instant at which it was struck."""
+        ended = marks.end(self.word, {self.folder.name: self.state})
         self.reap()
+        return ended.struck
 
     def signal_agent(self, number: signal.Signals) -> None:
         """Signal the agent alone."""
@@ -146,7 +159,10 @@ https_port = {self.https_port}
     def reap(self) -> None:
         """Collect the agent's exit."""
         if self.agent is not None:
-            self.agent.wait(timeout=20)
+            try:
+                self.agent.wait(timeout=20)
+            except subprocess.TimeoutExpired as error:
+                raise DemoFailed(f"the agent of {self.name} does not end by SIGKILL in 20 s") from error
             self.agent = None
 
     def stop(self) -> None:
@@ -162,24 +178,6 @@ https_port = {self.https_port}
 def command() -> list[str]:
     """The `homeserver` command that was installed beside the interpreter that runs the demo."""
     return [str(Path(sys.executable).with_name("homeserver"))]
-
-
-def all_pids() -> list[int]:
-    """Every process id, but this one's."""
-    return [int(p.name) for p in Path("/proc").iterdir() if p.name.isdecimal() and int(p.name) != os.getpid()]
-
-
-def mentions(pid: int, text: str) -> bool:
-    """Whether a process belongs to a folder, by its arguments, its working folder or its environment."""
-    wanted = os.fsencode(text)
-    try:
-        if wanted in Path(f"/proc/{pid}/cmdline").read_bytes():
-            return True
-        if os.fsencode(Path(f"/proc/{pid}/cwd").readlink()).startswith(wanted):
-            return True
-        return wanted in Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:
-        return False
 
 
 def kill(pid: int, number: signal.Signals) -> None:

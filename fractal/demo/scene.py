@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from fractal.demo.client import Attempt, Calendar, Writer
 from fractal.demo.devices import DemoDevice, DemoFailed, command
+from fractal.demo.race import ROUNDS, race
+from fractal.demo.shelf import Shelf
 from fractal.demo.tap import Tap
 from fractal.demo.watch import Watch
 
@@ -29,6 +31,8 @@ class Scene:
     """What the acts share."""
 
     folder: Path
+    word: str
+    """What the processes of this run are told by."""
     began: float
     broken: list[str] = field(default_factory=list)
     figures: list[tuple[str, str, str]] = field(default_factory=list)
@@ -36,10 +40,13 @@ class Scene:
     kitchen: DemoDevice = field(init=False)
     door: DemoDevice = field(init=False)
     tap: Tap = field(init=False)
+    shelf: Shelf = field(init=False)
     writer: Writer = field(init=False)
     watch: Watch = field(init=False)
     calendar: Calendar = field(init=False)
     app: str = ""
+    early: str = ""
+    """A moment of which entries are known to be stored, long before the end."""
     canary: str = field(default_factory=lambda: os.urandom(30).hex())
     _started: bool = False
     lost: list[Attempt] = field(default_factory=list)
@@ -90,12 +97,9 @@ class Scene:
         shared = self.folder / "shared"
         for name in ("log", "store", "envs"):
             (shared / name).mkdir(parents=True)
-        port = free_port()
-        self.kitchen = DemoDevice("Kitchen", self.folder / "kitchen", ("host",), shared)
-        self.attic = DemoDevice("Attic", self.folder / "attic", ("host",), shared)
-        self.door = DemoDevice(
-            "Front door", self.folder / "front-door", ("gateway",), shared, https_port=port
-        )
+        self.kitchen = self.device("Kitchen", "host")
+        self.attic = self.device("Attic", "host")
+        self.door = self.device("Front door", "gateway", free_port())
         self._started = True
         for device in self.devices:
             device.configure()
@@ -113,14 +117,15 @@ class Scene:
             "directory",
             f"path={shared / 'store'}",
         )
-        check = self.kitchen.ask("store", "check", "Shelf", "--group", GROUP)
-        self.promise(
-            bool(check and check["fencing"] and all(s["ok"] for s in check["steps"])),
-            "the store refuses to create one name twice: it can fence",
-        )
+        self.race()
         self.kitchen.run("gateway", "add", "Front door", "--group", GROUP, "--address", "demo.localhost")
         self.say(f"{GROUP}: three devices, store Shelf, gateway Front door")
         self.install()
+
+    def device(self, name: str, role: str, https_port: int = 0) -> DemoDevice:
+        """A device of this run."""
+        folder = self.folder / name.lower().replace(" ", "-")
+        return DemoDevice(name, folder, (role,), self.folder / "shared", https_port, self.word)
 
     @property
     def devices(self) -> tuple[DemoDevice, DemoDevice, DemoDevice]:
@@ -134,6 +139,8 @@ class Scene:
         assert code is not None
         joining = subprocess.Popen(
             [*command(), "--config", str(device.config), "group", "join", code["code"], "--timeout", "60"],
+            env=device.environment,
+            stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -142,6 +149,8 @@ class Scene:
             self.wait(f"{device.name} asks to join", lambda: self.asks(device.name), 30)
             self.kitchen.run("device", "approve", device.name, "--group", GROUP)
             output, _ = joining.communicate(timeout=60)
+        except subprocess.TimeoutExpired as error:
+            raise DemoFailed(f"{device.name} was approved and has not joined in 60 s") from error
         finally:
             if joining.poll() is None:
                 joining.kill()
@@ -149,6 +158,15 @@ class Scene:
         if joining.returncode:
             raise DemoFailed(f"{device.name} could not join: {output.strip()}")
         self.say(f"{device.name} joined {GROUP}")
+
+    def race(self) -> None:
+        """Whether creating is a lock, by what stands in the folder after two processes raced for every name."""
+        faults = race(self.folder / "shared" / "store", self.kitchen.environment)
+        self.promise(
+            not faults,
+            f"the store can fence: of two processes that raced for {ROUNDS} names one got each, and its bytes stand"
+            + "".join(f"; {fault}" for fault in faults[:3]),
+        )
 
     def asks(self, name: str) -> bool:
         """Whether a device's request to join is shown on Kitchen."""
@@ -167,10 +185,15 @@ class Scene:
         self.tap = Tap(self.door.https_port)
         self.calendar = self.open_calendar(f"{APP}.demo.localhost")
         self.wait("the calendar answers through the gateway", self.calendar_answers, 40)
+        status, _ = replace(self.calendar, password="").request("GET", self.calendar.path)
+        self.promise(status == 401, "without the password that was made for it nobody gets in (401)")
         self.writer = Writer(self.calendar, self.canary)
+        before = len(self.snapshots(self.attic))
         self.writer.start()
         self.say("a client puts an entry every quarter of a second through https://radicale.demo.localhost")
-        self.wait("two snapshots are stored", lambda: len(self.snapshots(self.attic)) >= 2, 60)
+        self.wait("two more snapshots are stored", lambda: len(self.snapshots(self.attic)) >= before + 2, 60)
+        self.early = self.moment(self.attic, -1)
+        self.shelf = Shelf(self.folder / "shared" / "store")
 
     def open_calendar(self, name: str) -> Calendar:
         """A client of a route, which trusts the certificate that a device of the group shows for it."""
@@ -181,7 +204,8 @@ class Scene:
             return next((r["certificate"] for r in routes if r["name"] == name), "")
 
         self.wait(f"a certificate for {name}", lambda: bool(chain()), 30)
-        return Calendar(self.tap.port, name, chain())
+        secret = self.kitchen.ask("app", "secret", name.partition(".")[0], "PASSWORD", "--group", GROUP)
+        return Calendar(self.tap.port, name, chain(), str((secret or {})["value"]))
 
     def calendar_answers(self) -> bool:
         """Whether the calendar could be made."""
@@ -206,7 +230,10 @@ class Scene:
     def owner(self) -> DemoDevice:
         """The app's owner, as the gateway's log says."""
         name = self.status(self.door)["device"]
-        return next(d for d in self.devices if d.name == name)
+        for device in self.devices:
+            if device.name == name:
+                return device
+        raise DemoFailed(f"the app has no owner now: the gateway's log says {name!r}")
 
     def behind(self, device: DemoDevice) -> float | None:
         """Seconds by which a device's warm copy is behind."""
@@ -221,6 +248,13 @@ class Scene:
         document = device.ask("snapshot", "list", APP, "--group", GROUP)
         found: list[dict[str, Any]] = (document or {}).get("snapshots", [])
         return found
+
+    def moment(self, device: DemoDevice, at: int) -> str:
+        """The number of one of the app's own kept moments, by its place. Raises DemoFailed if there are too few."""
+        kept = [s["moment"] for s in self.snapshots(device) if not s["branch"]]
+        if not -len(kept) <= at < len(kept):
+            raise DemoFailed(f"{device.name} lists {len(kept)} kept moments, too few to travel in time")
+        return str(kept[at])
 
     def app_start(self, device: DemoDevice, since: float) -> float:
         """Seconds from the app's first process on a device to the first answer that the client got of it."""
@@ -251,10 +285,14 @@ class Scene:
         """Stop everything by process id."""
         if not self._started:
             return
+        self.say("everything is ended")
         if hasattr(self, "writer"):
             self.writer.stop()
         for device in self.devices:
-            device.stop()
+            try:
+                device.stop()
+            except DemoFailed as error:
+                self.break_promise(str(error))
         for part in ("watch", "tap"):
             if hasattr(self, part):
                 thing = getattr(self, part)
@@ -265,7 +303,7 @@ class Scene:
 
     def report(self) -> None:
         """The table."""
-        self.head("Measured, from the client's journal, the apps' files and /proc")
+        self.head("Measured, from the client's journal, the files of apps and store, and /proc")
         width = max((len(w) for w, _, _ in self.figures), default=10)
         for what, value, bound in self.figures:
             print(f"  {what:<{width}}  {value:<28} {bound}")

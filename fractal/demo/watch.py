@@ -7,7 +7,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fractal.demo.devices import DemoDevice, all_pids, mentions
+from fractal.demo import marks
+from fractal.demo.devices import DemoDevice
+from fractal.guard.processes import GUARD_MARK, RUN_MARK
 
 SAMPLE = 0.03
 """Seconds between two samples."""
@@ -61,6 +63,10 @@ class Watch:
         """When a process of the app was first seen on the device after `since`."""
         return next((at for at, name in self.starts if name == device and at >= since), None)
 
+    def last(self, device: str) -> float:
+        """The last instant at which the app ran on a device, not frozen; 0 if it never did."""
+        return self.last_seen.get(device, 0.0)
+
     def _run(self) -> None:
         scanned = 0.0
         while not self._end.wait(SAMPLE):
@@ -76,14 +82,11 @@ class Watch:
                 self.overlaps.append((now, tuple(sorted(running))))
 
     def _scan(self) -> None:
-        for pid in all_pids():
-            if pid in self._known or not mentions(pid, self.marker):
-                continue
-            run = run_of(pid)
-            if self.marker not in run:
+        for pid in [int(p.name) for p in Path("/proc").iterdir() if p.name.isdecimal()]:
+            if pid in self._known or self.marker not in run_of(pid):
                 continue
             for device in self.devices:
-                if mentions(pid, str(device.folder)):
+                if marks.carries(pid, GUARD_MARK, str(marks.guard_folder(device.state))):
                     self._known[pid] = device.name
                     self.starts.append((time.monotonic(), device.name))
 
@@ -92,8 +95,9 @@ def run_of(pid: int) -> str:
     """The run that a process belongs to, from its environment; "" for none."""
     try:
         for variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-            if variable.startswith(b"FRACTAL_RUN="):
-                return variable[12:].decode("utf-8", "replace")
+            name, _, value = variable.partition(b"=")
+            if name == RUN_MARK.encode():
+                return value.decode("utf-8", "replace")
     except OSError:
         pass
     return ""

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fractal.core.lease import PROFILES, seconds
-from fractal.demo.devices import all_pids, command, mentions
+from fractal.demo.devices import command
+from fractal.testing.leftovers import all_pids, mentions
 from tests.stack.bed import until
 from tests.stack.real.cgroups import Subtree
 from tests.stack.real.device import GROUP, Device

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncIterator
 
-if sys.orig_argv[-2:] == ["agent", "run"]:
+if sys.orig_argv[-2:] == ["agent", "run"] or "fractal.demo.race" in sys.orig_argv:
     from fractal.api.errors import Conflict
     from fractal.builtin.directory import DirectoryStore
 
