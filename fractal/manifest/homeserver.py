@@ -150,7 +150,7 @@ def _process(where: Where, found: ServiceSection) -> None:
         requirements=tuple(item.literal() for item in requirements.items())
         if requirements is not None
         else (),
-        files={name: item.literal() for name, item in files.items()},
+        files={name: item.sealable() for name, item in files.items()},
     )
     if (ports := table.get("ports")) is not None:
         found.ports = _ports(ports)

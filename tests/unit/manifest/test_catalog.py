@@ -84,3 +84,18 @@ def test_the_public_name_reaches_those_that_have_to_know_it() -> None:
 
 def test_the_only_one_that_runs_without_containers_runs_as_a_process() -> None:
     assert [app for app in APPS if not list(refusals(parse(text(app))))] == ["radicale"]
+
+
+def test_calendars_are_never_open_in_either_form_and_both_are_of_one_version() -> None:
+    checked = check(text("radicale"))
+    (password,) = [one for one in checked.fields if one.secret]
+    spec = parse(text("radicale"), given=Given(values={"LOGIN": "ada"}))
+    (service,) = spec.services
+    assert service.process is not None and password.generate
+    for files in (service.files, service.process.files):
+        texts = "".join(files.values())
+        assert "type = htpasswd" in texts and "type = none" not in texts
+        assert "{secret.LOGIN}:{secret.PASSWORD}\n" in files.values()
+    version = service.image.partition(":")[2]
+    assert f"radicale=={version}" in service.process.requirements
+    assert f"version: {version}\n" in text("radicale")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import os
 import signal
 import sys
@@ -27,6 +28,7 @@ from fractal.builtin.process.state import ServiceRecord, load
 from fractal.guard.client import GuardClient, GuardService
 from fractal.guard.launch import end_guard, ensure_guard
 from fractal.manifest import parse
+from fractal.manifest.values import Given
 from fractal.testing.context import real_context
 
 SLEEP = "import time\nwhile True: time.sleep(0.05)"
@@ -435,12 +437,14 @@ async def test_a_health_command_gets_its_placeholders(device: Device) -> None:
 async def test_radicale_runs_and_keeps_its_data(device: Device) -> None:
     pytest.importorskip("radicale")
     text = (Path(next(iter(fractal.catalog.__path__))) / "radicale.yml").read_text()
-    spec = parse(text, "radicale.yml")
+    spec = parse(text, "radicale.yml", given=Given(values={"LOGIN": "alice"}))
     (radicale,) = spec.services
     assert radicale.process is not None
     # From this interpreter's own packages, as tests may not ask an index.
     local = replace(radicale, process=replace(radicale.process, requirements=()))
-    run = replace(device.run(spec=replace(spec, services=(local,))), secrets={"PASSWORD": "x"})
+    run = replace(
+        device.run(spec=replace(spec, services=(local,))), secrets={"LOGIN": "alice", "PASSWORD": "x"}
+    )
     entry = b"BEGIN:VCALENDAR\r\nVERSION:2.0\r\nPRODID:x\r\nBEGIN:VEVENT\r\nUID:1\r\nDTSTART:20300101T000000Z\r\nSUMMARY:Tea\r\nEND:VEVENT\r\nEND:VCALENDAR\r\n"
     for round_number in range(2):
         await device.up(run)
@@ -451,6 +455,8 @@ async def test_radicale_runs_and_keeps_its_data(device: Device) -> None:
         await until(healthy)
         ((_, host, port),) = (await device.seen()).services[0].endpoints
         base = f"http://{host}:{port}/alice"
+        for credentials in ("", "alice:y", "mallory:x"):
+            assert await curl(device, base + "/cal/", "PROPFIND", b"", credentials=credentials) == 401
         if round_number == 0:
             assert await curl(device, base + "/cal/", "MKCALENDAR", b"") == 201
             assert await curl(device, base + "/cal/1.ics", "PUT", entry) == 201
@@ -460,15 +466,19 @@ async def test_radicale_runs_and_keeps_its_data(device: Device) -> None:
     assert (run.volume_root / "data").is_dir()
 
 
-async def curl(device: Device, url: str, method: str, body: bytes, *, expect: bytes = b"") -> int:
-    """Status of a request with Alice's name on it."""
+async def curl(
+    device: Device, url: str, method: str, body: bytes, *, credentials: str = "alice:x", expect: bytes = b""
+) -> int:
+    """Status of a request; without `credentials` a stranger's."""
     source = (
-        "import sys, urllib.request as u\n"
+        "import sys, urllib.error as e, urllib.request as u\n"
         "r = u.Request(sys.argv[1], method=sys.argv[2], data=sys.stdin.buffer.read() or None,\n"
-        "              headers={'Authorization': 'Basic YWxpY2U6eA==', 'Content-Type': 'text/calendar'})\n"
-        "a = u.urlopen(r, timeout=30); print(a.status, a.read())\n"
+        "              headers={'Authorization': sys.argv[3], 'Content-Type': 'text/calendar'})\n"
+        "try:\n    a = u.urlopen(r, timeout=30)\nexcept e.HTTPError as error:\n    a = error\n"
+        "print(a.status, a.read())\n"
     )
-    done = await device.context.run([sys.executable, "-c", source, url, method], stdin=body)
+    basic = f"Basic {base64.b64encode(credentials.encode()).decode()}" if credentials else ""
+    done = await device.context.run([sys.executable, "-c", source, url, method, basic], stdin=body)
     status, _, text = done.stdout.partition(b" ")
     assert expect in text
     return int(status)
