@@ -32,6 +32,8 @@ NOTE_EVERY = 5.0
 """Seconds between notes of who belongs to the trees."""
 PASSED_AFTER = 120.0
 """Seconds for which the end of a transient service can be asked for."""
+IDLE = 60.0
+"""Seconds without a run and without a connection after which a guard ends: whoever needs one starts it."""
 MAX_CONNECTIONS = 32
 PATIENCE = 10.0
 """Seconds after which a freeze or kill that does not complete is answered with an error (and still goes on)."""
@@ -47,10 +49,12 @@ class _Waiter:
 
 
 class Guard:
-    """Holds the runs of one folder. `serve` returns when the guard is told to end."""
+    """Holds the runs of one folder. `serve` returns when the guard is told to end, or has nothing to guard any more."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, clock: Callable[[], float] = boottime) -> None:
         self.directory = directory
+        self._clock = clock
+        self._needed = clock()
         self.runs: dict[str, Run] = {}
         self.ending = False
         self._selector = selectors.DefaultSelector()
@@ -86,6 +90,16 @@ class Guard:
             self._enforce(boottime())
             self._answer_waiters(boottime())
             self._refresh_interest()
+            self.end_if_idle()
+
+    def end_if_idle(self) -> None:
+        """End after a while in which nothing was kept and nobody was connected; never while a run is known, frozen or not."""
+        now = self._clock()
+        if self.runs or self._clients or self._strays:
+            self._needed = now
+        elif now - self._needed >= IDLE:
+            say(f"no run and no agent for {IDLE:g} s")
+            self.ending = True
 
     # -- connections
 
