@@ -84,7 +84,10 @@ class Client:
 def _why(path: Path, error: OSError) -> str:
     match error:
         case FileNotFoundError() | ConnectionRefusedError():
-            return f"no agent listens on {path}: start one with `homeserver agent run` (or `systemctl start homeserver`)"
+            return (
+                f"no agent listens on {path}: start one with `homeserver agent run` (or `systemctl start homeserver`); "
+                "if it does not start, see `homeserver config check`"
+            )
         case PermissionError():
             return f"no permission for {path}: run the command as the agent's user or as root"
         case _:

@@ -65,7 +65,17 @@ async def serve(config: DeviceConfig) -> None:
             async with open_control(socket, agent, COMMANDS):
                 # What start-up made stays for good: keep the collector from walking it again and again.
                 gc.freeze()
+                logging.getLogger("homeserver").info("%s", first_words(agent, socket))
                 await run_until(stop, agent, Notifier())
+
+
+def first_words(agent: Agent, socket: Path) -> str:
+    """What a person who started the agent by hand sees, before anything happens."""
+    names = [group.state.name or group.id[:8] for group in agent.groups.values()]
+    text = f"agent of {agent.config.device.name} runs, listens on {socket}"
+    if names:
+        return f"{text}; groups: {', '.join(names)}"
+    return f"{text}; in no group yet, next: homeserver group create NAME, or homeserver group join CODE"
 
 
 async def run_until(stop: asyncio.Event, agent: Agent, notifier: Notifier) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import click
 
+from fractal.cli.locate import SYSTEM_CONFIG, user_config
 from fractal.cli.output import seconds, show_facts, show_json
 from fractal.cli.session import Session, json_option, pass_session
 
@@ -65,7 +67,12 @@ def install(session: Session, as_user: bool, force: bool, dry_run: bool, as_json
     text = unit_text(program(), session.config_path, as_user=as_user)
     if not dry_run:
         _write_unit(path, text, force=force)
-    steps = next_steps(as_user=as_user)
+    missing = missing_configuration(session, as_user=as_user)
+    if missing is not None:
+        click.echo(
+            f"There is no configuration at {missing} yet: without one the agent does not start.", err=True
+        )
+    steps = next_steps(as_user=as_user, missing=missing)
     if as_json:
         show_json({"dry_run": dry_run, "path": str(path), "unit": text, "next": steps})
         return
@@ -123,8 +130,20 @@ def _write_unit(path: Path, text: str, *, force: bool) -> None:
         raise click.ClickException(f"cannot write {path}: {error.strerror}{hint}") from error
 
 
-def next_steps(*, as_user: bool) -> list[str]:
-    """Commands that a person runs next."""
+def missing_configuration(session: Session, *, as_user: bool) -> Path | None:
+    """The configuration that the unit's agent would look for in vain; None if there is one."""
+    if session.config_path is not None:
+        path = Path(session.config_path)
+    else:
+        path = user_config() if as_user and not SYSTEM_CONFIG.is_file() else SYSTEM_CONFIG
+    return None if path.is_file() else path
+
+
+def next_steps(*, as_user: bool, missing: Path | None = None) -> list[str]:
+    """Commands that a person runs next. `missing`: the configuration, if it has to be made first."""
+    if missing is not None:
+        make = f"homeserver --config {shlex.quote(str(missing))} config init"
+        return [make, *next_steps(as_user=as_user)]
     if as_user:
         return [
             "systemctl --user daemon-reload",

@@ -49,10 +49,12 @@ def _examine(session: Session, group: str | None) -> Mapping[str, Any]:
 
 
 def _only(check: str, what: str, remedy: str) -> Mapping[str, Any]:
-    """What there is to say when nothing behind it can be looked at."""
+    """What there is to say when nothing behind it can be looked at; each line of `what` is a finding of its own."""
     return {
         "checks": [check],
-        "findings": [{"check": check, "what": what, "remedy": remedy, "severe": True}],
+        "findings": [
+            {"check": check, "what": line, "remedy": remedy, "severe": True} for line in what.splitlines()
+        ],
     }
 
 

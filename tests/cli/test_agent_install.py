@@ -28,6 +28,19 @@ def test_writes_the_unit_and_says_what_to_do(config: Path, unit: Path) -> None:
     assert "Type=notify" in text
 
 
+def test_without_a_configuration_it_warns_and_begins_with_making_one(config: Path, unit: Path) -> None:
+    argv = ["--config", str(config), "agent", "install", "--user"]
+    config.unlink()
+    shown = CliRunner().invoke(cli, argv)
+    assert f"no configuration at {config} yet" in shown.stderr
+    steps = shown.stdout.splitlines()[1:]
+    assert steps[0].split() == ["homeserver", "--config", str(config), "config", "init"]
+    config.write_text('[device]\nname = "Attic"\n')
+    shown = CliRunner().invoke(cli, argv)
+    assert shown.stderr == ""
+    assert shown.stdout.splitlines()[1:] == steps[1:]
+
+
 def test_dry_run_writes_nothing(config: Path, unit: Path) -> None:
     shown = CliRunner().invoke(cli, ["--config", str(config), "agent", "install", "--user", "-n", "--json"])
     told = json.loads(shown.stdout)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from fractal.api.errors import Conflict, InvalidInput, NotFound
+from fractal.api.errors import Conflict, InvalidInput, NotFound, Unreachable
 from fractal.cli.main import cli
 
 SOUND = '[device]\nname = "Attic"\nstate_dir = "state"\n[transport.direct]\nhttps_port = 8443\n[store.NAS]\ntoken = "s3cret"\n'
@@ -42,6 +42,18 @@ def test_problems_are_told_by_line_and_exit_status(config: Path) -> None:
     assert f"{config}:2: device.nmae: unknown key; did you mean 'name'?" in done.stderr.splitlines()
     document = json.loads(run("--config", str(config), "config", "check", "--json").stdout)
     assert [(p["line"], p["key"]) for p in document["problems"]] == [(1, "device.name"), (2, "device.nmae")]
+
+
+def test_doctor_tells_each_problem_of_a_configuration_by_itself(config: Path) -> None:
+    config.write_text('[device]\nnmae = "x"\n')
+    findings = json.loads(run("--config", str(config), "doctor", "--json").stdout)["findings"]
+    assert [f["what"].partition(": ")[0] for f in findings] == [f"{config}:1", f"{config}:2"]
+    assert all("homeserver config check" in f["remedy"] for f in findings)
+
+
+def test_without_an_agent_the_way_to_its_configuration_is_told(config: Path) -> None:
+    with pytest.raises(Unreachable, match="homeserver config check"):
+        run("--config", str(config), "status")
 
 
 def test_show_fills_in_defaults_and_hides_what_may_be_secret(config: Path) -> None:

@@ -95,7 +95,16 @@ async def _runtime(agent: ControlAgent) -> list[Finding]:
 
 
 def _restart(runtime: str) -> str:
-    return f"Start it again (systemctl restart {runtime}). Apps that run go on; nothing can be started meanwhile."
+    how = _RESTARTS.get(runtime, f"see the page of the plugin {runtime}")
+    return f"Start it again ({how}). Apps that run go on; nothing can be started meanwhile."
+
+
+_RESTARTS = {
+    "docker": "systemctl restart docker",
+    "podman": "systemctl restart podman.socket",
+    "process": "it is part of the agent: systemctl restart homeserver",
+}
+"""How the engine of a runtime is started again, where a service manager has it under its usual name."""
 
 
 async def _volumes(agent: ControlAgent) -> list[Finding]:
