@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 NICE := nice -n 5
 PYTEST := $(NICE) $(BIN)/python -m pytest
 
-.PHONY: help demo dev test lint type unit property contract cli docs packaging stack sim soak bench bench-archive bench-takeover generate clean system
+.PHONY: help demo wheels dev test lint type unit property contract cli docs packaging stack sim soak bench bench-archive bench-takeover generate clean system
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,6 +20,14 @@ demo: .demo/ready ## three devices on this machine, a real app, faults, and a ta
 	@$(PYTHON) -m venv .demo/venv
 	@.demo/venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	@touch $@
+
+wheels: ## packages of the core and of all plugins, into dist/
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed: PYTHON=... make wheels" >&2; exit 2; }
+	@test -x dist/.venv/bin/python || $(PYTHON) -m venv dist/.venv
+	@rm -f dist/*.whl
+	@dist/.venv/bin/python -m pip wheel --quiet --disable-pip-version-check --constraint constraints.txt --no-deps \
+	  --wheel-dir dist . $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
+	@ls dist/*.whl
 
 dev: $(VENV)/ready ## .venv with core, all bundled plugins and tools
 
@@ -82,4 +90,4 @@ generate: dev ## man pages, completions and references that are made from the co
 	@$(BIN)/python contrib/generate.py
 
 clean: ## remove what make made
-	rm -rf $(VENV) .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .demo dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
