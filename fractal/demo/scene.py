@@ -58,11 +58,11 @@ class Scene:
 
     def say(self, text: str) -> None:
         """One line of progress."""
-        print(f"[{time.monotonic() - self.began:6.1f} s] {text}", flush=True)
+        tell(f"[{time.monotonic() - self.began:6.1f} s] {text}")
 
     def head(self, text: str) -> None:
         """The beginning of a part."""
-        print(f"\n=== {text}", flush=True)
+        tell(f"\n=== {text}")
 
     def break_promise(self, text: str) -> None:
         """A promise does not hold: said at once, and the demo will exit non-zero."""
@@ -306,15 +306,23 @@ class Scene:
         self.head("Measured, from the client's journal, the files of apps and store, and /proc")
         width = max((len(w) for w, _, _ in self.figures), default=10)
         for what, value, bound in self.figures:
-            print(f"  {what:<{width}}  {value:<28} {bound}")
+            tell(f"  {what:<{width}}  {value:<28} {bound}")
         if hasattr(self, "writer"):
             acked = len(self.writer.acknowledged())
-            print(f"  {'entries tried / acknowledged':<{width}}  {len(self.writer.journal)} / {acked}")
-        print(f"\nIt took {time.monotonic() - self.began:.0f} s.")
+            tell(f"  {'entries tried / acknowledged':<{width}}  {len(self.writer.journal)} / {acked}")
+        tell(f"\nIt took {time.monotonic() - self.began:.0f} s.")
         if self.broken:
             print("\nBROKEN PROMISES:", *self.broken, sep="\n  - ", file=sys.stderr)
         else:
-            print("Every promise held.")
+            tell("Every promise held.")
+
+
+def tell(text: str) -> None:
+    """Print a line. That nobody reads any more (`make demo | head`) must not keep the demo from ending what it started."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of this process
 
 
 def free_port() -> int:
