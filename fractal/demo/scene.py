@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -108,6 +110,7 @@ class Scene:
         self.kitchen.run("group", "create", GROUP)
         for device in (self.attic, self.door):
             self.join(device)
+        self.race()
         self.kitchen.run(
             "store",
             "add",
@@ -117,7 +120,6 @@ class Scene:
             "directory",
             f"path={shared / 'store'}",
         )
-        self.race()
         self.kitchen.run("gateway", "add", "Front door", "--group", GROUP, "--address", "demo.localhost")
         self.say(f"{GROUP}: three devices, store Shelf, gateway Front door")
         self.install()
@@ -326,8 +328,10 @@ def tell(text: str) -> None:
 
 
 def free_port() -> int:
-    """A port on loopback that nobody uses now."""
-
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    """A port on loopback that nobody uses now, and that the kernel gives to nobody who does not ask for it by number."""
+    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for _ in range(100):
+        port = 10_000 + secrets.randbelow(max(first - 10_000, 1))
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise DemoFailed(f"none of 100 ports from 10000 to {first} is free")

@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 import tomllib
+from dataclasses import fields
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -178,6 +179,69 @@ def test_command_lines_parse(block: Block) -> None:
             continue  # a usage line, or the definition of an alias
         words = shlex.split(re.sub(r"HS1-\.\.\.|\"?\$\w+\"?", "X", line))
         check_parses(words, whole=True)
+
+
+@pytest.mark.parametrize("block", shell_blocks(), ids=lambda b: b.where)
+def test_manifests_that_are_installed_are_in_the_catalog_or_written_by_the_page(block: Block) -> None:
+    catalog = {path.stem for path in (ROOT / "fractal" / "catalog").glob("*.yml")}
+    text = block.page.read_text(encoding="utf-8")
+    for line in command_lines(block.text):
+        words = shlex.split(line) if "[" not in line else []
+        if words[:2] != ["app", "install"]:
+            continue
+        app, shown = words[2], text[: text.index(block.text.splitlines()[0])] + block.text
+        if "/" in app:
+            assert f"{Path(app).name}" in shown.replace(app, "") or "```yaml" in shown, (
+                f"{block.where}: nothing says what {app} is"
+            )
+        elif app not in {"X", "APP", "NAME"} and "catalog add" not in shown:
+            assert app in catalog, f"{block.where}: {app} is in no catalog"
+
+
+PACKAGES = re.compile(r"pip install ([^'\n]*)'fractal-homeserver\[([^\]]*)\]'")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_packages_are_installed_from_where_they_are(page: Path) -> None:
+    """There is no release: what is to be installed was built by `make wheels`."""
+    offered = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for options, extras in PACKAGES.findall(page.read_text(encoding="utf-8")):
+        assert "--find-links dist" in options or "testing" in extras, f"{name(page)}: [{extras}]"
+        assert set(extras.split(",")) - {"..."} <= set(offered), f"{name(page)}: [{extras}]"
+
+
+def test_the_tutorial_installs_what_its_configurations_name() -> None:
+    """At home: each configuration's backends come with the packages of the step that it belongs to."""
+    page = ROOT / "docs" / "tutorials" / "at-home.md"
+    steps = re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    offered = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    found = 0
+    for step in steps:
+        installed = {e for _, extras in PACKAGES.findall(step) for e in extras.split(",")}
+        for text in re.findall(r"```toml\n(.*?)```", step, flags=re.DOTALL):
+            tables = tomllib.loads(text).values()
+            wanted = {t["backend"] for t in tables if "backend" in t} & set(offered)
+            assert wanted and wanted <= installed, (step[:40], wanted - installed)
+            found += 1
+        stores = set(re.findall(r"store add \w+ (\w+)", step))
+        assert stores <= {"sftp"}  # which the devices of step 2 have
+    assert found == 2
+
+
+@pytest.mark.parametrize("page", WRITTEN, ids=name)
+def test_settings_of_stores_that_are_added_exist(page: Path) -> None:
+    for block in blocks(page):
+        if block.language not in ("sh", ""):
+            continue
+        for line in command_lines(block.text):
+            words = shlex.split(line) if "store add" in line and "[" not in line else []
+            if words[:2] != ["store", "add"]:
+                continue
+            at = next(i for i, word in enumerate(words) if "=" in word and not word.startswith("-"))
+            record = every_plugin().store(words[at - 1])
+            known = {one.name for one in fields(record.config)}
+            given = {word.partition("=")[0] for word in words[at:] if "=" in word}
+            assert given <= known, f"{block.where}: {given - known}"
 
 
 @pytest.mark.parametrize(
