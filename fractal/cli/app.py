@@ -230,7 +230,11 @@ _wish("restart", "Stop an app and start it again where it is.", "restarted")
 @change_options
 @pass_session
 def remove(session: Session, name: str, group: str | None, wait_s: float | None, **options: Any) -> None:
-    """Stop an app, store its last snapshot and remove it. Its archive stays in the store."""
+    """Stop an app, store its last snapshot and remove it. Its archive stays in the store.
+
+    The last snapshot is waited for in any case, two minutes unless --wait says more or less; what cannot be stored keeps the app from
+    being removed, unless you say --force.
+    """
     params = {
         "group": group,
         "app": name,
