@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from fractal.api.app import HealthSpec
 from fractal.api.errors import BackendError
+from fractal.api.probing import answers
 from fractal.api.runtime import Health
 from fractal.builtin.process.ports import HOST
 
@@ -56,10 +57,8 @@ class Watch:
             async with asyncio.timeout(self.spec.timeout):
                 if self.spec.test:
                     good, detail = await run(self.spec), "health command failed"
-                elif self.spec.http:
-                    good, detail = await _http(port, self.spec.http)
                 else:
-                    good, detail = await _tcp(port)
+                    good, detail = await answers(HOST, port, self.spec.http)
         except (OSError, TimeoutError, BackendError) as error:
             good, detail = False, str(error) or "no answer in time"
         finally:
@@ -77,30 +76,3 @@ class Watch:
         self.failures += 1
         if self.failures >= self.spec.retries:
             self.health = Health.UNHEALTHY
-
-
-async def _tcp(port: int) -> tuple[bool, str]:
-    _, writer = await asyncio.open_connection(HOST, port)
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
-    return True, ""
-
-
-async def _http(port: int, path: str) -> tuple[bool, str]:
-    reader, writer = await asyncio.open_connection(HOST, port, limit=1 << 14)
-    try:
-        request = f"GET {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\nConnection: close\r\nUser-Agent: homeserver\r\n\r\n"
-        writer.write(request.encode("ascii", "replace"))
-        await writer.drain()
-        try:
-            line = (await reader.readline()).decode("latin-1").split(None, 2)
-        except ValueError:
-            return False, "answer is not HTTP"
-        if len(line) < 2 or not line[0].startswith("HTTP/") or not line[1].isdigit():
-            return False, "answer is not HTTP"
-        return int(line[1]) < 500, f"GET {path}: status {line[1]}"
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()

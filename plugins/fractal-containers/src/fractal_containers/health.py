@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fractal.api.app import HealthSpec
 from fractal.api.context import Clock
 from fractal.api.errors import BackendError
+from fractal.api.probing import answers
 from fractal.api.runtime import Health
 from fractal_containers.found import Container
 
@@ -164,24 +165,4 @@ async def _connect(container: Container, spec: HealthSpec) -> tuple[bool, str]:
     number = next((int(port.partition("/")[0]) for port in ports if port.endswith("/tcp")), 0)
     if not container.address or not number:
         return False, "has no address yet"
-    reader, writer = await asyncio.open_connection(container.address, number, limit=1 << 14)
-    try:
-        if not spec.http:
-            return True, ""
-        host = f"{container.address}:{number}"
-        request = (
-            f"GET {spec.http} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nUser-Agent: homeserver\r\n\r\n"
-        )
-        writer.write(request.encode("ascii", "replace"))
-        await writer.drain()
-        try:
-            line = (await reader.readline()).decode("latin-1").split(None, 2)
-        except ValueError:
-            return False, "answer is not HTTP"
-        if len(line) < 2 or not line[0].startswith("HTTP/") or not line[1].isdigit():
-            return False, "answer is not HTTP"
-        return int(line[1]) < 500, f"GET {spec.http}: status {line[1]}"
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
+    return await answers(container.address, number, spec.http)
