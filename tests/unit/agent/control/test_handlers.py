@@ -231,7 +231,8 @@ async def let_in(inside: Agent, outside: Agent, **invitation: object) -> None:
     assert (first["state"], first["name"]) == ("waiting", "")
     pending = (await run(inside, "device.list"))["pending"]
     assert [(p["id"], p["name"]) for p in pending] == [(outside.keys.id, outside.name)]
-    await run(inside, "device.approve", device=outside.name)
+    approved = await run(inside, "device.approve", device=outside.name)
+    assert approved["plan"][0]["detail"]["member"] == ("Bob (new)" if invitation.get("new_member") else "Bob")
     joined = await run(outside, "group.join", code=invited["code"], member="Bob", wait_s=30)
     assert (joined["state"], joined["name"]) == ("joined", "Group 1")
 
