@@ -223,6 +223,8 @@ def thin_words(found: Outlook) -> str:
     """What `thin` would do; "" if nothing."""
     words = [f"merge {merge_words(found.merge)}"] if found.merge else []
     words += [f"read back {len(found.pending)} merges"] if found.pending else []
+    if found.back:
+        words.append(f"take {len(found.back)} records back that are wanted since they were let go")
     if found.retained.let_go:
         going = [found.timeline.stored[slot] for slot in found.retained.let_go]
         size = sum(r.stored for r in going)

@@ -141,6 +141,35 @@ async def test_what_is_pinned_while_a_merge_is_under_way_stays(
     assert moments[1] in listed and listed[moments[1]]["pinned"] and moments[2] not in listed
 
 
+async def test_a_pin_that_arrives_while_a_trim_is_written_wins_at_the_next_look(
+    attic: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await attic.call(
+        "Attic", "app.policy", app="test", keep_all_s=3600, keep_hourly=1, keep_daily=1, keep_weekly=1
+    )
+    moments = await hours(attic, 5)
+    store = (await attic.at("Attic").store(attic.app("Attic").store)).store
+    put, pinned = store.put_new, list[str]()
+
+    async def beside(key: str, data: Any) -> None:
+        if "/trim/" in key and not pinned:
+            pinned.append(key)
+            await attic.call("Attic", "snapshot.pin", app="test", at=moments[1])
+        await put(key, data)
+
+    async def listed() -> dict[str, Any]:
+        found = (await attic.call("Attic", "snapshot.list", app="test"))["snapshots"]
+        return {one["moment"]: one for one in found}
+
+    monkeypatch.setattr(store, "put_new", beside)
+    assert (await attic.call("Attic", "snapshot.prune", app="test"))["let_go"]
+    assert pinned
+    await attic.call("Attic", "snapshot.prune", app="test")
+    assert (await listed())[moments[1]]["pinned"]
+    opened = await attic.call("Attic", "snapshot.open", app="test", at=moments[1])
+    assert (Path(opened["path"]) / "data" / "word").read_text() == "0.1"
+
+
 async def test_a_snapshot_that_is_just_being_taken_survives_that_older_ones_are_pruned(
     attic: Bed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
