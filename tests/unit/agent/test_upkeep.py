@@ -14,7 +14,7 @@ import pytest
 from fractal.agent import checkpoints, membership
 from fractal.agent.care import DAY_MS, Cared
 from fractal.agent.journal import Journal
-from fractal.agent.main import run_until
+from fractal.agent.main import first_words, run_until
 from fractal.agent.notes import MemoryNotes
 from fractal.api.errors import BackendError, NotFound
 from fractal.api.store import ObjectInfo
@@ -209,6 +209,15 @@ async def told(path: Path, stop_at: bytes, bed: Bed) -> list[bytes]:
             running.cancel()
             await asyncio.wait([running])
     return heard
+
+
+async def test_who_starts_the_agent_reads_what_it_is_and_what_comes_next(attic: Bed) -> None:
+    agent, path = attic.agents["Attic"], Path("/run/control.sock")
+    name = attic.at("Attic").journal.state.name
+    assert first_words(agent, path) == f"agent of Attic runs, listens on {path}; groups: {name}"
+    groups, agent.groups = agent.groups, {}
+    assert "next: homeserver group create" in first_words(agent, path)
+    agent.groups = groups
 
 
 async def test_the_supervisor_hears_ready_after_the_logs_were_read(attic: Bed, tmp_path: Path) -> None:

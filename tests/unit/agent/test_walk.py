@@ -192,6 +192,30 @@ async def test_what_runs_apps_and_holds_their_volumes_is_looked_at(
     monkeypatch.undo()
 
 
+@pytest.mark.parametrize(
+    ("runtime", "remedy"),
+    [
+        ("docker", "systemctl restart docker)"),
+        ("podman", "systemctl restart podman.socket)"),
+        ("process", "systemctl restart homeserver)"),
+        ("elsewhere", "the plugin elsewhere)"),
+    ],
+)
+async def test_each_runtime_is_started_again_by_its_own_unit(
+    attic: Bed, monkeypatch: pytest.MonkeyPatch, runtime: str, remedy: str
+) -> None:
+    agent = attic.agents["Attic"]
+
+    async def gone() -> None:
+        raise BackendError("does not answer")
+
+    monkeypatch.setattr(agent.runtime, "observe", gone)
+    chosen = replace(agent.config.runtime, backend=runtime)
+    monkeypatch.setattr(agent, "config", replace(agent.config, runtime=chosen))
+    (finding,) = [f for f in (await attic.call("Attic", "doctor.run"))["findings"] if f["check"] == "runtime"]
+    assert remedy in finding["remedy"]
+
+
 async def test_what_is_a_second_names_alone_is_found_too(attic: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
     """A certificate that does not come, beside a first name that is well; what both share is told once."""
     here, second = attic.at("Attic"), "second.demo.localhost"
