@@ -278,7 +278,8 @@ async def test_it_is_installed_by_its_name_on_a_whole_agent(
     pi = "Raspberry Pi"
     (tmp_path / pi).mkdir()
     (tmp_path / pi / "config.toml").write_text(
-        f'schema = 1\n[device]\nname = "{pi}"\nstate_dir = "{tmp_path}/state"\nruntime_dir = "{tmp_path}/run"\n'
+        f'schema = 1\n[device]\nname = "{pi}"\nstate_dir = "{tmp_path}/{pi}/state"\n'
+        f'runtime_dir = "{tmp_path}/{pi}/run"\n'
         f'[runtime]\nbackend = "{engine.name}"\n[runtime.{engine.name}]\nsocket = "{engine.socket}"\n'
         f'[coordination.sqlite]\npath = "{tmp_path}/log.sqlite"\n[transport.direct]\nhttps_port = 0\n'
     )
