@@ -31,7 +31,7 @@ def run_contract(kind: str, record: Backend[Any, Any], settings: Any) -> tuple[l
 
     Must not be called from a running event loop.
     """
-    suite = _suite(kind, record, settings)
+    suite = contract_of(kind, record, settings)
     if suite is None:
         return (
             [],
@@ -41,7 +41,8 @@ def run_contract(kind: str, record: Backend[Any, Any], settings: Any) -> tuple[l
         return run_suites({record.name: suite})[record.name], ""
 
 
-def _suite(kind: str, record: Backend[Any, Any], settings: Any) -> type[Contract[Any]] | None:
+def contract_of(kind: str, record: Backend[Any, Any], settings: Any) -> type[Contract[Any]] | None:
+    """The finished suite for a backend as a device configures it; None where its author alone can run one."""
     declared = {"capabilities": record.capabilities}
     match kind, record.name:
         case "store", _:
