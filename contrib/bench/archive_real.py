@@ -222,7 +222,7 @@ class Group:
 @asynccontextmanager
 async def ours(folder: Path, size: int, group: Group) -> AsyncIterator[Ours]:
     """A device's archive over a pool of its own and the group's directory store."""
-    room = f"{max(1, 4 * size * MIB >> 30)}G"
+    room = f"{max(2, 8 * size * MIB >> 30)}G"
     async with (
         real_context(folder) as context,
         open_btrfs(context, BtrfsConfig(pool=folder / "pool", size=room)) as snapshotter,
@@ -260,13 +260,15 @@ class Floor:
         self.public = line.split()[-1]
         self.files: list[Path] = []
 
-    def save(self, snapshot: Path, parent: Path | None) -> Cost:
-        """A snapshot that was taken already."""
-        file = self.out / str(len(self.files))
+    def save(self, root: Path, snapshots: Path) -> Cost:
+        """A snapshot, and what changed since the one before."""
+        number = len(self.files)
+        file, snapshot = self.out / str(number), snapshots / str(number)
         self.files.append(file)
-        against = f"-p {parent}" if parent is not None else ""
+        against = f"-p {snapshots / str(number - 1)}" if number else ""
         return shell(
-            f"btrfs send -q {against} {snapshot} | zstd -3 -q -c | age -r {self.public} > {file}; sync {file}",
+            f"btrfs -q subvolume snapshot -r {root} {snapshot}"
+            f" && btrfs send -q {against} {snapshot} | zstd -3 -q -c | age -r {self.public} > {file}; sync {file}",
             self.out,
         )
 
@@ -371,24 +373,14 @@ async def run(folder: Path, options: argparse.Namespace) -> None:
               f"load {os.getloadavg()[0]:.1f}")  # fmt: skip
         floor, others = Floor(folder), Others(folder, root)
 
-        async def save() -> dict[str, Cost]:
-            """The same state by everybody, ours first: its snapshot is what the floor sends."""
-            parent = await newest()
-            made = {OURS: await mine.save()}
-            snapshot = await newest()
-            if snapshot == parent or snapshot is None:  # ours had nothing to do; the floor does not know
-                await mine.snapshotter.snapshot(VOLUME, "idle")
-                snapshot = mine.snapshotter._volume(VOLUME).path_of("idle")  # noqa: SLF001 - for btrfs send
-                made[FLOOR] = floor.save(snapshot, parent)
-                await mine.snapshotter.delete(VOLUME, "idle")
-                floor.files.pop().unlink()
-            else:
-                made[FLOOR] = floor.save(snapshot, parent)
-            return made
+        snapshots = await mine.snapshotter.create_root("floor")
 
-        async def newest() -> Path | None:
-            found = await mine.snapshotter.snapshots(VOLUME)
-            return found[-1].path if found else None
+        async def save() -> dict[str, Cost]:
+            """The same state by both; who comes first pays for what is not on the disk yet, so they take turns."""
+            if len(floor.files) % 2:
+                made = {FLOOR: floor.save(root, snapshots)}
+                return {OURS: await mine.save(), **made}
+            return {OURS: await mine.save(), FLOOR: floor.save(root, snapshots)}
 
         table("Full backup", {**await save(), **others.save()})
         ticks: dict[str, list[Cost]] = {}
