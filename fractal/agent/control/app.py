@@ -10,7 +10,7 @@ from functools import partial
 from fractal.agent.agent import Agent
 from fractal.agent.app_job import AppJob
 from fractal.agent.control.dispatch import Result, command
-from fractal.agent.control.following import TAIL, follow_there
+from fractal.agent.control.following import TAIL, follow_here, follow_there, show
 from fractal.agent.control.names import check_new_name, find_app, find_archived, find_device, find_group
 from fractal.agent.control.params import Params
 from fractal.agent.control.plan import Action, Plan, plan
@@ -416,7 +416,6 @@ async def app_logs(agent: Agent, params: Params, progress: Progress) -> Result:
         wanted = {**_target(group, app), "service": service, "tail": min(tail or TAIL, TAIL)}
         return await ask(group, app.owner, "app.logs", wanted, progress)
     job = job_of(group, app)
-    lines = 0
     key = run_key(group.id, app.id, app.epoch)
     chosen = params.text("service")
     services = [s.name for s in job.spec.services if chosen in ("", s.name)]
@@ -424,18 +423,10 @@ async def app_logs(agent: Agent, params: Params, progress: Progress) -> Result:
         raise NotFound(
             f"{app.name} has no service {chosen!r}: it has {', '.join(s.name for s in job.spec.services)}"
         )
-    for service in services:
-        follow = params.flag("follow") and service == services[-1]
-        rest = b""
-        async for chunk in agent.runtime.logs(key, service, tail=params.integer("tail", 100), follow=follow):
-            *whole, rest = (rest + chunk).split(b"\n")
-            for line in whole:
-                lines += 1
-                await progress.output({"service": service, "line": line.decode("utf-8", "replace")})
-        if rest:
-            lines += 1
-            await progress.output({"service": service, "line": rest.decode("utf-8", "replace")})
-    return {"lines": lines}
+    tail = params.integer("tail", 100)
+    if params.flag("follow"):
+        return {"lines": await follow_here(agent.runtime, key, services, tail, progress)}
+    return {"lines": sum([await show(agent.runtime, key, s, progress, tail=tail) for s in services])}
 
 
 def _target(group: GroupAgent, app: App) -> dict[str, object]:

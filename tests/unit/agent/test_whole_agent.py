@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from fractal.agent.control.following import follow_here
+from fractal.agent.control.progress import Silent
 from fractal.api.errors import Misconfigured
 from fractal.core.entries import AppChanged
 from fractal.core.model import Point
@@ -137,6 +140,31 @@ async def test_no_moment_is_kept_of_an_app_that_comes_up_for_the_first_time(beds
     kept = [{p.name for p in (s.path / "data").iterdir()} for s in await snapshotter.snapshots(volume)]
     assert {"starts"} in kept
     assert not any("half" in names for names in kept), kept
+
+
+async def test_all_services_are_followed_at_once(beds: Bed) -> None:
+    """Also the first one of several, which has to be heard while the others are silent."""
+    await beds.start("Attic")
+    await beds.found("Attic")
+    talks = SERVER.replace("def do_GET(self):", "def do_GET(self):\n        print('asked', flush=True)")
+    silent = service("silent", code=LOOPS).split("      health:")[0].rstrip() + "\n"
+    await beds.install("Attic", manifest(service(code=talks), silent))
+    heard: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+
+    class Ear(Silent):
+        async def output(self, record: Mapping[str, object]) -> None:
+            heard.put_nowait((str(record["service"]), str(record["line"])))
+
+    key = next(iter(beds.job("Attic").run_keys()))
+    runtime, services = beds.agents["Attic"].runtime, ["web", "silent"]
+    following = asyncio.create_task(follow_here(runtime, key, services, 1, Ear()))
+    try:
+        async with asyncio.timeout(60):
+            assert await heard.get() == ("web", "asked")  # by the health check, again and again
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+    assert following.cancelled()
 
 
 async def test_one_shot_services_end_well(beds: Bed) -> None:
