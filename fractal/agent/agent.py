@@ -27,7 +27,7 @@ from fractal.api.context import Clock, Context, Entropy, Run, Workers
 from fractal.api.coordination import Coordinator
 from fractal.api.errors import BackendError, Corrupt, NotFound, Unreachable
 from fractal.api.events import Event
-from fractal.api.runtime import Health, RunStatus, Runtime, SupportsImages
+from fractal.api.runtime import Health, RunStatus, Runtime, SupportsImages, Terminal
 from fractal.api.snapshot import Snapshotter
 from fractal.api.store import Store
 from fractal.api.transport import LocalRoute, Transport
@@ -110,6 +110,8 @@ class Agent:
     serving: tuple[LocalRoute, ...] = ()
     """Routes that the transport was last told to serve here, and does."""
     guard_problem: str = ""
+    terminals: dict[str, Terminal] = field(default_factory=dict)
+    """Open ones, by names that only who opened them knows."""
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     _asked: tuple[Runtime, bool] | None = None
 

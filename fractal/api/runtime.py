@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from fractal.api.app import AppRun, AppSpec, run_key
+from fractal.api.app import AppRun, AppSpec, Command, run_key
 from fractal.api.backend import Backend, C, Offer
 
 
@@ -161,6 +162,32 @@ class SupportsImages(Protocol):
 
         Nothing of it is trusted but that digest, which the engine computes: compare it with the one that was recorded.
         """
+
+
+class Terminal(Protocol):
+    """A command's terminal, seen from outside."""
+
+    async def read(self) -> bytes:
+        """What it shows next, as it comes; b"" once the command has ended."""
+
+    async def write(self, data: bytes) -> None:
+        """Type something: all of it has been taken when this returns."""
+
+    async def resize(self, rows: int, columns: int) -> None:
+        """Tell the command another size of the window, in characters."""
+
+    async def exit_code(self) -> int:
+        """What the command exited with, once `read` has given b""."""
+
+
+@runtime_checkable
+class SupportsTerminal(Protocol):
+    """Runs commands at a terminal, for people."""
+
+    def terminal(
+        self, key: str, service: str, command: Command, *, rows: int, columns: int
+    ) -> AbstractAsyncContextManager[Terminal]:
+        """Run a command inside the service at a terminal of that size. Leaving the context ends it. Raises NotFound."""
 
 
 class RuntimeOffer(Offer):

@@ -66,12 +66,26 @@ def logs(session: Session, name: str, service: str | None, group: str | None, **
     metavar="SECONDS",
     help="Kill it then.",
 )
+@click.option(
+    "-t",
+    "--tty",
+    "at_terminal",
+    is_flag=True,
+    help="At this terminal, for as long as it takes; only on its device.",
+)
 @json_option
 @pass_session
 def exec(session: Session, name: str, argv: tuple[str, ...], group: str | None, **options: Any) -> int:  # noqa: A001 - the command's name
     """Run a command inside an app's service and exit as it does. Options go before APP."""
     if argv[:1] == ("--",):
         argv = argv[1:]  # the usual way to say that what follows is the command
+    if options["at_terminal"]:
+        from fractal.cli.terminal import interact
+
+        if options["feed"] or options["as_json"]:
+            raise click.UsageError("--tty goes with neither --stdin nor --json")
+        wanted = {"group": group, "app": name, "argv": list(argv), "service": options["service"]}
+        return interact(session, wanted)
     result = session.call(
         "app.exec",
         {

@@ -15,7 +15,7 @@ import pytest
 
 from fractal.api.app import AppRun, AppSpec, HealthSpec, Mount, ServiceSpec
 from fractal.api.errors import BackendError, NotFound
-from fractal.api.runtime import Health, Runtime, SupportsImages
+from fractal.api.runtime import Health, Runtime, SupportsImages, SupportsTerminal
 from fractal.testing.runtime_parts import (
     BEAT,
     DAEMON,
@@ -44,7 +44,7 @@ from fractal.testing.suite import Contract
 class RuntimeContract(Contract[Runtime]):
     """Every runtime passes this. Programs are Python sources without dependencies."""
 
-    optional: ClassVar = {"SupportsImages": SupportsImages}
+    optional: ClassVar = {"SupportsImages": SupportsImages, "SupportsTerminal": SupportsTerminal}
 
     @abstractmethod
     def service(self, name: str, program: str) -> ServiceSpec:

@@ -19,6 +19,7 @@ from fractal.agent.control import (
     snapshot,
     status,
     store,
+    terminal,
 )
 from fractal.agent.control.dispatch import collect
 
@@ -39,4 +40,5 @@ COMMANDS = collect(
     snapshot,
     status,
     store,
+    terminal,
 )

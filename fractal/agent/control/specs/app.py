@@ -186,6 +186,34 @@ SPECS: tuple[Spec, ...] = (
             "output": text("Standard output and error together; bytes that are not UTF-8 are replaced."),
         },
     ),
+    reads(
+        "app.terminal",
+        "Run a command inside a service at a terminal, until it ends or the caller hangs up. Only on the device that runs it.",
+        {
+            "app": NAME,
+            "service": Param(Kind.TEXT, "Service; left out: the web service, else the only one."),
+            "argv": Param(Kind.LIST, "Command and arguments; no shell.", required=True),
+            "rows": Param(Kind.INTEGER, "Size of the window in characters; 24 if left out."),
+            "columns": Param(Kind.INTEGER, "80 if left out."),
+            "term": Param(Kind.TEXT, "Kind of the caller's terminal, as in `TERM`."),
+        },
+        {"exit_code": integer("What it exited with.")},
+        output={
+            "terminal": text("Its name for `app.type`; the same in each line."),
+            "data": text("What it shows, in base64; empty in the first line."),
+        },
+    ),
+    reads(
+        "app.type",
+        "Type into a terminal that `app.terminal` has open, or tell it another size.",
+        {
+            "terminal": Param(Kind.TEXT, "Its name.", required=True),
+            "data": Param(Kind.TEXT, "What to type, in base64."),
+            "rows": Param(Kind.INTEGER, "New size of the window; with `columns`."),
+            "columns": Param(Kind.INTEGER, "New size of the window; with `rows`."),
+        },
+        {},
+    ),
     changes(
         "app.move",
         "Move an app to another device while it runs.",

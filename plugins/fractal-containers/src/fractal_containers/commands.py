@@ -7,6 +7,8 @@ are found among the processes of the run's cgroup.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from fractal.api.app import Command
@@ -16,9 +18,38 @@ from fractal.api.runtime import ExecResult
 from fractal_containers.cgroup import RunCgroup
 from fractal_containers.engine import Engine
 from fractal_containers.found import Container
+from fractal_containers.terminals import EngineTerminal, at_terminal
 
 OUTPUT = 1 << 20
 MARK = "FRACTAL_COMMAND"
+
+
+def _marked(context: Context, cgroup: RunCgroup, container: Container, command: Command) -> tuple[str, str]:
+    """A mark, and what to call the command. Raises BackendError for a run that is frozen."""
+    if cgroup.frozen():
+        raise BackendError(f"{container.key}: frozen by the guard; nothing can be run in it", retryable=True)
+    what = f"{container.key}: {container.service}: {command.argv[0] if command.argv else ''}"
+    return context.entropy.bytes(8).hex(), what
+
+
+@asynccontextmanager
+async def terminal(
+    context: Context,
+    engine: Engine,
+    cgroup: RunCgroup,
+    container: Container,
+    command: Command,
+    size: tuple[int, int],
+) -> AsyncIterator[EngineTerminal]:
+    """As `SupportsTerminal.terminal`, in a container that runs; `size` in rows and columns."""
+    mark, what = _marked(context, cgroup, container, command)
+    marked = replace(command, env={**command.env, MARK: mark})
+    try:
+        async with at_terminal(engine.wire, context.clock, container.id, marked, what) as made:
+            await made.resize(*size)
+            yield made
+    finally:
+        cgroup.kill_marked(f"{MARK}={mark}".encode())
 
 
 async def execute(
@@ -31,10 +62,7 @@ async def execute(
     timeout: float,
 ) -> ExecResult:
     """As `Runtime.exec`, in a container that runs. Raises BackendError on time-out."""
-    if cgroup.frozen():
-        raise BackendError(f"{container.key}: frozen by the guard; nothing can be run in it", retryable=True)
-    mark = context.entropy.bytes(8).hex()
-    what = f"{container.key}: {container.service}: {command.argv[0] if command.argv else ''}"
+    mark, what = _marked(context, cgroup, container, command)
     done = False
     try:
         async with asyncio.timeout(timeout):

@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 from fractal.api.app import AppRun, AppSpec, Command
 from fractal.api.context import Context
 from fractal.api.errors import BackendError, NotFound
-from fractal.api.runtime import ExecResult, Freezable, Health, Refusal, RunStatus, ServiceStatus
+from fractal.api.runtime import ExecResult, Freezable, Health, Refusal, RunStatus, ServiceStatus, Terminal
 from fractal_containers.cgroup import RunCgroup
 from fractal_containers.check import refusals
-from fractal_containers.commands import execute
+from fractal_containers.commands import execute, terminal
 from fractal_containers.config import EngineConfig
 from fractal_containers.ending import DYING, STEP, strike
 from fractal_containers.engine import Engine
@@ -399,6 +399,18 @@ class ContainerRuntime:
         if not container.running:
             raise NotFound(f"{key}: service {service} does not run")
         return await self._execute(container, Command(argv=tuple(argv)), stdin, timeout)
+
+    @contextlib.asynccontextmanager
+    async def terminal(
+        self, key: str, service: str, command: Command, *, rows: int, columns: int
+    ) -> AsyncIterator[Terminal]:
+        """As `SupportsTerminal.terminal`."""
+        container = await self._find(key, service)
+        if not container.running:
+            raise NotFound(f"{key}: service {service} does not run")
+        cgroup, size = self._cgroup(key), (rows, columns)
+        async with terminal(self._context, self._engine, cgroup, container, command, size) as made:
+            yield made
 
     async def _execute(
         self, container: Container, command: Command, stdin: bytes, timeout: float
