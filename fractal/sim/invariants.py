@@ -299,7 +299,7 @@ class Truth:
         """Faults ended long enough ago: every app must run."""
         for app in self._world.apps:
             self.checks += 1
-            if not self.running(app) and not self._world.excused(app):
+            if not self.running(app):
                 self._world.wrong("I5", f"app {app[:4]} does not run {self._world.why_not(app)}")
 
     def _needless(self, app: str, epoch: int, machine: Machine) -> None:

@@ -39,6 +39,8 @@ STATES_EVERY = 60.0
 AGES_EVERY = 5.0
 MOVING = 60.0
 """Seconds that a planned move may take at the end."""
+LONGEST_ABSENCE = 300.0
+"""Seconds for which a device may ask not to be challenged."""
 SPEC = AppSpec(name="counter", services=(ServiceSpec(name="main", process=ProcessSpec(argv=("counter",))),))
 LETTERS = "!#$%&()*+-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]^_abcdefghijklmnopqrstuvwxyz{|}~"
 TOKEN = "5" * 32
@@ -232,16 +234,16 @@ class World:
 
         return quiet_logger(f"fractal-sim.{machine.name}", Lines())
 
-    def excused(self, app: str) -> bool:
-        """Whether the app's owner said that it is away for some minutes: then nobody challenges it yet."""
+    def absence(self) -> float:
+        """Seconds for which an app's owner said that it is still away: until then nobody challenges it."""
+        longest = 0.0
         for machine in self.machines:
             if machine.group is not None:
-                state = machine.group.state
-                known = state.apps.get(app)
-                owner = state.devices.get(known.owner) if known is not None else None
-                if owner is not None and owner.away_until > machine.group.agent.clock.wall_ms():
-                    return True
-        return False
+                state, now = machine.group.state, machine.group.agent.clock.wall_ms()
+                owners = {a.owner for a in state.apps.values()}
+                left = [(d.away_until - now) / 1000 for d in state.devices.values() if d.id in owners]
+                longest = max([longest, *(seconds for seconds in left if seconds <= LONGEST_ABSENCE)])
+        return longest
 
     def why_not(self, app: str) -> str:
         """What each device says of an app that does not run."""
@@ -276,8 +278,9 @@ class World:
         if self.violations:
             return
         if not all(self.truth.running(app) for app in self.apps):
-            # It may be on its way from one device to another at this very instant.
-            await self._watch(MOVING)
+            # It may be on its way from one device to another at this very instant, or its owner said that it comes back.
+            absence = self.absence()
+            await self._watch(absence + self.scene.rest if absence else MOVING)
         if self.scene.kind != "hostile":
             self.truth.alive()
         if self.scene.gentle:
