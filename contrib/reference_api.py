@@ -31,6 +31,7 @@ MODULES = {
     "events": "Events",
     "names": "Names",
     "certificates": "Certificates",
+    "probing": "Looking whether a service answers",
     "store_files": "Stores of files",
     "canonical": "Canonical encoding",
     "plain": "Plain values",
