@@ -89,10 +89,15 @@ def _sections(spec: AppSpec, names: list[str]) -> Found:
     yield from _hooks(spec, names)
 
 
+_IN_PS = "a secret would be seen in `ps`: it is in the service's own `environment`, for `sh -c`"
+
+
 def _hooks(spec: AppSpec, names: list[str]) -> Found:
     for service, argv in (*spec.before_snapshot, *spec.after_snapshot):
         if service not in names or not argv or any("\0" in word for word in argv):
             yield "x-homeserver.hooks", f"{service[:80]!r} is no service of this app, or has nothing to run"
+        if any(SECRET_USE.search(word) for word in argv):
+            yield "x-homeserver.hooks", _IN_PS
     if max(len(spec.before_snapshot), len(spec.after_snapshot)) > MAX_HOOKS:
         yield "x-homeserver.hooks", f"more than {MAX_HOOKS} of a kind"
     if not 0 < spec.hook_timeout <= MAX_HOOK_TIMEOUT:
@@ -200,7 +205,7 @@ def _commands(commands: Sequence[Command], key: str) -> Found:
         if not command.argv or any("\0" in word for word in words):
             yield key, "has nothing to run, or holds NUL"
         if any(SECRET_USE.search(word) for word in words):
-            yield key, "a secret would be seen in `ps`: it is in the service's own `environment`, for `sh -c`"
+            yield key, _IN_PS
         if any(not VARIABLE.fullmatch(name) for name in command.env):
             yield f"{key}.environment", "holds what cannot be a variable's name"
 

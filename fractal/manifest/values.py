@@ -350,6 +350,12 @@ class Where:
         if name not in self.given.values:
             self.need(f"--set {name}=VALUE", f"{name} is sealed and needed in clear here: give it again")
             return ""
+        if self.given.secret(name):
+            # What is allowed here is still not listed among the values that `app show` prints.
+            self.allowed(
+                f"{VISIBLE}{name}", f"{name} would stand here in clear, for every device of the group to see"
+            )
+            return self.given.values[name] if f"{VISIBLE}{name}" in self.given.allowed else ""
         self.problems.shown[name] = self.given.values[name]
         return self.given.values[name]
 

@@ -134,7 +134,7 @@ class Upload:
             try:
                 await self._client.once(operation, self._key, **parameters, **self._condition)
             except BackendError as error:
-                if await self._is_done(error, doubt):
+                if await self._is_done_after(error, doubt):
                     return
                 if not (isinstance(doubt, Unanswered) and doubt.sent):
                     doubt = error
@@ -145,7 +145,21 @@ class Upload:
         assert doubt is not None
         if isinstance(doubt, Unanswered) and doubt.sent:
             raise Ambiguous(f"{doubt}; {self._key} may have been created") from doubt
+        if isinstance(doubt, Refused):
+            # Another write under the name went on all the while and is not there: nothing exists yet.
+            raise BackendError(str(doubt), retryable=True) from doubt
         raise doubt
+
+    async def _is_done_after(self, error: BackendError, doubt: BackendError | None) -> bool:
+        """As `_is_done`, but whatever goes wrong after an answer was lost leaves it open whether the object was created."""
+        try:
+            return await self._is_done(error, doubt)
+        except (Ambiguous, Conflict):
+            raise
+        except BackendError as failed:
+            if not (isinstance(doubt, Unanswered) and doubt.sent):
+                raise
+            raise Ambiguous(f"{failed}; {self._key} may have been created") from failed
 
     async def _is_done(self, error: BackendError, doubt: BackendError | None) -> bool:
         """Whether an earlier attempt, of which `doubt` is left, has done it; False if it is worth another. Raises otherwise."""
