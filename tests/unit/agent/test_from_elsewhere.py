@@ -35,6 +35,8 @@ async def beds(tmp_path: Path) -> AsyncIterator[Bed]:
         await made.install("attic", SECRET, secrets={"pin": PASSWORD})
         owner = made.agents["attic"].keys.id
         await made.until(lambda: made.app("door").owner == owner == made.app("den").owner)
+        await made.until(lambda: made.agents["den"].keys.id in made.app("den").keys[-1].sealed)
+        assert (await made.call("attic", "snapshot.create", app="test", wait_s=60))["done"]
         await made.until(lambda: all(len(made.at(n).beats) == 2 for n in ("attic", "door", "den")))
         yield made
 

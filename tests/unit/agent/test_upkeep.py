@@ -182,9 +182,11 @@ async def test_an_orderly_end_comes_to_rest_and_says_that_it_is_away(attic: Bed)
 async def test_an_end_without_others_says_nothing(attic: Bed) -> None:
     await attic.install("Attic")
     here = attic.at("Attic")
-    before = here.state.position
     await here.agent.hand_over()
-    assert not attic.job("Attic").runs() and here.state.position == before
+    assert not attic.job("Attic").runs()
+    # Neither that it is away, nor that it lets the app go.
+    assert here.state.devices[here.me].away_until == 0
+    assert (attic.app("Attic").owner, attic.app("Attic").release) == (here.me, None)
 
 
 async def told(path: Path, stop_at: bytes, bed: Bed) -> list[bytes]:
@@ -365,8 +367,11 @@ async def test_a_checkpoint_and_its_tail_equal_a_replay(attic: Bed) -> None:
         group_keys=keys,
     )
     late.adopt(base, stated)
-    await late.poll(0)
-    await journal.poll(0)
+    for _ in range(100):  # the agent itself may say something between the two
+        await late.poll(0)
+        await journal.poll(0)
+        if late.state.position == journal.state.position:
+            break
     assert state_hash(late.state) == state_hash(replayed([r for _, r in late.entries()], late))
     assert state_hash(late.state) == state_hash(journal.state)
     assert late.state.name == "tail"
