@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -414,22 +414,28 @@ class AppJob:
         self._start_at = agent.clock.boottime() + START_AGAIN
         await agent.observe()
 
-    async def halt(self) -> None:
-        """Stop the app; what is left of the run stays until it is started again or removed."""
+    async def halt(self) -> list[str]:
+        """Stop the app; what is left of its runs stays until it is started again or removed. The runs' keys."""
         agent = self.group.agent
-        for run in self.runs():
-            await agent.runtime.stop(run.key)
+        # Asked before: what is stopped and has no process may not be observed any more.
+        keys = [run.key for run in self.runs()]
+        for key in keys:
+            await agent.runtime.stop(key)
         self._started = None
         self.bringing.forget()
         await agent.observe()
         self.saver.hurry()
+        return keys
+
+    async def remove(self, keys: Sequence[str]) -> None:
+        """Remove what stopped runs left."""
+        for key in keys:
+            await self.group.agent.runtime.remove(key)
+        await self.group.agent.observe()
 
     async def stop(self) -> None:
         """Stop the app and remove what its run left."""
-        await self.halt()
-        for run in self.runs():
-            await self.group.agent.runtime.remove(run.key)
-        await self.group.agent.observe()
+        await self.remove(await self.halt())
 
     async def _announce(self) -> None:
         epoch = self.app.epoch

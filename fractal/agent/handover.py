@@ -63,16 +63,17 @@ class Handover:
         self.leaving = True
         try:
             await self._withdraw()
-            await job.halt()
+            halted = await job.halt()
             try:
                 await job.saver.tick()
                 await job.saver.drain(HAND_OVER_LIMIT)
             except FractalError:
                 # Without its last snapshot stored the app is better off running here; the wish is tried again later.
                 self._stay_until = job.group.agent.clock.boottime() + STAY
-                await job.stop()
+                await job.remove(halted)
                 raise
             await self.release()
+            await job.remove(halted)
         finally:
             self.leaving = False
             job.group.pulse.beat()

@@ -325,6 +325,19 @@ async def test_a_move_to_a_silent_device_is_told_and_taken_back(attic: Bed) -> N
     assert await attic.starts("Attic") == ["one"]
 
 
+async def test_what_an_ending_agent_hands_over_leaves_nothing_with_the_guard(attic: Bed) -> None:
+    """A stopped run has no process and is not observed; the guard keeps it, and lives, until it is forgotten."""
+    kitchen = await attic.start("Kitchen")
+    await attic.join("Kitchen", by="Attic")
+    await attic.until(lambda: kitchen.keys.id in attic.app("Attic").keys[-1].sealed)
+    await attic.until(lambda: attic.at("Attic").online(kitchen.keys.id))
+    key = next(iter(attic.job("Attic").run_keys()))
+    agent = attic.agents["Attic"]
+    assert key in await agent.guard.status()
+    await agent.hand_over()
+    assert attic.app("Attic").release is not None and key not in await agent.guard.status()
+
+
 async def test_an_app_removed_while_its_device_was_down_ends_there(attic: Bed) -> None:
     await attic.start("Kitchen")
     await attic.join("Kitchen", by="Attic")
