@@ -1,4 +1,4 @@
-"""The catalog's apps on real engines. Their images cannot be had here: each is a stand-in that records what it was given, and is held
+"""The catalog's apps on a real engine. Their images cannot be had here: each is a stand-in that records what it was given, and is held
 against what its real one documents."""
 
 from __future__ import annotations
@@ -159,8 +159,10 @@ class Started:
 
 @pytest.fixture(scope="module", params=APPS)
 def app(
-    request: pytest.FixtureRequest, engine: TestEngine, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, docker_engine: TestEngine, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Started]:
+    """On one engine: that both make the same of each key is tested elsewhere, and this takes minutes."""
+    engine = docker_engine
     name: str = request.param
     spec = parse((FOLDER / f"{name}.yml").read_text(), name, given=Given(host=HOST))
     for image in sorted({service.image for service in spec.services}):
