@@ -199,7 +199,19 @@ class Scene:
         """Titles in an app's database, asked inside its container, wherever it runs."""
         sql = "select post_title from wordpress.wp_posts where post_status='publish' and post_type='post'"
         words = ["--group", GROUP, "--service", "db", app, "mariadb", "-N", "-e", sql]
-        return self.pi.run("app", "exec", *words).splitlines()
+        found: list[str] = []
+
+        def told() -> bool:
+            try:
+                found[:] = self.pi.run("app", "exec", *words).splitlines()
+            except RuntimeError as error:
+                if "no sign of life" in str(error):
+                    return False  # a device whose cable was put back has not heard of every other one yet
+                raise
+            return True
+
+        until(told, 60, f"{app} says what is in its database")
+        return found
 
     def posts_at(self, device: Device, moment: str) -> list[str]:
         """Titles in the database at a moment, by restoring it into a fork on a device.
