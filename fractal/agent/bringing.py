@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 AT_ONCE = 1.0
 """Seconds for which a step waits: mostly everything is here already."""
+ENDING = 5.0
+"""Seconds for which what is cancelled may take to end; a runtime that hangs keeps no app from being stopped."""
 
 
 class Bringing:
@@ -90,4 +92,4 @@ class Bringing:
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-            await asyncio.wait([task])
+            await asyncio.wait([task], timeout=ENDING)

@@ -115,7 +115,7 @@ def _may_lose(group: GroupAgent, app: App) -> str:
 
 def _kept(app: App, why: str) -> str:
     return (
-        f"{app.name} is not removed: {why}. It stays as it is, with all its data: try again, start it again "
+        f"{app.name} is not removed: {why}. It is not lost: it may be stopped, and keeps all its data. Try again, start it again "
         f"(homeserver app start), or say --force to remove it all the same"
     )
 
