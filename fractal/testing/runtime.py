@@ -188,12 +188,17 @@ class RuntimeContract(Contract[Runtime]):
     # -- dependencies and restarts
 
     async def test_completed_dependencies_come_first(self, backend: Runtime, tmp_path: Path) -> None:
-        """`completed` means exit 0 before the other one starts."""
+        """`completed` means exit 0 before the other one starts; what it was there for being done, the run is healthy."""
         setup = self.named("setup", BEAT + "time.sleep(0.3)\nnote('done')\n", restart="no")
         program = BEAT + "note(open(f'{data}/setup.notes').read().split()[-1])\nbeat()"
         run = self.app(tmp_path, setup, self.named("main", program, depends_on={"setup": "completed"}))
         await self.up(backend, run)
         await until(lambda: notes(run, "main") == ["start", "done"])
+        service = await service_where(backend, run, "setup", lambda s: not s.running)
+        assert (service.exit_code, service.health) == (0, Health.HEALTHY)
+        assert (await seen(backend, run)).health is Health.HEALTHY
+        await backend.stop(run.key)
+        assert {r.health for r in await backend.observe()} <= {Health.STOPPED}
 
     async def test_a_failed_dependency_is_an_error_that_names_it(
         self, backend: Runtime, tmp_path: Path

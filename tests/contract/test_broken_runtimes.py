@@ -64,6 +64,16 @@ class AlwaysHealthy(Damaged):
         ]
 
 
+class TakesCompletedForStopped(Damaged):
+    async def observe(self) -> Sequence[RunStatus]:
+        return [
+            replace(
+                r, services=tuple(s if s.running else replace(s, health=Health.STOPPED) for s in r.services)
+            )
+            for r in await self.good.observe()
+        ]
+
+
 class NamesNoEndpoint(Damaged):
     async def observe(self) -> Sequence[RunStatus]:
         return [
@@ -191,6 +201,7 @@ CASES: dict[type[Damaged], str] = {
     ForgetsWhatRuns: "test_a_started_app_is_observed_with_its_labels",
     LosesTheEpoch: "test_a_started_app_is_observed_with_its_labels",
     AlwaysHealthy: "test_an_app_that_answers_500_never_gets_healthy",
+    TakesCompletedForStopped: "test_completed_dependencies_come_first",
     NamesNoEndpoint: "test_the_endpoint_answers_and_health_is_seen",
     RestartsOnStart: "test_starting_again_starts_nothing_twice",
     DropsTheEnvironment: "test_environment_and_secrets_arrive",

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from fractal.api.app import Command, HealthSpec
-from fractal_containers.labels import GRACE, HEALTH, ORDER, PORTS, PRE_STOP, RUN, SERVICE
+from fractal_containers.labels import GRACE, HEALTH, ORDER, PORTS, PRE_STOP, RESTART, RUN, SERVICE
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,11 @@ class Container:
     def exit_code(self) -> int | None:
         """None while it runs and before it was started."""
         return None if self.running or not self.begun else self.code
+
+    @property
+    def completed(self) -> bool:
+        """Whether it was there to do something once, and did."""
+        return self.exit_code == 0 and self.labels.get(RESTART, "always") != "always"
 
     @property
     def health(self) -> HealthSpec | None:

@@ -339,7 +339,8 @@ class ContainerRuntime:
 
     async def _run_status(self, key: str, labels: dict[str, str], containers: list[Container]) -> RunStatus:
         mine = sorted((c for c in containers if c.service), key=lambda c: c.order)
-        services = [await self._service_status(c) for c in mine]
+        alive = any(c.running for c in mine)  # after a stop, what had completed is stopped like the rest
+        services = [await self._service_status(c, completed=alive and c.completed) for c in mine]
         return RunStatus(
             group=labels.get(GROUP, ""),
             app=labels.get(APP, ""),
@@ -348,10 +349,12 @@ class ContainerRuntime:
             frozen=self._cgroup(key).frozen(),
         )
 
-    async def _service_status(self, container: Container) -> ServiceStatus:
+    async def _service_status(self, container: Container, *, completed: bool = False) -> ServiceStatus:
         health, detail = Health.STOPPED, ""
         if container.running:
             health, detail = judged(container, self._watches.of(container))
+        elif completed:
+            health, detail = Health.HEALTHY, "completed"  # what it was there for is done
         elif container.exit_code or container.error:
             detail = container.error or await self._last_line(container)
         return ServiceStatus(
