@@ -21,7 +21,7 @@ from fractal.api.store import Store
 from fractal.archive.epochs import EpochRecord, Epochs
 from fractal.archive.images import Images
 from fractal.core.lease import Proofs, Seen, Suspicion
-from fractal.core.model import App, GroupState
+from fractal.core.model import App, DeviceRole, GroupState
 
 if TYPE_CHECKING:
     from fractal.agent.agent import Agent
@@ -88,6 +88,15 @@ class GroupAgent:
         """Whether the log proves nothing at present."""
         state = self.state
         return bool(state.sealed_out or state.forked or state.left)
+
+    @property
+    def hosts(self) -> bool:
+        """Whether this device runs apps, or still owns one. One that does not has no use for a store, and often no way into it."""
+        state = self.state
+        own = state.devices.get(self.me)
+        return (own is not None and DeviceRole.HOST in own.roles) or any(
+            a.owner == self.me for a in state.apps.values()
+        )
 
     def app(self, app: str) -> App:
         """An app by id. Raises NotFound."""

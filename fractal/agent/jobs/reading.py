@@ -55,7 +55,7 @@ async def follow_stores(group: GroupAgent) -> None:
     not_before: dict[str, float] = {}
     pulse = 0
     while True:
-        stores = sorted({a.store for a in group.state.apps.values() if not a.removed})
+        stores = sorted({a.store for a in group.state.apps.values() if not a.removed}) if group.hosts else []
         for store in stores:
             now = clock.boottime()
             if now < not_before.get(store, 0.0) or now < _due(group, store):

@@ -13,7 +13,7 @@ from fractal.agent.journal import Stale
 from fractal.agent.membership import send_welcomes
 from fractal.api.errors import BackendError, FractalError
 from fractal.core.entries import AppChanged, AppKeyAdded, AppMoved, DeviceUpdated
-from fractal.core.model import App, AppKey, GroupState, Role
+from fractal.core.model import App, AppKey, DeviceRole, GroupState, Role
 from fractal.core.placement import may_trust, successors, trusted
 from fractal.crypto.keys import app_keypair, seal_to
 
@@ -75,7 +75,7 @@ async def _with_app(group: GroupAgent, app: str, step: Callable[[GroupAgent, App
 
 
 class Checkpoints:
-    """States one when enough was written: the first device that is there of those whose members may."""
+    """States one when enough was written: the first host that is there of those whose members may."""
 
     def __init__(self, group: GroupAgent) -> None:
         self._group = group
@@ -107,7 +107,11 @@ class Checkpoints:
         there = (
             d.id
             for d in state.devices.values()
-            if d.member in admins and not d.removed and self._group.online(d.id)
+            # A gateway may have no way into the store, and would keep its turn for ever.
+            if d.member in admins
+            and DeviceRole.HOST in d.roles
+            and not d.removed
+            and self._group.online(d.id)
         )
         return min(there, default="")
 

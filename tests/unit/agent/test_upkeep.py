@@ -6,25 +6,27 @@ import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from fractal.agent import checkpoints, membership
+from fractal.agent.agent import Agent
 from fractal.agent.care import DAY_MS, Cared
 from fractal.agent.journal import Journal
 from fractal.agent.main import first_words, run_until
 from fractal.agent.notes import MemoryNotes
 from fractal.api.errors import BackendError, NotFound
-from fractal.api.store import ObjectInfo
+from fractal.api.store import ObjectInfo, Store
 from fractal.archive import layout
 from fractal.archive.epochs import Rollback
 from fractal.archive.images import PLACE
 from fractal.archive.verify import VerifyReport
 from fractal.core.entries import GroupChanged
 from fractal.core.log import checkpoint_bytes, fold, state_hash
-from fractal.core.model import GroupState
+from fractal.core.model import GroupState, StoreEntry
 from fractal.crypto.keys import unseal_with
 from fractal.shell.notify import Notifier
 from fractal.testing.agents import Bed, bed
@@ -137,6 +139,37 @@ async def test_a_store_that_forgot_an_epoch_is_seen_after_a_restart_too(attic: B
     await attic.until(lambda: attic.app("Attic"))
     with pytest.raises(Rollback):
         await attic.at("Attic").list_epochs(attic.app("Attic").store)
+
+
+async def test_a_gateway_leaves_stores_alone_and_never_has_the_turn_to_write_a_checkpoint(
+    beds: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first by id is a gateway without a way into any store: nothing waits for it."""
+    keys = {(await beds.start(name)).keys.id: name for name in ("Attic", "Kitchen")}
+    gate, host = (keys[device] for device in sorted(keys))
+    await beds.stop(gate)
+    config = beds.folder / gate / "config.toml"
+    config.write_text(config.read_text().replace('roles = ["host"]', 'roles = ["gateway"]'))
+    await beds.found(host)
+    tried: list[str] = []
+
+    def refuse(agent: Agent, entry: StoreEntry) -> AbstractAsyncContextManager[Store]:
+        if agent.keys.id == min(keys):
+            tried.append(entry.name)
+            raise BackendError("no way there")
+        return usual(agent, entry)
+
+    usual = Agent.open_store
+    await beds.start(gate)
+    monkeypatch.setattr(Agent, "open_store", refuse)
+    await beds.join(gate, by=host)
+    await beds.install(host)
+    monkeypatch.setattr(checkpoints, "MIN_ENTRIES", 8)
+    journal = beds.at(host).journal
+    for number in range(10):
+        await journal.append(GroupChanged(name=f"name {number}"))
+    await beds.until(lambda: journal.state.checkpoint is not None)
+    assert not tried
 
 
 # --- coming and going ------------------------------------------------------------------------------------------------
