@@ -31,6 +31,8 @@ MODULES = {
     "events": "Events",
     "names": "Names",
     "certificates": "Certificates",
+    "building": "Images that are built",
+    "build_context": "Contexts of builds",
     "probing": "Looking whether a service answers",
     "store_files": "Stores of files",
     "canonical": "Canonical encoding",
@@ -142,7 +144,7 @@ def _module(tree: ast.Module) -> list[str]:
     if constants:
         parts.append(table(("Constant", "Meaning"), constants))
     for node in tree.body:
-        if isinstance(node, ast.ClassDef):
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             parts += _class(node)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and not node.name.startswith("_"):
             parts += [f"### `{node.name}`\n", f"    {_signature(node)}\n", _words(node) + "\n"]

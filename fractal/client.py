@@ -9,6 +9,7 @@ import json
 import os
 import socket
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -70,6 +71,22 @@ class Client:
                     f"the agent hung up during {command} ({error.strerror}): see its log"
                 ) from error
 
+    def send_context(self, archive: BinaryIO, size: int, *, timeout: float = IDLE_TIMEOUT) -> str:
+        """Give the agent the context of a build, a tar archive of `size` bytes; its id. Raises CommandError, Unreachable."""
+        with self._connect() as connection:
+            connection.settimeout(timeout)
+            try:
+                connection.sendall(_head("app.context", size, "application/x-tar"))
+                # An agent that does not want it says why and hangs up: what it said is read all the same.
+                with suppress(ConnectionError):
+                    connection.sendfile(archive)
+                with connection.makefile("rb") as answer:
+                    return str(_read(answer, None, None)["context"])
+            except TimeoutError as error:
+                raise Unreachable(f"the agent took no build context for {timeout:.0f} s") from error
+            except OSError as error:
+                raise Unreachable(f"the agent hung up ({error.strerror}): see its log") from error
+
     def _connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         connection.settimeout(CONNECT_TIMEOUT)
@@ -96,12 +113,16 @@ def _why(path: Path, error: OSError) -> str:
 
 def _request(command: str, params: Mapping[str, object]) -> bytes:
     body = json.dumps({k: v for k, v in params.items() if v is not None}).encode()
+    return _head(command, len(body), "application/json") + body
+
+
+def _head(command: str, size: int, kind: str) -> bytes:
     noun, _, verb = command.partition(".")
     head = (
-        f"POST /v1/{noun}/{verb} HTTP/1.0\r\nHost: agent\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(body)}\r\n\r\n"
+        f"POST /v1/{noun}/{verb} HTTP/1.0\r\nHost: agent\r\nContent-Type: {kind}\r\n"
+        f"Content-Length: {size}\r\n\r\n"
     )
-    return head.encode("ascii") + body
+    return head.encode("ascii")
 
 
 def _read(answer: BinaryIO, on_progress: Listener | None, on_output: Listener | None) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from fractal import __version__
+from fractal.agent.contexts import Contexts
 from fractal.agent.group import GroupAgent
 from fractal.agent.jobs.coming_going import resume_joins, say_away
 from fractal.agent.journal import Journal
@@ -114,6 +115,7 @@ class Agent:
     """Open ones, by names that only who opened them knows."""
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     _asked: tuple[Runtime, bool] | None = None
+    _contexts: Contexts | None = None
 
     # --- passed in -----------------------------------------------------------------------------------------------
 
@@ -148,6 +150,13 @@ class Agent:
         if self._asked is None or self._asked[0] is not self.runtime:
             self._asked = (self.runtime, isinstance(self.runtime, SupportsImages))
         return self._asked[1]
+
+    @property
+    def contexts(self) -> Contexts:
+        """Contexts of builds that came to this device."""
+        if self._contexts is None:
+            self._contexts = Contexts(self.folder("contexts"), self.clock, self.entropy, self.workers)
+        return self._contexts
 
     def capacity(self) -> int:
         """Memory for apps in MiB."""

@@ -62,7 +62,7 @@ async def serve(config: DeviceConfig) -> None:
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
         async with open_agent(config) as agent:
             socket = config.device.runtime_dir / CONTROL
-            async with open_control(socket, agent, COMMANDS):
+            async with open_control(socket, agent, COMMANDS, contexts=agent.contexts):
                 # What start-up made stays for good: keep the collector from walking it again and again.
                 gc.freeze()
                 logging.getLogger("homeserver").info("%s", first_words(agent, socket))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import IO, Protocol, runtime_checkable
 
 from fractal.api.backend import Backend, C, Offer
+from fractal.api.building import ImageBuild
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,17 @@ class SupportsFiles(Protocol):
     async def files(self, name: str, paths: Sequence[str]) -> Mapping[str, str]:
         """Texts of files of an app, by the relative paths that its manifest names. What is not there, leads elsewhere or is no text
         is left out."""
+
+
+@runtime_checkable
+class SupportsContexts(Protocol):
+    """Optional: a catalog whose manifests may build images of folders beside them."""
+
+    async def why_not(self, name: str, build: ImageBuild) -> str:
+        """Why a build of an app has nothing to work on; "" if its context is there."""
+
+    async def pack(self, name: str, build: ImageBuild, into: IO[bytes]) -> None:
+        """Write the context as a tar archive, see `fractal.api.build_context`. Raises InvalidInput, BackendError."""
 
 
 class CatalogOffer(Offer):

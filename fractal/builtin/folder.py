@@ -16,8 +16,12 @@ import re
 import stat
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
+from fractal.api.build_context import pack, why_not
+from fractal.api.building import ImageBuild
 from fractal.api.catalog import Catalog, CatalogItem
 from fractal.api.context import Context
 from fractal.api.errors import BackendError, NotFound
@@ -55,6 +59,19 @@ class FolderCatalog(Catalog):
     async def files(self, name: str, paths: Sequence[str]) -> Mapping[str, str]:
         """Files beside the manifest of an app that has a folder of its own. Raises NotFound, BackendError."""
         return await asyncio.to_thread(self._files, name, paths)
+
+    async def why_not(self, name: str, build: ImageBuild) -> str:
+        """As `SupportsContexts.why_not`."""
+        return await asyncio.to_thread(self._why_not, name, build)
+
+    async def pack(self, name: str, build: ImageBuild, into: IO[bytes]) -> None:
+        """As `SupportsContexts.pack`."""
+        await asyncio.to_thread(pack, self._path, _beside(name, build), into)
+
+    def _why_not(self, name: str, build: ImageBuild) -> str:
+        if len(self._read(name)[0]) < 2:
+            return f"{name} has no folder of its own in the catalog, where {build.context} could be"
+        return why_not(self._path, _beside(name, build))
 
     def _items(self) -> list[CatalogItem]:
         try:
@@ -109,6 +126,11 @@ class FolderCatalog(Catalog):
             return data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise BackendError(f"{path}: not UTF-8 at byte {error.start}") from error
+
+
+def _beside(name: str, build: ImageBuild) -> ImageBuild:
+    """The build seen from the catalog's folder: the app's own is opened like those below it, and is no link."""
+    return replace(build, context=f"{name}/{build.context}")
 
 
 def _app(entry: os.DirEntry[str]) -> str:

@@ -10,7 +10,16 @@ from typing import Any
 import click
 
 from fractal.cli import complete
-from fractal.cli.given import asked, given_options, given_values, is_path, read_files, read_text
+from fractal.cli.given import (
+    asked,
+    beside,
+    given_options,
+    given_values,
+    is_path,
+    read_files,
+    read_text,
+    sent_contexts,
+)
 from fractal.cli.lazy import LazyGroup
 from fractal.cli.output import clean, moment, show_facts, show_table
 from fractal.cli.session import (
@@ -79,7 +88,9 @@ def install(session: Session, name: str, group: str | None, **options: Any) -> N
     if is_path(name):
         path, source, name = Path(name), name, Path(name).stem
         manifest = read_text(path)
-        given = asked(manifest, str(path), {**given, "files": read_files(path)}, everything=options["ask"])
+        given = {**given, "files": read_files(path)}
+        given = asked(manifest, str(path), given, everything=options["ask"], brings=beside(path))
+        given["contexts"] = sent_contexts(session, manifest, path, given, dry_run=options["dry_run"])
     else:
         given = _asked_of_catalog(session, name, given, everything=options["ask"])
     session.change(

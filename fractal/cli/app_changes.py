@@ -10,7 +10,7 @@ import click
 
 from fractal.cli import complete
 from fractal.cli.app import AT_HELP, say_done
-from fractal.cli.given import given_options, given_values, read_files, read_text
+from fractal.cli.given import given_options, given_values, read_files, read_text, sent_contexts
 from fractal.cli.output import clean, show_facts, size
 from fractal.cli.session import (
     Session,
@@ -187,17 +187,21 @@ def _show_policy(result: Mapping[str, Any]) -> None:
 @pass_session
 def update(session: Session, name: str, group: str | None, **options: Any) -> None:
     """Give an app a new manifest, new values or a new name."""
-    manifest = options["manifest"]
+    manifest, given, contexts, text = options["manifest"], given_values(options), None, None
+    if manifest is not None:
+        path = Path(manifest)
+        given, text = {**given, "files": read_files(path) or None}, read_text(path)
+        contexts = sent_contexts(session, text, path, given, dry_run=options["dry_run"])
     session.change(
         "app.update",
         {
             "group": group,
             "app": name,
-            "manifest": None if manifest is None else read_text(Path(manifest)),
+            "manifest": text,
             "source": manifest,
             "name": options["rename"],
-            **given_values(options),
-            "files": None if manifest is None else read_files(Path(manifest)) or None,
+            **given,
+            "contexts": contexts,
             "wait_s": options["wait_s"],
         },
         lambda result: say_done(result, f"{clean(name)}: updated."),

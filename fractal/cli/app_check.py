@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fractal.api.errors import ExitCode
-from fractal.cli.given import as_given, given_options, given_values, is_path, read_files, read_text
+from fractal.cli.given import as_given, beside, given_options, given_values, is_path, read_files, read_text
 from fractal.cli.output import clean, show_facts, show_json
 from fractal.cli.session import Session, json_option, pass_session
 
 if TYPE_CHECKING:
+    from fractal.api.building import ImageBuild
     from fractal.manifest import Checked
 
 
@@ -31,12 +32,19 @@ def check(session: Session, file: str, as_json: bool, **options: Any) -> None:
 
     if is_path(file):
         text, files = read_text(Path(file)), read_files(Path(file))
+        brings = beside(Path(file))
     else:
+        # What its catalog has beside it, the agent looks for as it installs it.
+        brings = _in_catalog
         text, files = session.call("catalog.show", {"app": file})["manifest"], {}
-    checked = check_manifest(text, file, as_given({**given_values(options), "files": files}))
+    checked = check_manifest(text, file, as_given({**given_values(options), "files": files}, brings))
     show_json(_plain(checked)) if as_json else _show(checked)
     if checked.refused or any(option.startswith("--image ") for option, _ in checked.needs):
         click.get_current_context().exit(ExitCode.FAILED)
+
+
+def _in_catalog(_: ImageBuild) -> str:
+    return ""
 
 
 def _plain(checked: Checked) -> dict[str, Any]:

@@ -13,6 +13,8 @@ from fractal.cli.output import clean
 from fractal.cli.pairs import name_values
 
 if TYPE_CHECKING:
+    from fractal.api.building import ImageBuild
+    from fractal.cli.session import Session
     from fractal.manifest.fields import FormField
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -73,7 +75,14 @@ def given_values(options: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def asked(manifest: str, source: str, given: dict[str, Any], *, everything: bool = False) -> dict[str, Any]:
+def asked(
+    manifest: str,
+    source: str,
+    given: dict[str, Any],
+    *,
+    everything: bool = False,
+    brings: Callable[[ImageBuild], str] | None = None,
+) -> dict[str, Any]:
     """`given`, and what somebody at the terminal answers for values that the manifest needs; with `everything`, for all fields."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         if everything:
@@ -82,7 +91,7 @@ def asked(manifest: str, source: str, given: dict[str, Any], *, everything: bool
     from fractal.manifest import check
 
     env, secrets = dict(given["env"] or {}), dict(given["secrets"] or {})
-    checked = check(manifest, source, as_given(given))
+    checked = check(manifest, source, as_given(given, brings))
     needed = {option.removeprefix("--set ").removesuffix("=VALUE"): need for option, need in checked.needs}
     for one in checked.fields:
         if one.name in needed or (everything and one.name not in env and one.name not in secrets):
@@ -125,8 +134,8 @@ def ask(one: FormField) -> str | None:
     return answer or None
 
 
-def as_given(given: Mapping[str, Any]) -> Any:
-    """The same for reading a manifest here."""
+def as_given(given: Mapping[str, Any], brings: Callable[[ImageBuild], str] | None = None) -> Any:
+    """The same for reading a manifest here; `brings` as in `Given`."""
     from fractal.manifest import Given
 
     secrets = given["secrets"] or {}
@@ -136,7 +145,38 @@ def as_given(given: Mapping[str, Any]) -> Any:
         files=given["files"] or {},
         images=given["images"] or {},
         allowed=frozenset(given["allow"] or ()),
+        brings=brings,
     )
+
+
+def beside(manifest: Path) -> Callable[[ImageBuild], str]:
+    """What of a manifest's builds has its context beside it, as `Given.brings`."""
+    from fractal.api.build_context import why_not
+
+    return lambda build: why_not(manifest.parent, build)
+
+
+def sent_contexts(
+    session: Session, manifest: str, path: Path, given: Mapping[str, Any], *, dry_run: bool
+) -> dict[str, str] | None:
+    """Give the agent what the manifest's builds work on: by what they are called, ids. For a dry run nothing is sent.
+
+    Raises InvalidInput, and the agent's own errors.
+    """
+    import tempfile
+
+    from fractal.api.build_context import pack
+    from fractal.manifest import check
+
+    found = {}
+    for build, _ in check(manifest, str(path), as_given(given, beside(path))).builds.values():
+        found[build.name] = ""
+        if not dry_run:
+            with tempfile.TemporaryFile() as archive:
+                packed = pack(path.parent, build, archive)
+                archive.seek(0)
+                found[build.name] = session.client().send_context(archive, packed.bytes)
+    return found or None
 
 
 def is_path(app: str) -> bool:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from fractal.api.app import AppSpec, Port, ServiceSpec
+from fractal.api.building import ImageBuild
 from fractal.api.errors import InvalidInput
 from fractal.manifest import keys, routed, rules, secret_forms, top, whole
 from fractal.manifest.document import Finding, Node, Problems, Table, read
@@ -38,6 +39,8 @@ class Checked:
     """(what of the device it was allowed to have, why it is needed)."""
     fields: tuple[FormField, ...] = ()
     """What the manifest asks for."""
+    builds: Mapping[str, tuple[ImageBuild, bool]] = field(default_factory=dict)
+    """Image as the specification calls it -> how it is built, and whether it is first looked for by its name."""
 
 
 def parse(
@@ -85,6 +88,7 @@ def check(text: str, source: str = "manifest", given: Given | None = None) -> Ch
         ),
         granted=tuple(problems.granted.items()),
         fields=tuple(form),
+        builds=dict(problems.builds),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from fractal.api.building import ImageBuild
 from fractal.api.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ class Problems:
     """Variables for which a value is made by their name -> its form, see `secret_forms`."""
     aliases: dict[str, list[tuple[int, str, str]]] = field(default_factory=dict)
     """Service -> (line, key, name) of what it is called beside its own name."""
+    builds: dict[str, tuple[ImageBuild, bool]] = field(default_factory=dict)
+    """Image as the specification calls it -> how it is built, and whether it is first looked for by its name."""
     entrances: dict[str, str] = field(default_factory=dict)
     """Services that say by a variable's name that a route leads to them -> port, or ""."""
 

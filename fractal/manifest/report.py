@@ -23,6 +23,10 @@ def report(checked: Checked) -> dict[str, Any]:
             {"name": s.name, "image": s.image, "restart": s.restart, "health": _health(s)}
             for s in spec.services
         ],
+        "builds": [
+            {"image": image, "context": build.context, "dockerfile": "" if build.inline else build.dockerfile}
+            for image, (build, _) in checked.builds.items()
+        ],
         "data": [
             {"folder": volume, "used_by": _users(spec, volume)}
             for volume in spec.volumes
@@ -117,6 +121,9 @@ def _health(service: ServiceSpec) -> str:
 
 
 def _started(checked: Checked, service: dict[str, Any]) -> str:
+    if service["image"] in checked.builds:
+        build, first = checked.builds[service["image"]]
+        return f"{service['image']}, or built of {build.context}" if first else f"built of {build.context}"
     if service["image"]:
         return str(service["image"])
     missing = any(option == f"--image {service['name']}=IMAGE" for option, _ in checked.needs)

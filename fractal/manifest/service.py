@@ -9,8 +9,9 @@ from typing import Any
 
 from fractal.api import canonical
 from fractal.api.app import HealthSpec, Limits, Mount, Port, ServiceSpec
+from fractal.api.building import BUILT
 from fractal.api.errors import InvalidInput
-from fractal.manifest import keys, routed, rules
+from fractal.manifest import building, keys, routed, rules
 from fractal.manifest.deployment import Deployment, deployment
 from fractal.manifest.document import Items, Scalar, Table
 from fractal.manifest.env_files import variables
@@ -136,29 +137,36 @@ def _filled(table: Mapping[str, Where], key: str) -> bool:
 
 
 def _image(name: str, where: Where, table: Mapping[str, Where], own: ServiceSection) -> str:
-    """An image that has a name is looked for before it is built, by Compose's rules; here it is never built."""
+    """The image's name: as given, as written, or one that stands for what is to be built, by Compose's rules: an image that
+    has a name is looked for before it is built, unless `pull_policy` says otherwise."""
     given = where.given.images.get(name, "")
-    built = "image" not in table
+    how = building.policy(table)
     if "pull_policy" in table:
-        built = built or table["pull_policy"].loose_text() == "build"
-        if built and "build" in table and "image" in table and not given:
-            table["pull_policy"].need(
-                f"--image {name}=IMAGE", "images are not built here: build it elsewhere"
-            )
         table["pull_policy"].idle("an image is pulled once, and every device of an app runs the same")
-    if given and built and "build" in table:
+    image = table["image"].name(_IMAGE, "an image's name") if "image" in table else ""
+    if given and (given.startswith(f"{BUILT}/") or ("build" in table and (not image or how == "build"))):
         return given
-    if "image" in table:
-        return table["image"].name(_IMAGE, "an image's name")
-    if "build" in table:
-        table["build"].need(
-            f"--image {name}=IMAGE", "images are not built here: build it elsewhere, and name it"
-        )
-    elif own.process is None:
+    if "build" in table and not (image and how == "pull"):
+        platform = table["platform"].text() if "platform" in table else ""
+        build, reason = building.reading(table["build"], name, image, platform)
+        if build is not None and not reason:
+            called, found = image or building.unbuilt(name), (build, bool(image) and how != "build")
+            if where.problems.builds.setdefault(called, found) != found:
+                table["build"].wrong(f"another service builds {called} too, and not alike")
+            return where.given.built.get(called, called)
+        if not reason:
+            return ""
+        if not image or how == "build":
+            table["build"].need(
+                f"--image {name}=IMAGE", f"{reason}: put it there, or build it elsewhere and name it"
+            )
+            return ""
+        table["build"].idle(f"`image` is taken, as it cannot be built: {reason}")
+    elif "build" not in table and "image" not in table and own.process is None:
         where.wrong(
             "has neither `image` nor `build` nor `x-homeserver.process`: is the file a part of another one?"
         )
-    return ""
+    return where.given.built.get(image, image)
 
 
 def _fixed(table: Mapping[str, Where]) -> None:

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+from fractal.api.building import ImageBuild
 from fractal.manifest import routed, secret_forms
 from fractal.manifest.document import Finding, Items, Node, Problems, Scalar, Table
 from fractal.manifest.interpolation import Malformed, Use, expand
@@ -39,6 +40,10 @@ class Given:
     """Texts of files beside the manifest, by their relative paths."""
     images: Mapping[str, str] = field(default_factory=dict)
     """Service -> image, for those that the manifest would build."""
+    built: Mapping[str, str] = field(default_factory=dict)
+    """Image as the specification calls it before it is built -> what was built for it."""
+    brings: Callable[[ImageBuild], str] | None = None
+    """Why a build's context, which is to be beside the manifest, cannot be taken, or ""; None: nothing is beside it."""
     allowed: frozenset[str] = frozenset()
     """What the app may have of the device: `host-path:/srv/media`."""
     host: str = ""

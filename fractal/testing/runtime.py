@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import pytest
 
 from fractal.api.app import AppRun, AppSpec, HealthSpec, Mount, ServiceSpec
+from fractal.api.building import SupportsBuild
 from fractal.api.errors import BackendError, NotFound
 from fractal.api.runtime import Health, Runtime, SupportsImages, SupportsTerminal
 from fractal.testing.runtime_parts import (
@@ -44,7 +45,11 @@ from fractal.testing.suite import Contract
 class RuntimeContract(Contract[Runtime]):
     """Every runtime passes this. Programs are Python sources without dependencies."""
 
-    optional: ClassVar = {"SupportsImages": SupportsImages, "SupportsTerminal": SupportsTerminal}
+    optional: ClassVar = {
+        "SupportsBuild": SupportsBuild,
+        "SupportsImages": SupportsImages,
+        "SupportsTerminal": SupportsTerminal,
+    }
 
     @abstractmethod
     def service(self, name: str, program: str) -> ServiceSpec:

@@ -356,7 +356,13 @@ async def app_restore(agent: Agent, params: Params, _: Progress) -> Plan:
 
 @command("app.update")
 async def app_update(agent: Agent, params: Params, _: Progress) -> Plan:
-    from fractal.agent.control.app_install import new_secrets, read_manifest, refuse_what_cannot_run
+    from fractal.agent.control.app_build import Builds
+    from fractal.agent.control.app_install import (
+        builds_of,
+        new_secrets,
+        read_manifest,
+        refuse_what_cannot_run,
+    )
     from fractal.agent.fork_key import sealed_secrets
 
     group, app = named(agent, params)
@@ -364,13 +370,25 @@ async def app_update(agent: Agent, params: Params, _: Progress) -> Plan:
     given = params.table("secrets")
     text: str | None = None
     spec: dict[str, object] | None = None
+    builds = Builds(agent=agent, group=group, wanted={}, contexts={})
     if any(key in params for key in ("manifest", "env", "allow", "images")) or not (given or name):
         # Without anything else to change the catalog's present manifest is meant.
         manifest = await read_manifest(agent, app.name, params, app, group)
         text, spec, given = manifest.text, manifest.spec, manifest.secrets
         refuse_what_cannot_run(agent, group, app.owner or app.placed, spec)
+        builds = await builds_of(agent, group, app.name, manifest, params)
+        builds.read = manifest.of
 
-    async def change(_: Progress) -> None:
+    async def change(progress: Progress) -> None:
+        given_spec = spec
+        if builds.wanted:
+            given_spec = builds.spec()
+            if app.owner != group.me:
+                await builds.store(app.store, group.app(app.id).keys[-1], progress)
+        await append(given_spec)
+        await builds.tell(app.id)
+
+    async def append(spec: dict[str, object] | None) -> None:
         for left in reversed(range(ATTEMPTS)):
             now = group.app(app.id)
             made = {n: v for n, v in new_secrets(agent, spec or {}).items() if n not in now.secrets}
@@ -393,9 +411,9 @@ async def app_update(agent: Agent, params: Params, _: Progress) -> Plan:
 
     new = " and ".join(n for n, v in (("manifest", text), ("secrets", given), ("name", name)) if v)
     what = f"give {app.name} a new {new}; where that matters to it, its device takes a snapshot and starts it again"
-    action = Action(what, {"app": app.name}, change)
+    actions = [*builds.actions(), Action(what, {"app": app.name}, change)]
     wait = params.number("wait_s", DEFAULT)
-    return waiting_plan(group, app.id, wait, [action], applied)
+    return waiting_plan(group, app.id, wait, actions, applied)
 
 
 def _unchanged(app: App, free: bool, state: GroupState) -> bool:

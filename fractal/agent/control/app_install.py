@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from fractal.agent.agent import Agent
 from fractal.agent.control.app import archived, healthy, interval_ms, job_of, moment_of, waiting_plan
-from fractal.agent.control.catalog import find_manifest
+from fractal.agent.control.app_build import Builds
+from fractal.agent.control.catalog import contexts_beside, find_manifest, pack_context
 from fractal.agent.control.dispatch import command
 from fractal.agent.control.names import check_new_name, find_device, find_group, find_store
 from fractal.agent.control.params import Params
@@ -18,6 +20,7 @@ from fractal.agent.fork_key import fork_key, new_key, sealed_secrets
 from fractal.agent.group import GroupAgent
 from fractal.agent.status import app_status
 from fractal.api.app import AppSpec
+from fractal.api.building import BUILT, ImageBuild
 from fractal.api.errors import Denied, InvalidInput, NotFound
 from fractal.core.entries import AppInstalled, RouteAdded
 from fractal.core.model import App, DeviceRole, Point, Policy, Source, StoreEntry
@@ -44,10 +47,20 @@ class Wanted:
     """Values that are to be sealed."""
     source: str
     given: Given = field(repr=False)
+    catalog: str = ""
+    """Where it is from."""
 
     def at(self, host: str) -> Wanted:
         """The same for an app with a public name. Raises InvalidInput."""
-        return read_as_given(self.text, self.source, replace(self.given, host=host), self.secrets)
+        return self._read(replace(self.given, host=host))
+
+    def of(self, built: Mapping[str, str]) -> Wanted:
+        """The same with images that were built. Raises InvalidInput."""
+        return self._read(replace(self.given, built=built))
+
+    def _read(self, given: Given) -> Wanted:
+        read = read_as_given(self.text, self.source, given, self.secrets)
+        return replace(read, catalog=self.catalog)
 
 
 async def read_manifest(
@@ -58,7 +71,7 @@ async def read_manifest(
     What was given for the `earlier` version of an app, which is in `group`, stays given.
     """
     text, files = params.text("manifest"), params.table("files")
-    source = params.text("source") or "the given manifest"
+    source, catalog = params.text("source") or "the given manifest", ""
     if "manifest" in params:
         pass  # an empty one is a faulty manifest, not none
     elif earlier is not None and _given_only(params):
@@ -68,9 +81,48 @@ async def read_manifest(
         files = {**beside, **files}
         source = f"{name} in catalog {catalog}"
     host = public_name(routes_of(group, earlier)) if group is not None and earlier is not None else ""
-    return read_as_given(
-        text, source, replace(given_for(params, earlier, host), files=files), params.table("secrets")
-    )
+    given = replace(given_for(params, earlier, host), files=files)
+    if earlier is None or text != earlier.manifest or catalog or "contexts" in params:
+        # What was built for an earlier manifest is not what this one builds.
+        images = {name: image for name, image in given.images.items() if not image.startswith(f"{BUILT}/")}
+        given = replace(given, images=images, brings=await _brings(agent, name, text, catalog, params, given))
+    return replace(read_as_given(text, source, given, params.table("secrets")), catalog=catalog)
+
+
+async def _brings(
+    agent: Agent, name: str, text: str, catalog: str, params: Params, given: Given
+) -> Callable[[ImageBuild], str] | None:
+    """What `Given.brings` is of a manifest of a catalog, or one that came with contexts."""
+    if "contexts" in params:
+        known = params.table("contexts")
+        return lambda build: "" if build.name in known else f"its context {build.context} was not sent along"
+    builds = check(text, given=replace(given, brings=lambda _: "")).builds if catalog else {}
+    if not builds:
+        return None
+    found = await contexts_beside(agent, catalog, name, [build for build, _ in builds.values()])
+    return lambda build: found.get(build.name, "its context is not in the catalog")
+
+
+async def builds_of(agent: Agent, group: GroupAgent, name: str, wanted: Wanted, params: Params) -> Builds:
+    """What has to be built for a manifest. What a catalog has beside it is packed now, unless nothing is done anyway.
+
+    Raises InvalidInput.
+    """
+    wants = wanted.checked.builds
+    builds = Builds(agent=agent, group=group, wanted=wants, contexts=params.table("contexts"))
+    if wants and wanted.catalog and not params.dry_run:
+        builds = replace(builds, contexts=await _packed(agent, wanted.catalog, name, wants))
+    return builds
+
+
+async def _packed(
+    agent: Agent, catalog: str, name: str, wants: Mapping[str, tuple[ImageBuild, bool]]
+) -> dict[str, str]:
+    found = {}
+    for build, _ in wants.values():
+        write = partial(pack_context, agent, catalog, name, build)
+        found[build.name] = await agent.contexts.make(write)
+    return found
 
 
 def read_as_given(text: str, source: str, given: Given, secrets: Mapping[str, str]) -> Wanted:
@@ -200,11 +252,19 @@ def installed(
     entry: AppInstalled,
     routes: tuple[str, ...],
     more: Mapping[str, str] | None = None,
+    builds: Builds | None = None,
 ) -> Action:
     """The action that appends the app, and its routes; the owner makes the certificates."""
 
-    async def append(_: Progress) -> None:
-        await group.journal.append(entry)
+    async def append(progress: Progress) -> None:
+        made = entry
+        if builds is not None and builds.wanted:
+            made = replace(entry, spec=builds.spec())
+            if entry.placed != group.me:
+                await builds.store(entry.store, entry.key, progress)
+        await group.journal.append(made)
+        if builds is not None:
+            await builds.tell(entry.app)
         for route in routes:
             await group.journal.append(RouteAdded(name=route, app=entry.app))
 
@@ -229,9 +289,12 @@ async def app_install(agent: Agent, params: Params, progress: Progress) -> Plan:
     policy = Policy(interval=interval_ms(params)) if "interval_s" in params else Policy()
     if ties(parsed):
         policy = replace(policy, failover="manual")
-    if parsed.architectures:  # a device says what it is a moment after it joined
+    builds = await builds_of(agent, group, wanted, manifest, params)
+    if parsed.architectures or builds.wanted:  # a device says what it is a moment after it joined
         await wait_until(group, SAID, lambda: bool(group.state.devices[group.me].arch), progress, str)
-    placed = placed_on(group, spec, policy, params.text("device"))
+    # What is built here runs on machines like this one.
+    fitting = {**spec, "architectures": list(parsed.architectures or builds.arch)}
+    placed = placed_on(group, fitting, policy, params.text("device"))
     refuse_what_cannot_run(agent, group, placed, spec)
     store = store_for(group, params.text("store"))
     routes = params.items("routes") or default_routes(group, name, parsed)
@@ -250,8 +313,10 @@ async def app_install(agent: Agent, params: Params, progress: Progress) -> Plan:
         policy=policy,
         secrets=sealed_secrets(agent.entropy, key.public, secrets),
     )
-    action = installed(group, entry, routes, {**lines(manifest.checked), **idle_line(manifest.checked)})
-    return _made(group, entry, [action], routes, params, {})
+    builds.read = manifest.of
+    told = {**lines(manifest.checked), **idle_line(manifest.checked)}
+    actions = [*builds.actions(), installed(group, entry, routes, told, builds)]
+    return _made(group, entry, actions, routes, params, {})
 
 
 @command("app.fork")

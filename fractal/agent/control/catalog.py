@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from fractal.agent.control.dispatch import command
 from fractal.agent.control.names import UnknownName, resolve
@@ -15,7 +15,8 @@ from fractal.agent.control.params import Params
 from fractal.agent.control.plan import Action, Plan, plan
 from fractal.agent.control.ports import ControlAgent
 from fractal.agent.control.progress import Progress
-from fractal.api.catalog import Catalog, CatalogItem, SupportsFiles
+from fractal.api.building import ImageBuild
+from fractal.api.catalog import Catalog, CatalogItem, SupportsContexts, SupportsFiles
 from fractal.api.errors import BackendError, Conflict, Denied, InvalidInput, NotFound
 from fractal.manifest.compose import describe
 from fractal.manifest.env_files import named
@@ -76,6 +77,25 @@ async def find_manifest(agent: ControlAgent, app: str, only: str = "") -> tuple[
         raise BackendError("; ".join(problems), retryable=True)
     resolve("app in a catalog", app, {name: name for name in offered})
     raise UnknownName(f"no app {app[:80]!r} in a catalog", sorted(offered))
+
+
+async def contexts_beside(
+    agent: ControlAgent, catalog: str, app: str, builds: Iterable[ImageBuild]
+) -> dict[str, str]:
+    """Builds of an app's manifest -> why the catalog cannot give their contexts, or "". Raises BackendError."""
+    async with asyncio.timeout(TIMEOUT), open_catalog(agent, catalog) as opened:
+        if not isinstance(opened, SupportsContexts):
+            return {}
+        return {build.name: await opened.why_not(app, build) for build in builds}
+
+
+async def pack_context(
+    agent: ControlAgent, catalog: str, app: str, build: ImageBuild, into: IO[bytes]
+) -> None:
+    """Write the context of a build, as `SupportsContexts.pack`."""
+    async with open_catalog(agent, catalog) as opened:
+        assert isinstance(opened, SupportsContexts)
+        await opened.pack(app, build, into)
 
 
 @command("catalog.list")

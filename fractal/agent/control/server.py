@@ -17,15 +17,26 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fractal.agent.contexts import Contexts
 from fractal.agent.control.dispatch import Command, Result
 from fractal.agent.control.names import UnknownName
 from fractal.agent.control.params import Params, parse_params
-from fractal.api.errors import Denied, ExitCode, FractalError, InvalidInput, Misconfigured, NotFound
+from fractal.api.errors import (
+    BackendError,
+    Denied,
+    ExitCode,
+    FractalError,
+    InvalidInput,
+    Misconfigured,
+    NotFound,
+)
 
 if TYPE_CHECKING:
     from aiohttp import web
 
 MAX_BODY = 1 << 20
+CONTEXT = "/v1/app/context"
+"""Takes a body that is no JSON: the context of a build, which `app.install` and `app.update` then name."""
 MAX_SOCKET_PATH = 107
 """Bytes of a Unix socket's path, by sockaddr_un."""
 SHUTDOWN = 2.0
@@ -60,8 +71,16 @@ class LineProgress:
 class ControlServer:
     """Serves commands to local callers. `open_control` binds it to a socket."""
 
-    def __init__(self, agent: object, commands: Mapping[str, Command], *, uids: frozenset[int]) -> None:
+    def __init__(
+        self,
+        agent: object,
+        commands: Mapping[str, Command],
+        *,
+        uids: frozenset[int],
+        contexts: Contexts | None = None,
+    ) -> None:
         self._agent = agent
+        self._contexts = contexts
         self._commands = commands
         self._uids = uids
         self._running: set[asyncio.Task[Result]] = set()
@@ -72,6 +91,8 @@ class ControlServer:
 
         try:
             self._check_peer(request)
+            if request.path == CONTEXT and self._contexts is not None:
+                return await self._keep_context(request, self._contexts)
             command, params = await self._parse(request)
         except FractalError as error:
             return web.json_response(error_line(error), status=_status(error))
@@ -91,6 +112,20 @@ class ControlServer:
             task.add_done_callback(_log_lost)
             raise
         return response
+
+    async def _keep_context(self, request: web.Request, contexts: Contexts) -> web.StreamResponse:
+        """Take the context of a build, a tar archive, which is no parameter: it may have hundreds of megabytes."""
+        from aiohttp import web
+
+        try:
+            name = await contexts.receive(request.content.iter_any())
+        except FractalError:
+            raise
+        except (web.RequestPayloadError, ConnectionError, ValueError) as error:
+            raise InvalidInput("the build context broke off") from error
+        except OSError as error:
+            raise BackendError(f"the build context could not be kept: {error.strerror}") from error
+        return web.json_response({"result": {"context": name}})
 
     async def stop(self) -> None:
         """Cancel what still runs and wait for it."""
@@ -127,7 +162,12 @@ class ControlServer:
 
 @asynccontextmanager
 async def open_control(
-    socket: Path, agent: object, commands: Mapping[str, Command], *, uids: frozenset[int] | None = None
+    socket: Path,
+    agent: object,
+    commands: Mapping[str, Command],
+    *,
+    uids: frozenset[int] | None = None,
+    contexts: Contexts | None = None,
 ) -> AsyncIterator[ControlServer]:
     """Serve `commands` on `socket` (0600, in a folder of ours) for the length of the context.
 
@@ -142,7 +182,7 @@ async def open_control(
             "device.runtime_dir",
             f"the control socket {socket} has {len(path)} bytes and at most {MAX_SOCKET_PATH} work: choose a shorter one",
         )
-    server = ControlServer(agent, commands, uids=uids or frozenset({os.getuid(), 0}))
+    server = ControlServer(agent, commands, uids=uids or frozenset({os.getuid(), 0}), contexts=contexts)
     application = web.Application(client_max_size=MAX_BODY, logger=log)
     application.router.add_route("*", "/{path:.*}", server.handle)
     runner = web.AppRunner(

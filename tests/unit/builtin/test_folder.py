@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from fractal.api.catalog import Catalog, SupportsFiles
-from fractal.api.errors import BackendError, NotFound
+from fractal.api.building import ImageBuild
+from fractal.api.catalog import Catalog, SupportsContexts, SupportsFiles
+from fractal.api.errors import BackendError, InvalidInput, NotFound
 from fractal.builtin.folder import FILE_LIMIT, MANIFEST_LIMIT, open_folder
 from fractal.builtin.folder_config import FolderConfig
 from fractal.testing.context import real_context
@@ -149,3 +151,25 @@ async def test_an_app_whose_folder_is_a_link_is_not_on_offer(
     assert await catalog.items() == []
     with pytest.raises(BackendError, match="is a link"):
         await catalog.manifest("app")
+
+
+async def test_contexts_are_packed_from_the_apps_own_folder(
+    folder: Path, catalog: Catalog, tmp_path: Path
+) -> None:
+    assert isinstance(catalog, SupportsContexts)
+    (folder / "wiki/web").mkdir(parents=True)
+    (folder / "wiki/compose.yaml").write_text("services: {}")
+    (folder / "wiki/web/Dockerfile").write_text("FROM scratch")
+    (folder / "bare.yml").write_text("services: {}")
+    web = ImageBuild(name="web", context="web")
+    assert await catalog.why_not("wiki", web) == ""
+    assert "no folder of its own" in await catalog.why_not("bare", web)
+    assert "leads out" in await catalog.why_not("wiki", ImageBuild(name="web", context="../wiki"))
+    with (tmp_path / "archive").open("wb") as archive:
+        await catalog.pack("wiki", web, archive)
+    with tarfile.open(tmp_path / "archive") as tar:
+        assert tar.getnames() == ["Dockerfile"]
+    (folder / "wiki").rename(folder / "other")
+    (folder / "wiki").symlink_to(folder / "other")
+    with (tmp_path / "archive").open("wb") as archive, pytest.raises(InvalidInput):
+        await catalog.pack("wiki", web, archive)

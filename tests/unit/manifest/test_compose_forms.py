@@ -8,7 +8,7 @@ import pytest
 
 from fractal.api.app import AppSpec, Mount, Port, ServiceSpec
 from fractal.api.errors import InvalidInput
-from fractal.manifest import Given, check, from_plain_spec, keys, parse, to_plain_spec
+from fractal.manifest import Given, building, check, from_plain_spec, keys, parse, to_plain_spec
 from fractal.manifest.report import report
 from fractal.manifest.ties import ties
 
@@ -383,7 +383,10 @@ def test_no_catalog_is_needed_to_check_a_file(tmp_path: Path) -> None:
 def test_every_key_without_effect_is_documented() -> None:
     page = (Path(__file__).parents[3] / "docs/reference/manifest.md").read_text()
     listed = page.partition("## Without effect here")[2].partition("\n## ")[0]
-    tables = (keys.IDLE, keys.DEPLOY_IDLE, keys.VOLUME_IDLE, keys.NETWORK_IDLE, keys.TOP_IDLE)
+    tables = (
+        *(keys.IDLE, keys.DEPLOY_IDLE, keys.VOLUME_IDLE, keys.NETWORK_IDLE, keys.TOP_IDLE),
+        building.IDLE,
+    )
     missing = [
         f"{key}: {why}"
         for table in tables
@@ -391,6 +394,12 @@ def test_every_key_without_effect_is_documented() -> None:
         if f"`{key}`" not in listed or why not in listed
     ]
     assert not missing
+
+
+def test_every_key_of_a_build_is_documented() -> None:
+    page = (Path(__file__).parents[3] / "docs/reference/manifest.md").read_text()
+    listed = page.partition("## Images that are built")[2].partition("\n## Without")[0]
+    assert [key for key in (*building.KEYS, *building.REFUSED) if f"`{key}`" not in listed] == []
 
 
 def chain(keys: str, count: int) -> str:

@@ -63,8 +63,8 @@ def test_a_deployment_on_one_device() -> None:
 @pytest.mark.parametrize(
     ("service", "problem"),
     [
-        ("build: .", "images are not built here"),
-        ("image: x, build: ., pull_policy: build", "images are not built here"),
+        ("build: .", "its context is not brought along"),
+        ("image: x, build: ., pull_policy: build", "its context is not brought along"),
         ("image: x, network_mode: host", "needs --allow host-network"),
         ("image: x, network_mode: none, networks: [default]", "leaves no network"),
         ("image: x, env_file: ../../secrets", "leads out"),

@@ -61,6 +61,10 @@ SPECS: tuple[Spec, ...] = (
             "files": Param(Kind.TABLE, "Texts of the files beside it that it names, by path; never logged."),
             "allow": Param(Kind.LIST, "What it may have of a device, such as `host-path:/srv/media`."),
             "images": Param(Kind.TABLE, "Images by service, for those that the manifest would build."),
+            "contexts": Param(
+                Kind.TABLE,
+                "What it builds -> id of its context, as `app.context` gave it, or empty for a dry run; by service, or by image where it has a name.",
+            ),
             "name": Param(Kind.TEXT, "Its name in the group, if it is to differ."),
             "device": Param(Kind.TEXT, "Device to run on, by name or id. Left out: the best placed one."),
             "store": Param(Kind.TEXT, "Store for its archive. Left out: the group's only one."),
@@ -276,6 +280,10 @@ SPECS: tuple[Spec, ...] = (
             "files": Param(Kind.TABLE, "Texts of the files beside it that it names, by path; never logged."),
             "allow": Param(Kind.LIST, "What it may have of a device, such as `host-path:/srv/media`."),
             "images": Param(Kind.TABLE, "Images by service, for those that the manifest would build."),
+            "contexts": Param(
+                Kind.TABLE,
+                "What it builds -> id of its context, as `app.context` gave it, or empty for a dry run; by service, or by image where it has a name.",
+            ),
             "name": Param(Kind.TEXT, "New name."),
             "env": Param(
                 Kind.TABLE,

@@ -12,14 +12,15 @@ import asyncio
 import contextlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from fractal.api.app import Command
+from fractal.api.building import ImageBuild
 from fractal.api.errors import BackendError, Misconfigured
 from fractal_containers.config import EngineConfig
 from fractal_containers.found import Container, Image, Network
@@ -248,6 +249,27 @@ class Engine(ABC):
     async def load(self, chunks: AsyncIterator[bytes], what: str) -> str:
         """Load an archive; what the engine said."""
         return await self.wire.told(what, "/images/load?quiet=1", chunks, self.pull_timeout)
+
+    def build(
+        self, build: ImageBuild, size: int, context: AsyncIterator[bytes], what: str
+    ) -> AsyncGenerator[dict[str, object], None]:
+        """Build an image of a tar archive of `size` bytes; the engine's messages."""
+        asked: dict[str, Any] = {
+            "dockerfile": build.file,
+            "buildargs": json.dumps(dict(build.args)),
+            "labels": json.dumps(dict(build.labels)),
+            "extrahosts": json.dumps([f"{name}:{address}" for name, address in build.hosts.items()]),
+            "target": build.target,
+            "networkmode": build.network,
+            "platform": build.platform,
+            "shmsize": build.shm_size or "",
+            "nocache": int(build.fresh) or "",
+            "pull": int(build.pull) or "",
+            "rm": 1,
+            "forcerm": 1,
+        }
+        query = urlencode({name: value for name, value in asked.items() if value not in ("", "{}", "[]")})
+        return self.wire.progress(what, f"/build?{query}", context, self.pull_timeout, size=size)
 
 
 async def _give(writer: asyncio.StreamWriter, stdin: bytes) -> None:

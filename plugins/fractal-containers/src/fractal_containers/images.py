@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import AsyncIterator
 
+from fractal.api.building import BUILT
 from fractal.api.errors import BackendError, NotFound
 from fractal_containers.engine import Engine
 from fractal_containers.found import Image
@@ -53,10 +54,23 @@ class Images:
         raise NotFound(f"{self._engine.name}: no image {image} on this device")
 
     async def bring(self, image: str, platform: str = "") -> None:
-        """Pull the image unless it is here, for this machine unless `platform` says otherwise."""
+        """Pull the image unless it is here, for this machine unless `platform` says otherwise.
+
+        Raises BackendError for one that was built and is not here, or is another one under its name: no registry is asked.
+        """
         try:
-            await self.digest(image)
-        except NotFound:
+            found = await self.digest(image)
+            if image.startswith(f"{BUILT}/") and found != f"sha256:{image.rpartition(':')[2]}":
+                raise BackendError(
+                    f"{self._engine.name}: {image} is {found} here; remove it from the engine, and build it again "
+                    "by `homeserver app update APP --manifest FILE`"
+                )
+        except NotFound as error:
+            if image.startswith(f"{BUILT}/"):
+                raise NotFound(
+                    f"{error}; it was built, so that no registry has it: until the device that built it has stored it, "
+                    "no other one can start it. `homeserver app update APP --manifest FILE` builds it again"
+                ) from error
             await self._engine.pull(image, platform)
             await self.digest(image)
 

@@ -7,14 +7,16 @@ import contextlib
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fractal.api.app import AppRun, AppSpec, Command
+from fractal.api.building import ImageBuild
 from fractal.api.context import Context
 from fractal.api.errors import BackendError, NotFound
 from fractal.api.runtime import ExecResult, Freezable, Health, Refusal, RunStatus, ServiceStatus, Terminal
+from fractal_containers.building import built
 from fractal_containers.cgroup import RunCgroup
 from fractal_containers.check import refusals
 from fractal_containers.commands import execute, terminal
@@ -41,7 +43,7 @@ AFTER_START = 60.0
 
 
 class ContainerRuntime:
-    """See `fractal.api.runtime.Runtime` and `SupportsImages`."""
+    """See `fractal.api.runtime.Runtime`, `SupportsImages` and `SupportsBuild`."""
 
     def __init__(self, context: Context, config: EngineConfig, engine: Engine) -> None:
         self._context = context
@@ -107,6 +109,22 @@ class ContainerRuntime:
     async def load_image(self, image: str, chunks: AsyncIterator[bytes]) -> str:
         """As `SupportsImages.load_image`."""
         return await self._images.load(image, chunks)
+
+    async def build_image(
+        self, build: ImageBuild, size: int, context: AsyncIterator[bytes], said: Callable[[str], None]
+    ) -> str:
+        """As `SupportsBuild.build_image`."""
+        return await built(self._engine, self._images, build, size, context, said)
+
+    async def find_image(self, image: str, platform: str = "") -> bool:
+        """As `SupportsBuild.find_image`."""
+        await self._engine.about()
+        try:
+            await self._images.bring(image, platform)
+        except BackendError as error:
+            self._context.logger.info("not to be had from a registry: %s", error)
+            return False
+        return True
 
     # -- starting and ending
 

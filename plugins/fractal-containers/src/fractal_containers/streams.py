@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 from fractal.api.errors import BackendError, NotFound
 
 CHUNK = 1 << 18
+MAX_LINE = 1 << 20
+"""Bytes of a line of an engine's progress."""
 MAX_FRAME = 1 << 24
 MAX_ERROR = 1 << 16
 MAX_ANSWER = 1 << 22
@@ -47,24 +50,28 @@ class Wire:
         *,
         body: bytes = b"",
         chunks: AsyncIterator[bytes] | None = None,
+        size: int | None = None,
         hijack: bool = False,
         patience: float = PATIENCE,
     ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        """Send, and read the answer's headers within `patience` seconds. Raises NotFound, BackendError."""
+        """Send, and read the answer's headers within `patience` seconds. Raises NotFound, BackendError.
+
+        `chunks` of a known `size` go as they are, so that the answer comes without transfer encoding too.
+        """
         where = self.where(what)
         try:
             async with asyncio.timeout(patience):
-                reader, writer = await asyncio.open_unix_connection(str(self.socket))
+                reader, writer = await asyncio.open_unix_connection(str(self.socket), limit=MAX_LINE)
         except (OSError, TimeoutError) as error:
             raise BackendError(
                 f"{where}: {str(error) or 'no connection in time'}; does the engine run?", retryable=True
             ) from error
         try:
-            writer.write(
-                self._head(method, path, len(body), chunked=chunks is not None, hijack=hijack) + body
-            )
+            length = None if chunks is not None and size is None else size or len(body)
+            tar = chunks is not None
+            writer.write(self._head(method, path, length, tar=tar, hijack=hijack) + body)
             if chunks is not None:
-                await _send(writer, chunks)
+                await _send(writer, chunks, framed=size is None)
             async with asyncio.timeout(patience):
                 await _answer(reader, where)
             yield reader, writer
@@ -77,14 +84,12 @@ class Wire:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    def _head(self, method: str, path: str, length: int, *, chunked: bool, hijack: bool) -> bytes:
-        version = "1.1" if chunked or hijack else "1.0"
+    def _head(self, method: str, path: str, length: int | None, *, tar: bool, hijack: bool) -> bytes:
+        version = "1.1" if length is None or hijack else "1.0"
         lines = [f"{method} /v{self.version}{path} HTTP/{version}", "Host: engine"]
         lines += ["Connection: Upgrade", "Upgrade: tcp"] if hijack else ["Connection: close"]
-        if chunked:
-            lines += ["Transfer-Encoding: chunked", "Content-Type: application/x-tar"]
-        else:
-            lines += [f"Content-Length: {length}", "Content-Type: application/json"]
+        lines += ["Transfer-Encoding: chunked"] if length is None else [f"Content-Length: {length}"]
+        lines += [f"Content-Type: application/{'x-tar' if tar else 'json'}"]
         return "\r\n".join([*lines, "", ""]).encode("ascii")
 
     async def answer(
@@ -107,21 +112,34 @@ class Wire:
     async def told(self, what: str, path: str, chunks: AsyncIterator[bytes] | None, limit: float) -> str:
         """POST and read the engine's progress; what it said. Raises BackendError for an error among it."""
         said = []
+        async with aclosing(self.progress(what, path, chunks, limit)) as messages:
+            async for message in messages:
+                if error := message.get("error"):
+                    raise BackendError(f"{self.where(what)}: {error}", retryable=True)
+                said.append(str(message.get("stream", "")))
+        return "".join(said)
+
+    async def progress(
+        self,
+        what: str,
+        path: str,
+        chunks: AsyncIterator[bytes] | None,
+        limit: float,
+        *,
+        size: int | None = None,
+    ) -> AsyncGenerator[dict[str, object], None]:
+        """POST and yield the engine's messages, all within `limit` seconds. Raises BackendError if they do not come."""
         try:
             async with (
                 asyncio.timeout(limit),
-                self.request(what, "POST", path, chunks=chunks, patience=limit) as (reader, _),
+                self.request(what, "POST", path, chunks=chunks, size=size, patience=limit) as (reader, _),
             ):
                 while line := await reader.readline():
-                    message = _message(line)
-                    if error := message.get("error"):
-                        raise BackendError(f"{self.where(what)}: {error}", retryable=True)
-                    said.append(str(message.get("stream", "")))
+                    yield _message(line)
         except TimeoutError as error:
             raise BackendError(f"{self.where(what)}: not done after {limit:g} s", retryable=True) from error
         except ValueError as error:
             raise BackendError(f"{self.where(what)}: {error}") from error
-        return "".join(said)
 
 
 def _message(line: bytes) -> dict[str, object]:
@@ -132,12 +150,13 @@ def _message(line: bytes) -> dict[str, object]:
     return found if isinstance(found, dict) else {}
 
 
-async def _send(writer: asyncio.StreamWriter, chunks: AsyncIterator[bytes]) -> None:
+async def _send(writer: asyncio.StreamWriter, chunks: AsyncIterator[bytes], *, framed: bool) -> None:
     async for chunk in chunks:
         if chunk:
-            writer.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+            writer.write(b"%x\r\n%b\r\n" % (len(chunk), chunk) if framed else chunk)
             await writer.drain()
-    writer.write(b"0\r\n\r\n")
+    if framed:
+        writer.write(b"0\r\n\r\n")
     await writer.drain()
 
 

@@ -15,14 +15,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fractal.agent.contexts import Contexts
 from fractal.agent.control.contract import Kind, Param, Spec, changes, reads
 from fractal.agent.control.dispatch import Command
 from fractal.agent.control.params import Params
 from fractal.agent.control.plan import Action, Plan, plan
 from fractal.agent.control.progress import Progress
 from fractal.agent.control.server import MAX_BODY, QUEUE, open_control
-from fractal.api.errors import Conflict, ExitCode, Misconfigured, Unreachable
+from fractal.api.errors import Conflict, ExitCode, Misconfigured, NotFound, Unreachable
 from fractal.client import Client, CommandError
+from fractal.shell.clock import SystemClock
+from fractal.shell.entropy import SystemEntropy
 
 
 class World:
@@ -317,3 +320,58 @@ async def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
     left.close()
     async with serving(tmp_path) as (_, socket):
         assert await call(socket, "x.echo", {"name": "n"})
+
+
+class Threads:
+    """Workers that are none."""
+
+    async def run(self, function: Any, *arguments: Any) -> Any:
+        return function(*arguments)
+
+
+@pytest.fixture
+def contexts(tmp_path: Path) -> Contexts:
+    (tmp_path / "contexts").mkdir()
+    (tmp_path / "contexts" / "left.tar").write_bytes(b"of an agent that was killed")
+    return Contexts(tmp_path / "contexts", SystemClock(), SystemEntropy(), Threads())
+
+
+async def test_a_build_context_is_kept_until_it_is_taken(tmp_path: Path, contexts: Contexts) -> None:
+    data, folder = os.urandom(3 << 20), tmp_path / "contexts"
+    assert not list(folder.iterdir())
+    async with serving(tmp_path, contexts=contexts) as (_, socket):
+        name = await sent(socket, tmp_path, data)
+    (kept,) = folder.iterdir()
+    assert (stat.S_IMODE(kept.stat().st_mode), kept.read_bytes() == data) == (0o600, True)
+    async with contexts.taken(name) as (size, read):
+        assert (size, b"".join([chunk async for chunk in read()]) == data) == (len(data), True)
+    assert not list(folder.iterdir())
+    for gone in (name, "", "../x"):
+        with pytest.raises(NotFound):
+            async with contexts.taken(gone):
+                pass
+
+
+async def test_a_build_context_that_is_too_large_or_breaks_off_leaves_nothing(
+    tmp_path: Path, contexts: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fractal.agent.contexts.MAX_ARCHIVE", 1 << 20)
+    data = bytes(5 << 20)
+    async with serving(tmp_path, contexts=contexts) as (_, socket):
+        with pytest.raises(CommandError, match="larger than 1048576 bytes"):
+            await sent(socket, tmp_path, data)
+        reader, writer = await asyncio.open_unix_connection(str(socket))
+        writer.write(b"POST /v1/app/context HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nbegin")
+        await writer.drain()
+        writer.close()
+        assert await raw(socket, request(b"{}", path="/v1/app/other"))
+        async with asyncio.timeout(30):
+            while list((tmp_path / "contexts").iterdir()):
+                await asyncio.sleep(0.02)
+    del reader
+
+
+async def sent(socket: Path, folder: Path, data: bytes) -> str:
+    (folder / "archive").write_bytes(data)
+    with (folder / "archive").open("rb") as archive:
+        return await asyncio.to_thread(Client(socket).send_context, archive, len(data))
