@@ -114,16 +114,16 @@ def test_what_is_left_out_and_taken_back(web: Path, tmp_path: Path) -> None:
         "deep/er/b.log",
         "node/x/y",
         "node/keep/z",
-        "docs/a.md",
-        "docs/README.md",
+        "text/a.md",
+        "text/README.md",
     ):
         (web / path).parent.mkdir(parents=True, exist_ok=True)
         (web / path).write_text("")
-    text = "# what\n**/*.log\n!keep.log\n/node\n!node/keep\ndocs/*.md\n!docs/README.md\nDockerfile\n"
+    text = "# what\n**/*.log\n!keep.log\n/node\n!node/keep\ntext/*.md\n!text/README.md\nDockerfile\n"
     (web / ".dockerignore").write_text(text)
     assert list(packed(tmp_path)) == [
-        *(".dockerignore", "Dockerfile", "deep", "deep/er", "docs", "docs/README.md", "keep.log"),
-        *("node", "node/keep", "node/keep/z"),
+        *(".dockerignore", "Dockerfile", "deep", "deep/er", "keep.log", "node", "node/keep"),
+        *("node/keep/z", "text", "text/README.md"),
     ]
     (web / "Dockerfile.dockerignore").write_text("*\n")  # goes before the other one
     assert list(packed(tmp_path)) == ["Dockerfile"]

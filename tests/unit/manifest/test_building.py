@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
+from click.testing import CliRunner
 
 from fractal.api.building import BUILT, ImageBuild
 from fractal.api.errors import InvalidInput
+from fractal.cli.main import cli
 from fractal.manifest import Checked, Given, check, parse
 from fractal.manifest.report import lines, report
 
@@ -144,3 +149,19 @@ def test_two_ways_to_build_one_image_are_refused() -> None:
 def test_an_image_that_is_given_is_not_built() -> None:
     found = checked("services: {web: {build: .}}", Given(brings=there, images={"web": "my/web:1"}))
     assert found.spec is not None and found.spec.services[0].image == "my/web:1" and not found.builds
+
+
+def test_a_file_is_checked_with_what_is_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "app.yml").write_text("services:\n  web:\n    build: {context: ./web, ssh: []}\n")
+    told = CliRunner().invoke(cli, ["app", "check", str(tmp_path / "app.yml"), "--json"])
+    assert told.exit_code == 1
+    (need,) = json.loads(told.stdout)["needs"]
+    assert (need["line"], need["option"]) == (3, "--image web=IMAGE")
+    assert "is no folder beside the manifest" in need["reason"]
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web/Dockerfile").write_text("FROM scratch")
+    told = CliRunner().invoke(cli, ["app", "check", str(tmp_path / "app.yml"), "--json"])
+    found = json.loads(told.stdout)
+    assert (told.exit_code, found["needs"]) == (0, [])
+    assert {"line": 3, "key": "services.web.build"} in found["honoured"]
+    assert found["report"]["builds"][0]["context"] == "web"
