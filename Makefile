@@ -5,8 +5,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 NICE := nice -n 5
 PYTEST := $(NICE) $(BIN)/python -m pytest
+# A part of its own for the tests of each plugin, those that take longest first.
+PLUGINS := $(patsubst plugins/fractal-%/tests,%,$(wildcard plugins/*/tests))
+LONG := containers wireguard matrix s3
+CONTRACTS := $(addprefix contract-,$(filter $(PLUGINS),$(LONG)) $(filter-out $(LONG),$(PLUGINS)))
 
-.PHONY: help demo wheels dev test lint type unit property contract cli docs packaging stack sim soak bench bench-archive bench-takeover generate clean system
+.PHONY: help demo wheels dev test lint unit unit-agent unit-other property contract contract-suites $(CONTRACTS) cli docs packaging \
+  stack stack-real stack-agents sim soak bench bench-archive bench-takeover generate clean system
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,37 +47,52 @@ $(VENV)/ready: pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.tom
 system: ## as root on Debian: what the tests of real parts need
 	@bash contrib/ci/system-packages
 
-test: system dev lint ## everything that CI runs
-	@MAKE="$(MAKE)" contrib/ci/side-by-side docs unit property contract cli packaging
+test: system dev ## everything that CI runs, AT_ONCE (3) of these parts at a time, the longest first
+	@MAKE="$(MAKE)" contrib/ci/side-by-side lint stack contract unit property docs cli packaging
 
 lint: dev ## ruff and mypy --strict
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(NICE) $(BIN)/mypy fractal tests contrib && for p in $(wildcard plugins/*/); do $(NICE) $(BIN)/mypy $$p || exit 1; done
 
-unit: dev ## quick tests of single parts
-	@$(PYTEST) tests/unit tests/config -q
+unit: unit-agent unit-other ## quick tests of single parts
+
+unit-agent: dev
+	$(PYTEST) tests/unit/agent -q
+
+unit-other: dev
+	$(PYTEST) tests/unit tests/config --ignore=tests/unit/agent -q
 
 property: dev ## hypothesis and seeds
-	@$(PYTEST) tests/property tests/sim tests/soak/test_year.py -q
+	$(PYTEST) tests/property tests/sim tests/soak/test_year.py -q
 
-contract: dev ## every backend against its kind's contract, and every contract against broken backends
-	@$(PYTEST) tests/contract $(wildcard plugins/*/tests) -q
+contract: $(CONTRACTS) contract-suites ## every backend against its kind's contract, and every contract against broken backends
+
+contract-suites: dev
+	$(PYTEST) tests/contract -q
+
+$(CONTRACTS): contract-%: dev
+	$(PYTEST) plugins/fractal-$*/tests -q
 
 cli: dev ## the command line
-	@$(PYTEST) tests/cli -q
+	$(PYTEST) tests/cli -q
 
 docs: dev ## the docs say what the code does
-	@$(PYTEST) tests/docs -q
+	$(PYTEST) tests/docs -q
 
 packaging: dev ## wheels, plugins from outside, units
-	@$(PYTEST) tests/packaging -q
+	$(PYTEST) tests/packaging -q
+
+stack: stack-real stack-agents ## whole agents, real processes, real faults; the demo's acts and that they can fail
+
+stack-real: dev
+	$(PYTEST) tests/stack/real -q
+
+stack-agents: dev
+	$(PYTEST) tests/stack --ignore=tests/stack/real -q
 
 sim: dev ## seeds of the simulator: SEEDS=N FIRST_SEED=M, JOBS at once, MINUTES at most; STATE=file goes on with a run
 	@$(NICE) $(BIN)/python -m fractal.sim --seeds $${SEEDS:-200} --first-seed $${FIRST_SEED:-0} --jobs $${JOBS:-2} \
 		--minutes $${MINUTES:-0} $${STATE:+--state $$STATE} --shrink
-
-stack: dev ## whole agents, real processes, real faults; the demo's acts and that they can fail
-	@$(PYTEST) tests/stack -q
 
 soak: dev ## mishaps of every kind at random moments, on builtin and on real parts, for SECONDS (600) each; a year of an archive
 	@SOAK_SECONDS=$${SECONDS_:-600} $(PYTEST) tests/soak -q -s
