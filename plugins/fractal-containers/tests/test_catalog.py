@@ -36,7 +36,9 @@ env > /tmp/given/env
 id -u > /tmp/given/user
 cat /proc/mounts > /tmp/given/mounts
 for port in $PORTS; do httpd -p "$port" -h /tmp/given; done
-exec sleep 1000000
+trap "exit 0" TERM
+sleep 1000000 &
+wait
 """
 
 

@@ -189,7 +189,10 @@ class Databases:
         world.say("installed")
         app = cls(world, device)
         for kind in KINDS:
-            app.run(kind, f"setsid python3 /app/writer {kind} >/run/writer 2>&1 </dev/null & ")
+            begin = (
+                f"setsid python3 /app/writer {kind} >/run/writer 2>&1 </dev/null & echo $! >/run/writer.pid"
+            )
+            app.run(kind, begin)
         until(lambda: min(app.noted().values()) > 0, 30, "every database has acknowledged something")
         return app
 
@@ -225,7 +228,9 @@ class Databases:
             self.world.figure(f"{kind}: commits a second", f"{(after[kind] - before[kind]) / seconds:.0f}")
 
     def every_moment_holds(self) -> int:
-        """Restore and start each kept moment, and have each database look at itself; how many there were."""
+        """End the writers, restore and start each kept moment, and have each database look at itself; how many there were."""
+        for kind in KINDS:
+            self.run(kind, "read pid </run/writer.pid; kill $pid")  # it wrote until now
         moments = self.device.moments(self.name)
         assert set(self.acknowledged) <= set(moments), "none of them was given up"
         for moment in moments:
