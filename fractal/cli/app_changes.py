@@ -128,10 +128,21 @@ def fork(session: Session, name: str, new_name: str, group: str | None, **option
     metavar="GIB",
     help="What all may take in the store; 0: no limit. The oldest go first.",
 )
+@click.option(
+    "--mirror",
+    "mirrors",
+    multiple=True,
+    metavar="STORE",
+    shell_complete=complete.STORE,
+    help="Store for a second copy of everything; repeat for up to three.",
+)
+@click.option("--no-mirrors", is_flag=True, help="Keep copies in the app's own store only.")
 @change_options
 @pass_session
 def policy(session: Session, name: str, group: str | None, **options: Any) -> None:
     """Show how an app is treated, or change it."""
+    if options["mirrors"] and options["no_mirrors"]:
+        raise click.UsageError("--mirror and --no-mirrors exclude each other")
     session.change(
         "app.policy",
         {
@@ -148,6 +159,7 @@ def policy(session: Session, name: str, group: str | None, **options: Any) -> No
             "keep_daily": options["keep_daily"],
             "keep_weekly": options["keep_weekly"],
             "keep_bytes": None if options["keep_gib"] is None else int(options["keep_gib"] * 2**30),
+            "mirrors": [] if options["no_mirrors"] else list(options["mirrors"]) or None,
         },
         _show_policy,
         options=options,
@@ -172,6 +184,7 @@ def _show_policy(result: Mapping[str, Any]) -> None:
             "Devices": ", ".join(now["devices"]) or "all eligible",
             "Trust": now["trust"],
             "Keep": keep_words(now["keep"]),
+            "Mirrors": ", ".join(now["mirrors"]) or "none",
         }
     )
 

@@ -35,12 +35,15 @@ def _show_list(result: Mapping[str, Any]) -> None:
             s["backend"],
             ", ".join(f"{k}={v}" for k, v in sorted(s["config"].items())),
             ", ".join(s["apps"]),
+            ", ".join(s["mirrors"]),
             s["id"],
         )
         for s in result["stores"]
     ]
     show_table(
-        ("STORE", "BACKEND", "SETTINGS", "APPS", "ID"), rows, empty="No stores. Add one: homeserver store add"
+        ("STORE", "BACKEND", "SETTINGS", "APPS", "MIRRORS", "ID"),
+        rows,
+        empty="No stores. Add one: homeserver store add",
     )
 
 

@@ -175,6 +175,7 @@ class AppInstalled:
     policy: Policy = field(default_factory=Policy)
     secrets: Mapping[str, bytes] = field(default_factory=dict)
     source: Source | None = None
+    mirrors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +189,10 @@ class AppChanged:
     policy: Policy | None = None
     desired: Desired | None = None
     secrets: Mapping[str, bytes] | None = None
+    mirrors: tuple[str, ...] | None = None
+    """Not a part of the policy, though people see it there: an older agent that changes the policy, of which it writes all that
+    it knows, would take the mirrors away.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,6 +61,8 @@ MAX_NEEDLESS_KEYS = 100
 """Generations of an app's key beyond which there is a new one only after a removal: hosts open all of them."""
 MAX_ROUTES = 100
 """Of an app."""
+MAX_MIRRORS = 3
+"""Of an app: its owner's uplink sends everything once more to each."""
 CERTIFICATE = "tls."
 """How the names of an app's secrets begin that hold certificates of its routes."""
 
@@ -88,7 +90,8 @@ def store_removed(turn: Turn, entry: StoreRemoved) -> GroupState:
     """By admins, when no app uses it."""
     turn.require_admin()
     store = _live_store(turn.state, entry.id)
-    users = sorted(a.name for a in turn.state.apps.values() if a.store == store.id and not a.removed)
+    live = [a for a in turn.state.apps.values() if not a.removed]
+    users = sorted(a.name for a in live if store.id in (a.store, *a.mirrors))
     require(not users, f"store {store.name} is used by {', '.join(users)}")
     return replace(turn.state, stores={**turn.state.stores, store.id: replace(store, removed=True)})
 
@@ -113,6 +116,7 @@ def app_installed(turn: Turn, entry: AppInstalled) -> GroupState:
     _require_new_app_name(state, entry.app, entry.name)
     require_shallow(entry.spec, "the app's specification")
     _live_store(state, entry.store)
+    _require_mirrors(state, entry.store, entry.mirrors)
     live_host(state, entry.placed)
     _require_policy(entry.policy)
     if entry.source is not None:
@@ -125,6 +129,7 @@ def app_installed(turn: Turn, entry: AppInstalled) -> GroupState:
         manifest=entry.manifest,
         spec=entry.spec,
         store=entry.store,
+        mirrors=entry.mirrors,
         owner_member=turn.member.id,
         policy=entry.policy,
         placed=entry.placed,
@@ -151,9 +156,11 @@ def app_changed(turn: Turn, entry: AppChanged) -> GroupState:
         require_shallow(entry.spec, "the app's specification")
     if entry.policy is not None:
         _require_policy(entry.policy)
+    if entry.mirrors is not None:
+        _require_mirrors(turn.state, app.store, entry.mirrors)
     news = {
         name: value
-        for name in ("name", "manifest", "spec", "policy", "desired", "secrets")
+        for name in ("name", "manifest", "spec", "policy", "desired", "secrets", "mirrors")
         if (value := getattr(entry, name)) is not None
     }
     if entry.secrets is not None:
@@ -294,6 +301,14 @@ def _require_policy(policy: Policy) -> None:
     for count in (policy.keep_hourly, policy.keep_daily, policy.keep_weekly):
         require(0 <= count <= MAX_KEPT, f"kept snapshots of hours, days and weeks are 0 to {MAX_KEPT}")
     require(0 <= policy.keep_bytes <= MAX_NUMBER, "the bytes to keep are out of range")
+
+
+def _require_mirrors(state: GroupState, arbiter: str, mirrors: tuple[str, ...]) -> None:
+    require(len(mirrors) <= MAX_MIRRORS, f"an app has at most {MAX_MIRRORS} mirrors")
+    require(len(set(mirrors)) == len(mirrors), "a mirror is named twice")
+    require(arbiter not in mirrors, "the app's own store is no mirror of itself")
+    for store in mirrors:
+        _live_store(state, store)
 
 
 def _require_point(point: Point) -> None:

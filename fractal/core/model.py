@@ -261,6 +261,8 @@ class App:
     store: str
     """Id of the store that holds its archive and epochs."""
     owner_member: str
+    mirrors: tuple[str, ...] = ()
+    """Ids of further stores that hold copies of its archive; none of them arbitrates."""
     policy: Policy = field(default_factory=Policy)
     desired: Desired = Desired.RUNNING
     placed: str = ""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, tzinfo
 from functools import partial
 
@@ -11,7 +10,13 @@ from fractal.agent.agent import Agent
 from fractal.agent.app_job import AppJob
 from fractal.agent.control.dispatch import Result, command
 from fractal.agent.control.following import TAIL, follow_here, follow_there, show
-from fractal.agent.control.names import check_new_name, find_app, find_archived, find_device, find_group
+from fractal.agent.control.names import (
+    check_new_name,
+    find_app,
+    find_archived,
+    find_device,
+    find_group,
+)
 from fractal.agent.control.params import Params
 from fractal.agent.control.plan import Action, Plan, plan
 from fractal.agent.control.progress import Progress
@@ -22,11 +27,10 @@ from fractal.agent.manifest_use import digest_of
 from fractal.agent.remote import ask
 from fractal.agent.status import app_status, owner_says
 from fractal.api.app import run_key
-from fractal.api.errors import Denied, InvalidInput, NotFound
+from fractal.api.errors import Denied, NotFound
 from fractal.api.runtime import Health
 from fractal.core.chain import branches, main_line
 from fractal.core.entries import AppChanged, AppMoved, AppRestoreWished
-from fractal.core.fold_apps import MAX_KEPT, MAX_NUMBER, MAX_TICKS
 from fractal.core.model import App, Desired, GroupState, Policy
 from fractal.core.moments import Moment, find, parse_point
 from fractal.core.placement import cannot_restore, refusal
@@ -145,7 +149,7 @@ async def app_show(agent: Agent, params: Params, _: Progress) -> Result:
     return {
         "app": app_status(group, app),
         "store": group.state.stores[app.store].name,
-        "policy": policy_plain(group, app.policy),
+        "policy": policy_plain(group, app.policy, app.mirrors),
         "services": [
             {
                 "name": s.name,
@@ -171,8 +175,8 @@ async def app_show(agent: Agent, params: Params, _: Progress) -> Result:
     }
 
 
-def policy_plain(group: GroupAgent, policy: Policy) -> dict[str, object]:
-    """A policy as it is shown."""
+def policy_plain(group: GroupAgent, policy: Policy, mirrors: Sequence[str]) -> dict[str, object]:
+    """A policy as it is shown, with the stores that mirror the archive."""
     return {
         "failover": policy.failover,
         "on_isolation": policy.on_isolation,
@@ -187,83 +191,8 @@ def policy_plain(group: GroupAgent, policy: Policy) -> dict[str, object]:
             "weekly": policy.keep_weekly,
             "bytes": policy.keep_bytes,
         },
+        "mirrors": [group.state.stores[store].name for store in mirrors],
     }
-
-
-def changed_policy(group: GroupAgent, policy: Policy, params: Params) -> Policy:
-    """The policy with what the parameters change. Raises InvalidInput."""
-    if "failover" in params:
-        policy = replace(policy, failover=_one_of("failover", params.text("failover"), "automatic", "manual"))
-    if "on_isolation" in params:
-        policy = replace(
-            policy, on_isolation=_one_of("on_isolation", params.text("on_isolation"), "freeze", "keep")
-        )
-    if "trust" in params:
-        policy = replace(policy, trust=_one_of("trust", params.text("trust"), "group", "member", "list"))
-    if "interval_s" in params:
-        policy = replace(policy, interval=interval_ms(params))
-    if "standby" in params:
-        if not 0 <= params.integer("standby") <= 16:
-            raise InvalidInput("standby must be between 0 and 16")
-        policy = replace(policy, standby=params.integer("standby"))
-    if "devices" in params:
-        policy = replace(
-            policy, devices=tuple(find_device(group.state, d).id for d in params.items("devices"))
-        )
-    policy = _changed_keep(policy, params)
-    if policy.on_isolation == "keep" and policy.failover != "manual":
-        raise InvalidInput(
-            "on_isolation `keep` goes only with failover `manual`: otherwise two copies could run"
-        )
-    if policy.trust == "list" and not policy.devices:
-        raise InvalidInput("trust `list` needs devices: name them with --devices")
-    return policy
-
-
-def _changed_keep(policy: Policy, params: Params) -> Policy:
-    """The policy with what the parameters change of what stays. Raises InvalidInput."""
-    changes: dict[str, int] = {}
-    if "keep_all_s" in params:
-        if not 0 <= params.number("keep_all_s") <= MAX_TICKS / 1000:
-            raise InvalidInput(
-                "all snapshots can be kept for at most a week: keep hourly or daily ones longer"
-            )
-        changes["keep_ticks"] = int(params.number("keep_all_s") * 1000)
-    for name in ("keep_hourly", "keep_daily", "keep_weekly"):
-        if name in params:
-            if not 0 <= params.integer(name) <= MAX_KEPT:
-                raise InvalidInput(f"{name} must be between 0 and {MAX_KEPT}")
-            changes[name] = params.integer(name)
-    if "keep_bytes" in params:
-        if not 0 <= params.integer("keep_bytes") <= MAX_NUMBER:
-            raise InvalidInput(f"keep_bytes must be between 0 (no limit) and {MAX_NUMBER}")
-        changes["keep_bytes"] = params.integer("keep_bytes")
-    return replace(policy, **changes)  # type: ignore[arg-type]  # dataclasses.replace checks names itself
-
-
-def interval_ms(params: Params) -> int:
-    """The snapshot interval in milliseconds. Raises InvalidInput outside 10 s to 1 h."""
-    if not 10 <= params.number("interval_s") <= 3600:
-        raise InvalidInput("the snapshot interval must be between 10 s and 1 h")
-    return int(params.number("interval_s") * 1000)
-
-
-def _one_of(name: str, value: str, *allowed: str) -> str:
-    if value not in allowed:
-        raise InvalidInput(f"{name} must be {' or '.join(allowed)}, not {value[:40]!r}")
-    return value
-
-
-@command("app.policy")
-async def app_policy(agent: Agent, params: Params, _: Progress) -> Plan:
-    group, app = named(agent, params)
-    policy = changed_policy(group, app.policy, params)
-
-    async def change(_: Progress) -> None:
-        await group.journal.append(AppChanged(app=app.id, policy=policy))
-
-    actions = [Action(f"change the policy of {app.name}", {}, change)] if policy != app.policy else []
-    return plan(*actions, result={"app": app.id, "policy": policy_plain(group, policy)})
 
 
 def desire(group: GroupAgent, app: App, desired: Desired) -> Action:

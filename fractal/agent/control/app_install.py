@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from fractal.agent.agent import Agent
-from fractal.agent.control.app import archived, healthy, interval_ms, job_of, moment_of, waiting_plan
+from fractal.agent.control.app import archived, healthy, job_of, moment_of, waiting_plan
 from fractal.agent.control.app_build import Builds
 from fractal.agent.control.catalog import contexts_beside, find_manifest, pack_context
 from fractal.agent.control.dispatch import command
 from fractal.agent.control.names import check_new_name, find_device, find_group, find_store
 from fractal.agent.control.params import Params
 from fractal.agent.control.plan import Action, Plan
+from fractal.agent.control.policy import interval_ms
 from fractal.agent.control.progress import Progress
 from fractal.agent.control.waiting import DEFAULT, wait_until
 from fractal.agent.fork_key import fork_key, new_key, sealed_secrets
@@ -340,6 +341,7 @@ async def app_fork(agent: Agent, params: Params, _: Progress) -> Plan:
         policy=origin.policy,
         secrets=made.secrets,
         source=Source(app=origin.id, point=Point(epoch=moment.point.epoch, number=moment.point.number)),
+        mirrors=tuple(s for s in origin.mirrors if not group.state.stores[s].removed),
     )
     action = installed(group, entry, routes)
     return _made(group, entry, [action], routes, params, {"moment": text})

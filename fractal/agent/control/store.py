@@ -36,6 +36,7 @@ async def list_stores(agent: ControlAgent, params: Params, _: Progress) -> dict[
                 "backend": store.backend,
                 "config": _shown_config(agent, store),
                 "apps": _apps_of(state, store.id),
+                "mirrors": _mirrored(state, store.id),
             }
             for store in stores
         ]
@@ -98,6 +99,11 @@ async def remove_store(agent: ControlAgent, params: Params, _: Progress) -> Plan
         raise Conflict(
             f"store {store.name!r} holds the archives of {', '.join(users)}: remove these apps first"
         )
+    if users := _mirrored(state, store.id):
+        raise Conflict(
+            f"store {store.name!r} is a mirror of {', '.join(users)}: name the others, or none, by "
+            f"`homeserver app policy {users[0]!r} --mirror ...` or `--no-mirrors` first"
+        )
     return plan(
         Action(
             f"Forget store {store.name}",
@@ -123,6 +129,10 @@ def _refuse_relative(agent: ControlAgent, backend: str, config: Mapping[str, str
 
 def _apps_of(state: GroupState, store: str) -> list[str]:
     return sorted(a.name for a in state.apps.values() if a.store == store and not a.removed)
+
+
+def _mirrored(state: GroupState, store: str) -> list[str]:
+    return sorted(a.name for a in state.apps.values() if store in a.mirrors and not a.removed)
 
 
 def _shown_config(agent: ControlAgent, store: StoreEntry) -> Mapping[str, str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from fractal.core.entries import AppChanged, AppKeyAdded, Released, Serving, Took
+from fractal.core.entries import AppChanged, AppKeyAdded, Released, Serving, StoreAdded, StoreRemoved, Took
 from fractal.core.model import App, Desired, Role
 from fractal.testing.group import World
 
@@ -88,3 +90,55 @@ def test_healthy_somewhere_is_a_new_beginning_too(world: World) -> None:
     world.must("attic", Took(epochs={APP: 2}))
     world.must("attic", Serving(app=APP, epoch=2))
     assert app(world).failed == ()
+
+
+# --- mirrors ----------------------------------------------------------------------------------------------------------
+
+
+def shelves(world: World, *ids: str) -> None:
+    """More stores."""
+    for number, store in enumerate(ids):
+        world.must("attic", StoreAdded(id=store, name=f"more {number}", backend="directory", config={}))
+
+
+MORE = ("1" * 20, "2" * 20, "3" * 20, "4" * 20)
+
+
+def test_an_app_has_up_to_three_mirrors_which_are_live_stores(world: World) -> None:
+    shelves(world, *MORE)
+    world.must("attic", AppChanged(app=APP, mirrors=MORE[:3]))
+    assert app(world).mirrors == MORE[:3]
+    for wrong, why in (
+        (MORE, "at most 3"),
+        ((MORE[0], MORE[0]), "twice"),
+        ((app(world).store,), "no mirror of itself"),
+        (("f" * 20,), "is not in the group"),
+    ):
+        assert why in world.say("attic", AppChanged(app=APP, mirrors=wrong))
+    assert app(world).mirrors == MORE[:3]
+    world.must("attic", AppChanged(app=APP, mirrors=MORE[3:]))
+    world.must("attic", StoreRemoved(id=MORE[0]))
+    assert "is not in the group" in world.say("attic", AppChanged(app=APP, mirrors=MORE[:1]))
+
+
+def test_a_store_stays_while_an_app_names_it_as_a_mirror(world: World) -> None:
+    shelves(world, MORE[0])
+    world.must("attic", AppChanged(app=APP, mirrors=MORE[:1]))
+    assert "is used by" in world.say("attic", StoreRemoved(id=MORE[0]))
+    world.must("attic", AppChanged(app=APP, mirrors=()))
+    world.must("attic", StoreRemoved(id=MORE[0]))
+
+
+def test_a_change_of_the_policy_by_an_agent_that_knows_no_mirrors_leaves_them(world: World) -> None:
+    shelves(world, MORE[0])
+    world.must("attic", AppChanged(app=APP, mirrors=MORE[:1]))
+    world.must("attic", AppChanged(app=APP, policy=replace(app(world).policy, interval=30_000)))
+    assert app(world).mirrors == MORE[:1] and app(world).policy.interval == 30_000
+
+
+def test_only_who_manages_an_app_says_where_its_copies_are(world: World) -> None:
+    shelves(world, MORE[0])
+    world.join("shed", "eve", Role.MEMBER)
+    assert world.say("shed", AppChanged(app=APP, mirrors=MORE[:1]))
+    assert world.say("den", AppChanged(app=APP, mirrors=MORE[:1], secrets={}))
+    assert app(world).mirrors == ()

@@ -169,6 +169,17 @@ SAMPLES: dict[str, Entry] = {
         desired=Desired.STOPPED,
         secrets={"password": SEALED},
     ),
+    "app.changed-2": AppChanged(app=APP, mirrors=("2" * 20, "3" * 20)),
+    "app.installed-2": AppInstalled(
+        app=APP,
+        name="wiki",
+        manifest="",
+        spec={},
+        store=STORE,
+        placed=DEVICE,
+        key=APP_KEY,
+        mirrors=("2" * 20,),
+    ),
     "app.key": AppKeyAdded(app=APP, key=APP_KEY),
     "app.images": AppImages(
         app=APP,

@@ -48,6 +48,7 @@ POLICY: Shape = {
             "bytes": integer("What all of them may take in the store; 0: no limit. The oldest go first."),
         },
     ),
+    "mirrors": texts("Names of further stores that hold copies of its archive."),
 }
 
 SPECS: tuple[Spec, ...] = (
@@ -267,6 +268,11 @@ SPECS: tuple[Spec, ...] = (
             "keep_daily": Param(Kind.INTEGER, "Likewise of days."),
             "keep_weekly": Param(Kind.INTEGER, "Likewise of weeks."),
             "keep_bytes": Param(Kind.INTEGER, "What all of them may take in the store; 0: no limit."),
+            "mirrors": Param(
+                Kind.LIST,
+                "Further stores, by name or id, that are to hold copies of its archive: all of them, three at most; "
+                "an empty list: none.",
+            ),
         },
         {"app": text("Id of the app."), "policy": Nested("As it is now.", POLICY)},
     ),

@@ -24,6 +24,7 @@ STORE: Shape = {
     "backend": text("Its backend."),
     "config": table("Its settings; values of secret ones are shown as `***`."),
     "apps": texts("Names of the apps whose archives it holds."),
+    "mirrors": texts("Names of the apps of whose archives it holds copies."),
 }
 GATEWAY: Shape = {
     "device": text("Id of the device."),
