@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +14,12 @@ from fractal.api.store import Store
 from fractal.archive.backup import Backup, Source
 from fractal.archive.collecting import Leaving, Sweeper
 from fractal.archive.epochs import Notes
+from fractal.archive.healing import Fault, Healer, Mended, noticed
 from fractal.archive.keyring import AppKeyring
 from fractal.archive.merging import Merging
+from fractal.archive.mirroring import Mirror
 from fractal.archive.orphans import GRACE, Collector, Orphan, Proof, named_by_records
+from fractal.archive.places import Apart, Place, Places, nowhere
 from fractal.archive.progress import Progress
 from fractal.archive.reading import Line, Records
 from fractal.archive.records import Record
@@ -28,7 +31,20 @@ from fractal.archive.verify import Verifier, VerifyReport
 from fractal.core.model import Point
 from fractal.crypto.keys import DeviceKeys
 
-__all__ = ["AppKeyring", "Archive", "Here", "Orphan", "Record", "Rules", "Timeline", "VerifyReport"]
+__all__ = [
+    "AppKeyring",
+    "Archive",
+    "Fault",
+    "Here",
+    "Mended",
+    "Mirror",
+    "Orphan",
+    "Place",
+    "Record",
+    "Rules",
+    "Timeline",
+    "VerifyReport",
+]
 
 
 class Archive:
@@ -55,21 +71,27 @@ class Archive:
         notes: Notes,
         owner_of: Callable[[int], str | None] | None = None,
         line: Line | None = None,
+        where: str = "the store",
+        mirrors: Places = nowhere,
     ) -> None:
         self.app_keys = app_keys
         """May be replaced after a rotation."""
-        self._records = Records(
+        self._group, self._app, self._store, self._where = group, app, store, where
+        self._clock, self._workers, self._notes, self._spool = clock, workers, notes, spool
+        self._mirrors = mirrors
+        read = partial(
+            Records,
             group=group,
             app=app,
-            store=store,
             sign_key_of=sign_key_of,
             group_key=group_key,
-            notes=notes,
             clock=clock,
             owner_of=owner_of,
             line=line,
         )
-        self._fetcher = Fetcher(group=group, app=app, store=store, workers=workers, folder=spool / "in")
+        self._read_apart = read
+        self._records = read(store=store, notes=notes, mirrors=mirrors)
+        self._fetcher = self._fetcher_of(store, where, "in", mirrors)
         self._backup = Backup(
             group=group,
             app=app,
@@ -81,6 +103,15 @@ class Archive:
             workers=workers,
             records=self._records,
             folder=spool / "out",
+        )
+        self._healer = Healer(
+            group=group,
+            app=app,
+            store=store,
+            fetcher=self._fetcher_of(store, where, "mend", mirrors),
+            records=self._records,
+            clock=clock,
+            workers=workers,
         )
         self._verifier = Verifier(group=group, app=app, store=store, clock=clock, fetcher=self._fetcher)
         self._collector = Collector(
@@ -121,6 +152,63 @@ class Archive:
         self._thinning = asyncio.Lock()
         self._writing = asyncio.Lock()
         self._reading = asyncio.Lock()
+        self._mending = asyncio.Lock()
+
+    def _fetcher_of(self, store: Store, where: str, folder: str, mirrors: Places) -> Fetcher:
+        return Fetcher(
+            group=self._group,
+            app=self._app,
+            store=store,
+            workers=self._workers,
+            folder=self._spool / folder,
+            where=where,
+            mirrors=mirrors,
+        )
+
+    def mirror(self, place: Place, store: Store) -> Mirror:
+        """The copy of this archive in another store, which is open."""
+
+        def others() -> list[Place]:
+            return [other for other in self._mirrors() if other.id != place.id]
+
+        async def own() -> Store:
+            return self._store
+
+        def sources() -> list[Place]:
+            return [Place(id="", name=self._where.removeprefix("store "), open=own), *others()]
+
+        notes = Apart(self._notes, place.id)
+        return Mirror(
+            group=self._group,
+            app=self._app,
+            name=place.name,
+            store=store,
+            source=self._records,
+            records=self._read_apart(store=store, notes=notes),
+            fetcher=self._fetcher_of(self._store, self._where, f"to-{place.id}", others),
+            reader=self._fetcher_of(store, f"store {place.name}", f"of-{place.id}", sources),
+            notes=notes,
+            clock=self._clock,
+            workers=self._workers,
+        )
+
+    async def faults(self, *, deep: bool) -> list[Fault]:
+        """What the store lacks of what counts, records and segments. Deep: by every byte, which takes no key. Raises BackendError."""
+        async with self._mending:
+            if deep:
+                await self._records.reread()
+            timeline = await self.timeline(strict=False)
+            counting = [timeline.counting[slot] for slot in sorted(timeline.counting)]
+            return [*self._healer.lost_records(), *await self._healer.faults(counting, deep=deep)]
+
+    def noticed(self) -> list[Fault]:
+        """What the store lacked when something was read, and a mirror gave instead; each is told once."""
+        return noticed(self._fetcher)
+
+    async def mend(self, faults: Sequence[Fault], proof: Proof) -> list[Mended]:
+        """Put them back out of the mirrors, each on its own proof."""
+        async with self._mending:
+            return [await self._healer.mend(fault, proof) for fault in faults]
 
     async def timeline(self, *, strict: bool = True) -> Timeline:
         """All records of all epochs, by a listing sent now.
@@ -210,8 +298,15 @@ class Archive:
     async def verify(self, *, deep: bool, progress: Progress | None = None) -> VerifyReport:
         """Shallow: records, chains and sizes, which needs no key of the app. Deep: every byte, decrypted. Raises BackendError."""
         async with self._reading:
+            if deep:
+                await self._records.reread()
             timeline = await self.timeline(strict=False)
-            return await self._verifier.run(timeline, deep=self.app_keys if deep else None, progress=progress)
+            return await self._verifier.run(
+                timeline,
+                deep=self.app_keys if deep else None,
+                rescued=self._records.rescued,
+                progress=progress,
+            )
 
     async def orphans(self) -> list[Orphan]:
         """Objects that no record names, and for how long that was observed. Raises Corrupt, BackendError."""

@@ -17,12 +17,14 @@ from pathlib import Path
 
 from fractal.api.canonical import Value
 from fractal.api.context import Clock, Entropy, Workers
+from fractal.api.errors import NotFound
 from fractal.api.store import Store
-from fractal.archive import spool
+from fractal.archive import layout, spool
 from fractal.archive.backup import frames_of, seal_frames
 from fractal.archive.epochs import Notes
 from fractal.archive.keyring import AppKeyring
 from fractal.archive.orphans import GRACE, Collector, Named, Orphan, Proof
+from fractal.archive.places import Place, Places, nowhere, place
 from fractal.archive.progress import Progress
 from fractal.archive.records import ObjectRef, RecordBody, Segment
 from fractal.archive.restore import Fetcher
@@ -142,8 +144,42 @@ class Images:
         """Delete what no app's image was for `grace` seconds; `proof` is asked before each. Raises BackendError."""
         return await self._collector.collect(proof, grace=grace)
 
-    async def read(self, image: ArchivedImage, app_keys: AppKeyring) -> AsyncGenerator[bytes, None]:
-        """The archive. It is fetched whole and checked before the first byte of it acts.
+    async def copy(self, image: ArchivedImage, target: Place) -> bool:
+        """Have an image in a mirror as well, byte for byte; whether anything had to be sent. Raises Corrupt, BackendError."""
+        ref, store = ref_of(image), await target.open()
+        uploader = Uploader(group=self.group, app=PLACE, store=store, clock=self.clock, workers=self.workers)
+        if await uploader.stands(ref):
+            return False
+        fetcher = replace(self._fetcher, folder=self.folder / f"to-{target.id}", lacks={})
+        await fetcher.keep_only(())
+        try:
+            for index, segment in enumerate(ref.segments):
+                key = layout.segment_key(self.group, PLACE, ref.id, index)
+                try:
+                    standing = (await store.head(key)).size
+                except NotFound:
+                    standing = -1
+                if standing == segment.size:
+                    continue
+                path = await fetcher.segment(ref, index)
+                await place(
+                    store,
+                    key,
+                    path,
+                    segment.size,
+                    replace=standing >= 0,
+                    clock=self.clock,
+                    workers=self.workers,
+                )
+                await fetcher.discard(ref.id)
+        finally:
+            await fetcher.discard(ref.id)
+        return True
+
+    async def read(
+        self, image: ArchivedImage, app_keys: AppKeyring, mirrors: Places = nowhere
+    ) -> AsyncGenerator[bytes, None]:
+        """The archive. It is fetched whole and checked before the first byte of it acts. What the store lacks, mirrors are asked for.
 
         Raises Corrupt, NotFound, Denied without the app's secret key, BackendError.
         """
@@ -153,7 +189,7 @@ class Images:
         async with self._reading.setdefault(ref.id, asyncio.Lock()):
             # A takeover must not wait for what a standby loads at its leisure: others go on beside it.
             await self._fetcher.keep_only([known for known, lock in self._reading.items() if lock.locked()])
-            await self._fetcher.fetch(ref)
+            await replace(self._fetcher, mirrors=mirrors).fetch(ref)
             async with aclosing(self._fetcher.open(ref, key, header, f"image {image.name}")) as chunks:
                 async for chunk in chunks:
                     yield chunk

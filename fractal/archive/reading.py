@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from fractal.api.context import Clock
-from fractal.api.errors import Corrupt, NotFound
+from fractal.api.errors import BackendError, Corrupt, NotFound
 from fractal.api.store import Store
 from fractal.archive import layout, trims
 from fractal.archive.epochs import Notes, Rollback
+from fractal.archive.places import Places, nowhere
 from fractal.archive.records import KIND, Record, record_of
-from fractal.archive.sealed import GroupKey, SignKeyOf, Statement, listed, open_statement, read_small
+from fractal.archive.rescue import Rescued, asked_for, rescue
+from fractal.archive.sealed import GroupKey, SignKeyOf, listed, open_statement, read_small
 from fractal.archive.timeline import Timeline, name
 from fractal.archive.trims import Trim, TrimBody, trim_of
 from fractal.core.chain import on_line
@@ -44,16 +46,20 @@ class Records:
         clock: Clock,
         owner_of: Callable[[int], str | None] | None,
         line: Line | None = None,
+        mirrors: Places = nowhere,
     ) -> None:
         self._group = group
         self._app = app
-        self._store = store
+        self.store = store
         self._sign_key_of = sign_key_of
         self._group_key = group_key
         self._notes = notes
         self._clock = clock
         self._owner_of = owner_of
         self._line = line
+        self._mirrors = mirrors
+        self.rescued: dict[Slot, Rescued] = {}
+        """What the store lacks and a mirror gave."""
         self._known: dict[Slot, Record] = {}
         self._trims: dict[int, Trim] = {}
         self._trims_seen: dict[int, float] = {}
@@ -75,6 +81,8 @@ class Records:
         numbers = await self._list_trims()
         bases, epoch = await self._line() if self._line is not None and numbers else ({}, 0)
         timeline = self._judge(slots, numbers, bases, epoch)
+        if self._mirrors():
+            timeline = await self._with_rescued(slots, numbers, timeline, noted, bases, epoch)
         self._last = timeline.trim
         self._refuse_vanished(slots, timeline)
         if strict:
@@ -99,8 +107,12 @@ class Records:
         slot = point, level
         if slot not in self._known:
             key = self._key(slot)
-            self._raw[key] = await read_small(self._store, key)
+            self._raw[key] = await read_small(self.store, key)
             self._parse(slot, {})
+        return self._known.get(slot)
+
+    def known(self, slot: Slot) -> Record | None:
+        """A record that was read before."""
         return self._known.get(slot)
 
     def let_go(self, point: Point) -> bool:
@@ -115,7 +127,76 @@ class Records:
             value = b"%d %s" % (record.number, record.hash.hex().encode())
             self._notes.write({f"{self._note}{record.epoch}": value})
 
+    def authentic(self, slot: Slot, data: bytes) -> Record:
+        """The record that these bytes are, under that name. Raises Corrupt with the reason if they are none."""
+        key, epoch = self._key(slot), slot[0].epoch
+        said = open_statement(KIND, key, data, sign_key_of=self._sign_key_of, group_key=self._group_key)
+        owner = self._owner_of(epoch) if self._owner_of is not None else None
+        if owner is not None and owner != said.by:
+            raise Corrupt(f"{key}: written by {said.by}, which does not own epoch {epoch}")
+        return record_of(key, slot, said.by, said.body)
+
+    async def sealed(self, record: Record) -> bytes:
+        """The object that a record is, out of the store, or out of a mirror. Raises Corrupt, NotFound, BackendError."""
+        key = self._key(record.slot)
+        if record.slot not in self.rescued:
+            data = await read_small(self.store, key)
+            if self.authentic(record.slot, data).hash == record.hash:
+                return data
+            raise Corrupt(f"{key}: another record than the one that was read there")
+        for place in self._mirrors():
+            try:
+                data = await read_small(await place.open(), key)
+                if self.authentic(record.slot, data).hash == record.hash:
+                    return data
+            except (Corrupt, BackendError):
+                continue
+        raise NotFound(f"{key}: no mirror has it any more")
+
+    async def reread(self) -> None:
+        """Look at every known record's bytes again, as listings do not. What is not there any more is forgotten, and looked for anew."""
+        for record in list(self._known.values()):
+            if record.slot in self.rescued:
+                continue
+            try:
+                await self.sealed(record)
+            except (Corrupt, NotFound):
+                self._known.pop(record.slot, None)
+                self._seen.pop(record.slot, None)
+
     # --- fetching ------------------------------------------------------------------------------------------------
+
+    async def _with_rescued(
+        self,
+        slots: Sequence[Slot],
+        numbers: Sequence[int],
+        timeline: Timeline,
+        noted: list[tuple[str, bytes]],
+        bases: Mapping[int, Point],
+        epoch: int,
+    ) -> Timeline:
+        """The timeline with what the store lost and a mirror has."""
+        listed = set(slots)
+        for slot in [s for s, how in self.rescued.items() if s in listed and not how.damaged]:
+            del self.rescued[slot]  # it is back
+        standing = {s for s in self.rescued if s in self._known}
+        if standing - listed:
+            timeline = self._judge(sorted(listed | standing), numbers, bases, epoch)
+        wanted = asked_for(timeline, dict(map(self._read_note, noted)))
+        if not wanted:
+            return timeline
+        found = await rescue(timeline, wanted, self._mirrors, key_of=self._key, authentic=self.authentic)
+        for slot, (record, source) in found.items():
+            self._known[slot] = record
+            self._raw.pop(self._key(slot), None)
+            self.rescued[slot] = Rescued(source, slot in listed)
+        return self._judge(sorted(listed | self.rescued.keys()), numbers, bases, epoch) if found else timeline
+
+    def _read_note(self, noted: tuple[str, bytes]) -> tuple[Point, bytes]:
+        key, value = noted
+        number, _, digest = value.partition(b" ")
+        point = Point(epoch=int(key.removeprefix(self._note)), number=int(number))
+        return point, bytes.fromhex(digest.decode())
 
     def _key(self, slot: Slot) -> str:
         return layout.slot_key(self._group, self._app, slot)
@@ -123,7 +204,7 @@ class Records:
     async def _list(self, prefixes: Iterable[str]) -> list[Slot]:
         found: list[Slot] = []
         for prefix in prefixes:
-            async for key in listed(self._store, prefix, MAX_LISTED):
+            async for key in listed(self.store, prefix, MAX_LISTED):
                 slot = layout.parse_slot_key(self._group, self._app, key)
                 if slot is not None:
                     found.append(slot)
@@ -131,11 +212,11 @@ class Records:
         return sorted(found)
 
     async def _list_trims(self) -> list[int]:
-        names = listed(self._store, layout.trims_prefix(self._group, self._app), MAX_LISTED)
+        names = listed(self.store, layout.trims_prefix(self._group, self._app), MAX_LISTED)
         numbers = [layout.parse_trim_key(self._group, self._app, key) async for key in names]
         found = [number for number in numbers if number is not None]
         await self._fetch([self._trim_key(n) for n in found if n not in self._trims])
-        recent = self._clock.boottime() - self._store.staleness
+        recent = self._clock.boottime() - self.store.staleness
         return sorted({*found, *(n for n, seen in self._trims_seen.items() if seen > recent)})
 
     def _trim_key(self, number: int) -> str:
@@ -149,7 +230,7 @@ class Records:
             while waiting:
                 key = waiting.pop()
                 try:
-                    self._raw[key] = await read_small(self._store, key)
+                    self._raw[key] = await read_small(self.store, key)
                 except Corrupt:
                     self._raw[key] = b""
                 except NotFound:
@@ -176,7 +257,7 @@ class Records:
                 self._parse_trim(number, burnt)
         stored = {s: self._known[s] for s in slots if s in self._known}
         # What this device read or wrote a moment ago may be missing from a listing that is allowed to lag.
-        recent = self._clock.boottime() - self._store.staleness
+        recent = self._clock.boottime() - self.store.staleness
         stored |= {s: r for s, r in self._known.items() if self._seen.get(s, recent) > recent}
         newest: dict[int, Record] = {}
         for point, level in sorted(stored):
@@ -210,19 +291,10 @@ class Records:
             self._notes.write({self._trim_note: b"%d" % found.number})
         return found
 
-    def _open(self, kind: str, key: str) -> Statement:
-        return open_statement(
-            kind, key, self._raw[key], sign_key_of=self._sign_key_of, group_key=self._group_key
-        )
-
     def _parse(self, slot: Slot, burnt: dict[str, str]) -> None:
-        key, epoch = self._key(slot), slot[0].epoch
+        key = self._key(slot)
         try:
-            said = self._open(KIND, key)
-            owner = self._owner_of(epoch) if self._owner_of is not None else None
-            if owner is not None and owner != said.by:
-                raise Corrupt(f"{key}: written by {said.by}, which does not own epoch {epoch}")
-            self._known[slot] = record_of(key, slot, said.by, said.body)
+            self._known[slot] = self.authentic(slot, self._raw[key])
             del self._raw[key]
         except Corrupt as error:
             burnt[key] = str(error)
@@ -230,7 +302,9 @@ class Records:
     def _parse_trim(self, number: int, burnt: dict[str, str]) -> None:
         key = self._trim_key(number)
         try:
-            said = self._open(trims.KIND, key)
+            said = open_statement(
+                trims.KIND, key, self._raw[key], sign_key_of=self._sign_key_of, group_key=self._group_key
+            )
             self._trims[number] = trim_of(key, number, said.by, said.body, self._owner_of)
             self._trims_seen[number] = self._clock.boottime()
             del self._raw[key]

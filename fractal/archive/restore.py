@@ -7,7 +7,7 @@ import hashlib
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fractal.api.canonical import Value
@@ -17,6 +17,7 @@ from fractal.api.snapshot import Snapshot, Snapshotter
 from fractal.api.store import Store, SupportsLinks
 from fractal.archive import layout, spool
 from fractal.archive.keyring import AppKeyring
+from fractal.archive.places import Places, nowhere
 from fractal.archive.progress import Progress
 from fractal.archive.records import ObjectRef, Record, Segment, object_header
 from fractal.core.model import Point
@@ -24,17 +25,39 @@ from fractal.crypto.stream import ObjectReader
 
 IN_FLIGHT = 2
 """Frames opened at once."""
+OPEN_LIMIT = 30.0
+"""Seconds that a mirror may take to be opened."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lack:
+    """A segment that the store did not give as its record has it, and that came from elsewhere."""
+
+    ref: ObjectRef
+    index: int
+    why: str
+    """What was wrong; names store and object."""
+    source: str
+    """Name of the store that had it."""
 
 
 @dataclass(kw_only=True)
 class Fetcher:
-    """Brings sealed objects into the spool and opens them there."""
+    """Brings sealed objects into the spool and opens them there.
+
+    What the store does not give, or not as its record names it, is taken from a mirror, by the same hash.
+    """
 
     group: str
     app: str
     store: Store
     workers: Workers
     folder: Path
+    where: str = "the store"
+    """What the store is called in errors."""
+    mirrors: Places = nowhere
+    lacks: dict[str, Lack] = field(default_factory=dict)
+    """What came from a mirror since somebody looked, by key."""
 
     async def fetch(self, ref: ObjectRef) -> None:
         """Have every segment of an object here, as it was signed. Raises Corrupt, NotFound, BackendError."""
@@ -43,17 +66,59 @@ class Fetcher:
             if not await self.workers.run(spool.holds, folder, index, segment):
                 await self._bring(ref, index, segment)
 
+    async def segment(self, ref: ObjectRef, index: int) -> Path:
+        """The file of one segment, brought anew and checked. Raises Corrupt, BackendError."""
+        await self._bring(ref, index, ref.segments[index])
+        return self.folder / ref.id / str(index)
+
+    async def stands(self, ref: ObjectRef, index: int) -> bool:
+        """Whether the store itself has a segment, byte for byte. Raises BackendError."""
+        try:
+            await self._take(self.store, self.where, ref, index, ref.segments[index])
+        except Corrupt:
+            return False
+        finally:
+            await self.discard(ref.id)
+        return True
+
     async def _bring(self, ref: ObjectRef, index: int, segment: Segment) -> None:
+        try:
+            await self._take(self.store, self.where, ref, index, segment)
+            return
+        except (Corrupt, BackendError) as error:
+            if not self.mirrors():
+                raise
+            why = error
+        tried = [str(why)]
+        for place in self.mirrors():
+            try:
+                async with asyncio.timeout(OPEN_LIMIT):
+                    store = await place.open()
+                await self._take(store, f"store {place.name}", ref, index, segment)
+            except TimeoutError:
+                tried.append(f"store {place.name} could not be opened within {OPEN_LIMIT:g} s")
+            except (Corrupt, BackendError) as error:
+                tried.append(str(error))
+            else:
+                key = layout.segment_key(self.group, self.app, ref.id, index)
+                self.lacks[key] = Lack(ref=ref, index=index, why=str(why), source=place.name)
+                return
+        if isinstance(why, Corrupt):
+            raise Corrupt("; ".join(tried)) from why
+        raise BackendError("; ".join(tried), retryable=True) from why
+
+    async def _take(self, store: Store, where: str, ref: ObjectRef, index: int, segment: Segment) -> None:
+        """One segment from one store. Raises Corrupt if it is missing there or another, BackendError."""
         key, folder = layout.segment_key(self.group, self.app, ref.id, index), self.folder / ref.id
         path = await spool.to_its_end(self.workers, spool.room_for, folder, index)
         try:
-            lent = isinstance(self.store, SupportsLinks) and await self.store.lend(key, path)
+            lent = isinstance(store, SupportsLinks) and await store.lend(key, path)
             if lent and not await self.workers.run(spool.holds, folder, index, segment):
-                raise Corrupt(f"{key}: not the bytes that its record names")
+                raise Corrupt(f"{key}: not the bytes that its record names, in {where}")
             if not lent:
-                await self._download(key, path, segment)
+                await self._download(store, where, key, path, segment)
         except NotFound as error:
-            raise Corrupt(f"{key} is missing in the store") from error
+            raise Corrupt(f"{key} is missing in {where}") from error
 
     async def open(self, ref: ObjectRef, key: bytes, header: Value, what: str) -> AsyncGenerator[bytes, None]:
         """The raw stream of a fetched object, some frames ahead of its reader; `what` names it in errors. Raises Corrupt."""
@@ -91,16 +156,16 @@ class Fetcher:
         """Forget what was fetched."""
         await self.workers.run(spool.discard, self.folder / object_id)
 
-    async def _download(self, key: str, path: Path, segment: Segment) -> None:
+    async def _download(self, store: Store, where: str, key: str, path: Path, segment: Segment) -> None:
         size, digest = 0, hashlib.sha256()
-        async for chunk in self.store.get(key):
+        async for chunk in store.get(key):
             if size + len(chunk) > segment.size:
-                raise Corrupt(f"{key}: longer than its record says")
+                raise Corrupt(f"{key}: longer than its record says, in {where}")
             digest.update(chunk)
             await spool.to_its_end(self.workers, spool.append, path, chunk, size)
             size += len(chunk)
         if size != segment.size or digest.digest() != segment.hash:
-            raise Corrupt(f"{key}: not the bytes that its record names")
+            raise Corrupt(f"{key}: not the bytes that its record names, in {where}")
 
 
 @dataclass(kw_only=True)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from fractal.api.context import Clock
-from fractal.api.errors import Corrupt, Denied
+from fractal.api.errors import BackendError, Corrupt, Denied
 from fractal.api.store import Store
 from fractal.archive import layout
 from fractal.archive.keyring import AppKeyring
 from fractal.archive.progress import Progress
 from fractal.archive.records import Record
-from fractal.archive.restore import Fetcher
+from fractal.archive.rescue import Rescued
+from fractal.archive.restore import OPEN_LIMIT, Fetcher
 from fractal.archive.timeline import Timeline
 from fractal.core.model import Point
 from fractal.core.retention import Slot, routes
@@ -50,11 +53,26 @@ class Verifier:
     fetcher: Fetcher
 
     async def run(
-        self, timeline: Timeline, *, deep: AppKeyring | None, progress: Progress | None = None
+        self,
+        timeline: Timeline,
+        *,
+        deep: AppKeyring | None,
+        rescued: Mapping[Slot, Rescued],
+        progress: Progress | None = None,
     ) -> VerifyReport:
-        """Records, chains and sizes; with `deep` also every byte, decrypted with the app's keys. Raises BackendError."""
+        """Records, chains and sizes; with `deep` also every byte, decrypted with the app's keys. Raises BackendError.
+
+        What only a mirror has is a problem of the store, and restores all the same.
+        """
         started = self.clock.boottime()
         problems = self._records(timeline)
+        problems += [
+            Problem(
+                layout.slot_key(self.group, self.app, slot),
+                f"this record is {'damaged' if how.damaged else 'missing'}; store {how.source} has it",
+            )
+            for slot, how in sorted(rescued.items())
+        ]
         sizes = {
             info.key: info.size async for info in self.store.list(layout.objects_prefix(self.group, self.app))
         }
@@ -63,12 +81,10 @@ class Verifier:
         done = 0
         damaged: set[Slot] = set()
         for record in records:
-            found = self._segments(record, sizes)
-            if not found and deep is not None:
-                found = await self._read(record, deep)
-            if found:
+            found, whole = await self._look(record, sizes, deep)
+            problems += found
+            if not whole:
                 damaged.add(record.slot)
-                problems += found
             done += record.stored
             if progress is not None:
                 progress(done, total)
@@ -99,7 +115,49 @@ class Verifier:
                 problems.append(Problem(key, "this merge is missing, or is another one"))
         return problems
 
-    def _segments(self, record: Record, sizes: dict[str, int]) -> list[Problem]:
+    async def _look(
+        self, record: Record, sizes: Mapping[str, int], deep: AppKeyring | None
+    ) -> tuple[list[Problem], bool]:
+        """What is wrong with a record's object in the store, and whether it can be brought all the same."""
+        found = self._segments(record, sizes)
+        if not self.fetcher.mirrors():
+            if not found and deep is not None:
+                found = await self._read(record, deep)
+            return found, not found
+        if deep is None:
+            sources = [await self._held(problem.key, record) for problem in found]
+            told = [
+                Problem(p.key, f"{p.what}; store {source} has it" if source else p.what)
+                for p, source in zip(found, sources, strict=True)
+            ]
+            return told, all(sources)
+        ref = record.body.object
+        keys = [layout.segment_key(self.group, self.app, ref.id, i) for i in range(len(ref.segments))]
+        for key in keys:
+            self.fetcher.lacks.pop(key, None)  # seen at another time
+        if unread := await self._read(record, deep):
+            return unread, False
+        lacks = self.fetcher.lacks
+        return [
+            Problem(key, f"{lacks[key].why}; store {lacks[key].source} has it")
+            for key in keys
+            if key in lacks
+        ], True
+
+    async def _held(self, key: str, record: Record) -> str:
+        """Name of a mirror that has a segment, as far as sizes tell; "" if none is known to."""
+        parsed = layout.parse_segment_key(self.group, self.app, key)
+        for place in self.fetcher.mirrors() if parsed is not None else ():
+            try:
+                async with asyncio.timeout(OPEN_LIMIT):
+                    held = (await (await place.open()).head(key)).size
+            except (BackendError, TimeoutError):
+                continue  # it is told to be missing, which it may be
+            if parsed is not None and held == record.body.object.segments[parsed[1]].size:
+                return place.name
+        return ""
+
+    def _segments(self, record: Record, sizes: Mapping[str, int]) -> list[Problem]:
         problems = []
         for index, segment in enumerate(record.body.object.segments):
             key = layout.segment_key(self.group, self.app, record.body.object.id, index)

@@ -13,8 +13,8 @@ from typing import TypeVar, cast
 from fractal.agent.notes import MemoryNotes
 from fractal.api.errors import Ambiguous, BackendError, Conflict, Corrupt, NotFound, NotSupported
 from fractal.api.snapshot import Snapshot, Snapshotter, Usage
-from fractal.api.store import ObjectInfo
-from fractal.archive.archive import AppKeyring, Archive
+from fractal.api.store import ObjectInfo, Store
+from fractal.archive.archive import AppKeyring, Archive, Mirror, Place
 from fractal.archive.epochs import Epochs
 from fractal.archive.thinning import Here, Rules, Thinned
 from fractal.builtin.memory_store import MemoryObjects, MemoryStore, MemoryStoreConfig
@@ -258,8 +258,24 @@ class Device:
             spool=self.spool,
             notes=self.notes,
             line=self.line,
+            where="store Shelf",
+            mirrors=self.world.places,
         )
         return self.archive
+
+    def mirror(self, name: str) -> Mirror:
+        """The copy of the archive in one of the mirrors, as this device tends it."""
+        place = next(place for place in self.world.places() if place.name == name)
+        return self.archive.mirror(place, self.world.mirrors[name])
+
+    async def fill(self, name: str) -> int:
+        """Have everything in a mirror that counts; how many records were copied."""
+        mirror = self.mirror(name)
+        lacking = await mirror.look()
+        for record in lacking:
+            await mirror.copy(record)
+        await mirror.copy_trim()
+        return len(lacking)
 
     async def line(self) -> tuple[dict[int, Point], int]:
         """Bases and highest epoch, as the store shows them."""
@@ -349,6 +365,8 @@ class World:
         """What is left if every process dies by SIGKILL at this instant: a world of its own, made of copies."""
         left = World(folder)
         left.objects.update(self.objects)
+        for name, mirror in self.mirrors.items():
+            left.add_mirror(name).objects.update(mirror.objects)
         left.clock.now, left.clock.wall = self.clock.now, self.clock.wall
         for name, device in self.devices.items():
             if device.spool.exists():
@@ -368,10 +386,30 @@ class World:
         self.clock = HandClock()
         self.store = Unruly(MemoryObjects())
         self.objects = self.store.objects
+        self.mirrors: dict[str, Unruly] = {}
+        """By name; empty unless a test adds some."""
         self.generation = 1
         self.app_public, self.app_secret = app_keypair(SeededEntropy("app"))
         self.devices: dict[str, Device] = {}
         self.strangers: set[str] = set()
+
+    def add_mirror(self, name: str) -> Unruly:
+        """One more store, empty, that mirrors the archive."""
+        self.mirrors[name] = Unruly(MemoryObjects())
+        return self.mirrors[name]
+
+    def places(self) -> list[Place]:
+        """The mirrors, oldest first."""
+
+        def opener(store: Unruly) -> Callable[[], Awaitable[Store]]:
+            async def open_store() -> Store:
+                if store.fail("open", ""):
+                    raise BackendError("it cannot be opened", retryable=True)
+                return store
+
+            return open_store
+
+        return [Place(id=name, name=name, open=opener(store)) for name, store in self.mirrors.items()]
 
     def device(self, name: str) -> Device:
         if name not in self.devices:

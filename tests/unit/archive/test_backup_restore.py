@@ -152,7 +152,7 @@ async def test_what_a_restore_that_was_given_up_had_fetched_goes_with_the_next_o
     world.store.hidden.add(next(k for k in world.objects if "/object/" in k))
     records = (await kitchen.archive.timeline()).records
     await kitchen.archive._fetcher.fetch(records[two].body.object)
-    with pytest.raises(Corrupt, match="missing in the store"):
+    with pytest.raises(Corrupt, match="is missing in store Shelf"):
         await kitchen.fetch(one)
     assert not (kitchen.spool / "in" / records[two].body.object.id).exists()
     assert kitchen.volumes.held.get("v", {}) == {}

@@ -187,3 +187,26 @@ async def test_it_is_seen_whether_the_store_still_has_it(world: World, tmp_path:
     assert await archive.stands(stored)
     world.objects.clear()
     assert not await archive.stands(stored)
+
+
+async def test_a_mirror_has_an_image_too_and_gives_what_the_store_lost(world: World) -> None:
+    data = Random(7).randbytes(70 << 20)
+    cellar = world.add_mirror("Cellar")
+    (place,) = world.places()
+    archive = images(world)
+    stored = await archive.write(WIKI, Engine(data).save, keys(world))
+    cellar.fail = lambda call, key: "down" if call == "put" and key.endswith("/1") else ""
+    with pytest.raises(BackendError):
+        await archive.copy(stored, place)
+    cellar.fail = lambda _call, _key: ""
+    cellar.puts.clear()
+    assert await archive.copy(stored, place) and not await archive.copy(stored, place)
+    assert cellar.objects == world.objects and len(cellar.puts) == 1, "it went on where it was"
+    lost = max(world.objects)
+    del world.objects[lost]
+    kitchen = images(world, "kitchen")
+    with pytest.raises(Corrupt, match=f"{lost} is missing"):
+        await read(kitchen, stored, keys(world))
+    chunks = [chunk async for chunk in kitchen.read(stored, keys(world), world.places)]
+    assert b"".join(chunks) == data
+    assert not [p for p in world.folder.rglob("*") if p.is_file()]

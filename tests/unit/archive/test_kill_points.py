@@ -227,7 +227,7 @@ async def test_a_restore_that_takes_longer_says_what_is_missing_and_finds_the_ot
     slow.go.set()
     with pytest.raises((Corrupt, NotFound)) as caught:
         await task
-    assert "missing in the store" in str(caught.value)
+    assert "missing in store Shelf" in str(caught.value)
     for name, files in kitchen.volumes.held.get("v", {}).items():
         assert files == held[Point(epoch=1, number=int(name.rpartition("-")[2]))]
     assert await kitchen.fetch(point) == held[point]

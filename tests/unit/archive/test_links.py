@@ -92,7 +92,7 @@ async def test_a_damaged_file_that_was_lent_is_refused(world: World, shelf: Dire
     with pytest.raises(Corrupt, match="not the bytes that its record names"):
         await kitchen.fetch(point)
     victim.unlink()
-    with pytest.raises(Corrupt, match="missing in the store"):
+    with pytest.raises(Corrupt, match="is missing in store Shelf"):
         await kitchen.fetch(point)
 
 
