@@ -124,6 +124,8 @@ class AppData:
                 spool=spool,
                 notes=group.agent.notes,
                 line=self._ends,
+                where=f"store {group.state.stores[app.store].name}",
+                mirrors=self._job.mirrors.places,
             )
             self._archive = (app.keys, archive)
         return self._archive[1]

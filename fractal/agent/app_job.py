@@ -17,6 +17,8 @@ from fractal.agent.images import ImageCare
 from fractal.agent.jobs.failover import wait_end
 from fractal.agent.local import LocalFacts
 from fractal.agent.manifest_use import ManifestUse
+from fractal.agent.mending import Mending
+from fractal.agent.mirrors import Mirrors
 from fractal.agent.saver import Saver
 from fractal.api.app import AppRun, AppSpec, run_key
 from fractal.api.errors import BackendError, FractalError, NotFound
@@ -52,6 +54,8 @@ class AppJob:
         self.data = AppData(self)
         self.saver = Saver(self)
         self.care = Care(self)
+        self.mirrors = Mirrors(self)
+        self.mending = Mending(self)
         self.images = ImageCare(self)
         self.manifest = ManifestUse(self)
         self.bringing = Bringing(self)
@@ -148,6 +152,7 @@ class AppJob:
             would_lose=self.saver.would_lose(),
             spec=self.manifest.told(),
             detail=self.problem()[:200],
+            mirrors=self.mirrors.said(),
         )
 
     def problem(self) -> str:

@@ -18,6 +18,18 @@ from fractal.crypto.keys import DeviceKeys, statement, verify
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MirrorBeat:
+    """An owner about one mirror of an app's archive."""
+
+    behind: int = -1
+    """Records that it lacks; -1: not known yet."""
+    since: int = -1
+    """Milliseconds for which it has been behind; -1: it is level, or nothing is known."""
+    problem: str = ""
+    """Why it does not get level."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AppBeat:
     """An owner about an app of its own."""
 
@@ -32,6 +44,8 @@ class AppBeat:
     """Digest of the specification that runs; "" while it is not the one that the log has."""
     detail: str = ""
     """What is wrong, in one line."""
+    mirrors: Mapping[str, MirrorBeat] = field(default_factory=dict)
+    """By store."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

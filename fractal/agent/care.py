@@ -91,7 +91,10 @@ class Care:
         job, now = self._job, self._job.group.agent.clock.wall_ms()
         if not job.owns or job.group.blind or job.facts.now.root != job.app.epoch:
             return
-        for name, step in self._steps(now):
+        steps = list(self._steps(now))
+        if job.app.mirrors:
+            steps.append(("mended", self._mend))
+        for name, step in steps:
             failed = self._failed.get(name)
             if failed is not None and job.group.agent.clock.boottime() < failed.again:
                 continue
@@ -126,13 +129,22 @@ class Care:
     async def _verify(self, now: int) -> None:
         job = self._job
         await job.group.list_epochs(job.app.store)
-        report = await (await job.data.archive()).verify(deep=False)
+        archive = await job.data.archive()
+        report = await archive.verify(deep=False)
+        if report.problems and job.app.mirrors:
+            job.mending.notice(await archive.faults(deep=False))
         first = f"{report.problems[0].key}: {report.problems[0].what}" if report.problems else ""
         if first:
             job.logger.error(
                 "%s: %d problem(s) in its archive, first: %s", job.app.name, len(report.problems), first
             )
         self._note(verified_ms=now, problems=len(report.problems), first=first)
+
+    async def _mend(self) -> None:
+        """Put back a few objects that the app's store lacks."""
+        mending = self._job.mending
+        if await mending.due() and await mending.round():
+            self._note(verified_ms=0)  # whether all is well again is found out by looking
 
     async def _collect(self, now: int) -> None:
         job = self._job
@@ -157,7 +169,9 @@ class Care:
         """Images belong to all apps of a store: the owner of one of them looks after them."""
         job = self._job
         return job.id == min(
-            a.id for a in job.group.state.apps.values() if a.store == job.app.store and not a.removed
+            a.id
+            for a in job.group.state.apps.values()
+            if job.app.store in (a.store, *a.mirrors) and not a.removed
         )
 
     async def _thin(self) -> None:

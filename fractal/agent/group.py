@@ -173,9 +173,9 @@ class GroupAgent:
         return self._images[store]
 
     async def _named_images(self, store: str) -> set[str]:
-        """Objects of images that live apps have in a store, by a read of the log that is sent now."""
+        """Objects of images that live apps have in a store, or in it as a mirror, by a read of the log that is sent now."""
         await self.journal.poll(0)
-        live = (a for a in self.state.apps.values() if a.store == store and not a.removed)
+        live = (a for a in self.state.apps.values() if store in (a.store, *a.mirrors) and not a.removed)
         return {image.object for app in live for image in app.images}
 
     def sign_key_of(self, device: str) -> bytes | None:

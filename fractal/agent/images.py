@@ -107,7 +107,7 @@ class ImageCare:
         job = self._job
         job.logger.info("%s: loading image %s, %d bytes", job.app.name, image.name, image.stored)
         archive = await job.group.images(owner.app.store)
-        async with aclosing(archive.read(image, owner.data.keyring())) as chunks:
+        async with aclosing(archive.read(image, owner.data.keyring(), owner.mirrors.places)) as chunks:
             found = await runtime.load_image(image.name, chunks)
         if found != image.digest:
             raise Corrupt(

@@ -36,7 +36,9 @@ AT_ONCE_ALL = 8
 """... and of all devices: whoever asks more is told to wait, so that nobody's questions cost a device its health."""
 DROPPED = 64
 """Beyond so many under way, also being told is too much."""
-ALLOWED = frozenset({"app.logs", "app.exec", "snapshot.create", "snapshot.prune", "snapshot.verify"})
+ALLOWED = frozenset(
+    {"app.logs", "app.exec", "snapshot.create", "snapshot.prune", "snapshot.repair", "snapshot.verify"}
+)
 """Only what acts on the app where it runs. Nothing that is written to the log, which would be in the asked device's name.
 
 Beside these, any device that holds an app's key is asked for the key of a fork (`fork_key`).

@@ -269,6 +269,7 @@ class Saver:
         )
         job.facts.put(noted)
         job.data.committed(record)
+        job.mirrors.committed(record)
         if (taken := self._taken.pop(queued.name, None)) is not None:
             self._safe_at = taken
         self.last_round = record.stored

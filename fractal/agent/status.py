@@ -91,7 +91,10 @@ def alarms(group: GroupAgent) -> list[str]:
         for job in group.jobs.values()
         if job.app.removed and job.facts.now.queue
     ]
+    arbiters = {app.store for app in state.apps.values()}
     for store, opened in group.stores.items():
+        if store not in arbiters:
+            continue  # a mirror proves nothing, and what is wrong with it is said of the app
         name = state.stores[store].name
         if opened.problem:
             found.append(f"store {name}: {opened.problem}")
@@ -149,10 +152,23 @@ def app_status(group: GroupAgent, app: App) -> dict[str, Any]:
         "would_lose_s": lose,
         "unarchived": [name for name in images_of(app.spec) if name not in app.pinned_images],
         "excluded": excluded(group, app),
+        "mirrors": [mirror_status(group, store, said, age) for store in app.mirrors],
         "standby": [standby_status(group, app, d, said, age) for d in standbys(group.state, app)],
         "route": min((r.name for r in group.state.routes.values() if r.app == app.id), default=""),
         "moving_to": group.state.device_name(app.move_to) if app.move_to != app.owner else "",
         "note": note(group, app, said, stale=stale),
+    }
+
+
+def mirror_status(group: GroupAgent, store: str, said: AppBeat | None, age: float) -> dict[str, Any]:
+    """How far a mirror of the app's archive is behind, as the app's owner last told it."""
+    beat = said.mirrors.get(store) if said is not None else None
+    since = None if beat is None or beat.since < 0 else round(beat.since / 1000 + age, 1)
+    return {
+        "store": group.state.stores[store].name,
+        "behind": None if beat is None or beat.behind < 0 else beat.behind,
+        "since_s": since,
+        "problem": beat.problem if beat is not None else "",
     }
 
 

@@ -31,7 +31,7 @@ from fractal.cli.session import (
     pass_session,
     wait_option,
 )
-from fractal.cli.status import app_row, show_apps
+from fractal.cli.status import app_row, mirror_words, show_apps
 
 AT_HELP = (
     "A moment: EPOCH.NUMBER, a time ('yesterday 10:00', 2026-05-01T12:00) or an age (2h, '3 days ago'). "
@@ -180,6 +180,7 @@ def _show_app(result: Mapping[str, Any]) -> None:
             "Would lose": row[5],
             "Standby": row[6],
             "Store": result["store"],
+            "Mirrors": "; ".join(f"{m['store']} {mirror_words(m)}" for m in one["mirrors"]),
             "Routes": ", ".join(result["routes"]),
             "Volumes": ", ".join(result["volumes"]),
             "Secrets": ", ".join(result["secrets"]),

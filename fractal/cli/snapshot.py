@@ -95,6 +95,28 @@ def verify(session: Session, name: str, group: str | None, deep: bool, as_json: 
 @snapshot.command()
 @click.argument("name", metavar="APP", shell_complete=complete.APP)
 @group_option
+@click.option("--deep", is_flag=True, help="Look at every byte in every store.")
+@change_options
+@pass_session
+def repair(session: Session, name: str, group: str | None, deep: bool, **options: Any) -> None:
+    """Put back what one store of an app lost and another one has. The app's device does so by itself, more slowly."""
+    session.change(
+        "snapshot.repair",
+        {"group": group, "app": name, "deep": deep or None},
+        _show_repair,
+        options=options,
+    )
+
+
+def _show_repair(result: Mapping[str, Any]) -> None:
+    rows = [(m["object"], m["store"], f"put back out of {m['source']}") for m in result["mended"]]
+    rows += [(m["object"], m["store"], m["what"]) for m in result["left"]]
+    show_table(("OBJECT", "STORE", "WHAT"), rows, empty="Nothing is missing.")
+
+
+@snapshot.command()
+@click.argument("name", metavar="APP", shell_complete=complete.APP)
+@group_option
 @click.option("--at", metavar="MOMENT", help=AT_HELP)
 @click.option("--off", is_flag=True, help="Keep it no longer than the others.")
 @change_options

@@ -59,12 +59,28 @@ def show_apps(apps: Sequence[Mapping[str, Any]]) -> None:
     for app in apps:
         if app["note"]:
             click.echo(f"  ! {clean(app['name'])}: {clean(app['note'])}")
+        for mirror in app["mirrors"]:
+            if mirror["behind"] != 0 or mirror["problem"]:
+                click.echo(
+                    f"  - {clean(app['name'])}: mirror {clean(mirror['store'])} {mirror_words(mirror)}"
+                )
         for name in app["unarchived"]:
             click.echo(
                 f"  - {clean(app['name'])}: image {clean(name)} is not in the store yet: only a registry has it"
             )
         for other in app["excluded"]:
             click.echo(f"  - {clean(app['name'])}: not on {clean(other['device'])}: {clean(other['reason'])}")
+
+
+def mirror_words(mirror: Mapping[str, Any]) -> str:
+    """How far a mirror is behind."""
+    if mirror["behind"] == 0 and not mirror["problem"]:
+        return "is level"
+    count = mirror["behind"]
+    words = "was not compared yet" if count is None else f"lacks {count} record{'' if count == 1 else 's'}"
+    if mirror["since_s"] is not None:
+        words += f", for {seconds(mirror['since_s'])}"
+    return f"{words}: {clean(mirror['problem'])}" if mirror["problem"] else words
 
 
 def app_row(app: Mapping[str, Any]) -> tuple[str, ...]:

@@ -39,6 +39,7 @@ COMMANDS: dict[str, list[str]] = {
     "snapshot.list": ["snapshot", "list", "cal"],
     "snapshot.create": ["snapshot", "create", "cal"],
     "snapshot.verify": ["snapshot", "verify", "cal", "--deep"],
+    "snapshot.repair": ["snapshot", "repair", "cal", "--deep"],
     "snapshot.pin": ["snapshot", "pin", "cal", "--at", "3.7"],
     "snapshot.plan": ["snapshot", "plan", "cal"],
     "snapshot.prune": ["snapshot", "prune", "cal"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,9 @@ LITTLE, NOTHING = 0.05, 0.01
 """Shares of free space below which it is worth a word, and below which apps are about to fail."""
 STALE_SNAPSHOTS = 3
 """This many intervals without a committed snapshot are too many."""
+
+MIRROR_LATE = 3600.0
+"""Seconds for which a mirror may be behind: filling one that is new takes longer, and is worth a word all the same."""
 
 Finding = dict[str, Any]
 
@@ -186,6 +189,7 @@ async def _apps(group: ControlGroup) -> list[Finding]:
                     "Check its store: homeserver store check",
                 )
             )
+        found += _mirrors(name, app["mirrors"])
         if policy.failover == "automatic" and policy.standby and not app["standby"]:
             found.append(
                 finding(
@@ -195,6 +199,22 @@ async def _apps(group: ControlGroup) -> list[Finding]:
                 )
             )
     return found
+
+
+def _mirrors(app: str, mirrors: Sequence[Mapping[str, Any]]) -> list[Finding]:
+    """Mirrors that have been behind for long: what they lack would go with the app's own store."""
+    return [
+        finding(
+            f"mirror {mirror['store']} of {app} "
+            + ("was not compared" if mirror["behind"] is None else f"lacks {mirror['behind']} record(s)")
+            + f" for {mirror['since_s']:.0f} s"
+            + (f": {mirror['problem']}" if mirror["problem"] else ", and is being filled"),
+            f"homeserver store check {mirror['store']!r}",
+            severe=False,
+        )
+        for mirror in mirrors
+        if mirror["since_s"] is not None and mirror["since_s"] > MIRROR_LATE
+    ]
 
 
 async def _stores(agent: ControlAgent, group: ControlGroup) -> list[Finding]:

@@ -12,6 +12,7 @@ from fractal.agent.control.plan import Action, Plan, plan
 from fractal.agent.control.progress import Progress, Silent
 from fractal.agent.control.waiting import DEFAULT, wait_until
 from fractal.agent.group import GroupAgent
+from fractal.agent.mending import Damage
 from fractal.agent.remote import ask
 from fractal.api.errors import Denied, InvalidInput
 from fractal.archive.collecting import Leaving
@@ -101,6 +102,40 @@ async def snapshot_verify(agent: Agent, params: Params, progress: Progress) -> R
         "seconds": round(report.seconds, 3),
         "problems": [{"object": p.key, "what": p.what} for p in report.problems],
     }
+
+
+@command("snapshot.repair")
+async def snapshot_repair(agent: Agent, params: Params, _: Progress) -> Plan:
+    group, app = named(agent, params)
+    deep = params.flag("deep")
+    outcome: dict[str, object] = {"mended": [], "left": []}
+
+    async def there(progress: Progress) -> None:
+        wanted = {"group": group.id, "app": app.id, "deep": deep or None}
+        answer = await ask(group, app.owner, "snapshot.repair", wanted, progress)
+        outcome.update({field: answer[field] for field in outcome})
+
+    if app.owner != group.me:
+        where = group.state.device_name(app.owner)
+        words = f"have {where}, where {app.name} runs, put back what a store lost and another has"
+        return plan(*([Action(words, {}, there)] if app.owner else []), result=lambda: outcome)
+    mending = job_of(group, app).mending
+    mended: list[dict[str, object]] = []
+    left: list[dict[str, object]] = []
+
+    def action(damage: Damage) -> Action:
+        store, first = group.state.stores[damage.store].name, damage.faults[0]
+
+        async def mend(_: Progress) -> None:
+            done = await mending.mend(damage)
+            mended.extend({"object": m.key, "store": store, "source": m.source} for m in done if m.source)
+            left.extend({"object": m.key, "store": store, "what": m.problem} for m in done if m.problem)
+
+        words = f"put back {len(damage.faults)} object(s) of {app.name} in store {store}, first {first.key}: {first.what}"
+        return Action(words, {"store": store}, mend)
+
+    damages = await mending.look(deep=deep)
+    return plan(*map(action, damages), result=lambda: {"mended": mended, "left": left})
 
 
 @command("snapshot.pin")

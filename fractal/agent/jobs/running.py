@@ -17,7 +17,7 @@ LOOK = 5.0
 
 
 async def run_apps(group: GroupAgent) -> None:
-    """Keep a stepping, a saving, a caring and an image task for every app that exists or that left something here."""
+    """Keep a stepping, a saving, a caring, a mirroring and an image task for every app that exists or that left something here."""
     tasks: dict[str, list[asyncio.Task[None]]] = {}
     pulse = 0
     clock = group.agent.clock
@@ -34,6 +34,9 @@ async def run_apps(group: GroupAgent) -> None:
                         ),
                         asyncio.create_task(
                             supervise(f"archive of {app.name}", job.care.run, clock, job.logger)
+                        ),
+                        asyncio.create_task(
+                            supervise(f"mirrors of {app.name}", job.mirrors.run, clock, job.logger)
                         ),
                         asyncio.create_task(
                             supervise(f"images of {app.name}", job.images.run, clock, job.logger)

@@ -167,6 +167,26 @@ async def test_an_app_whose_image_is_being_loaded_can_be_moved_on(two: Bed) -> N
     slow.set()
 
 
+async def test_a_mirror_has_the_image_too_and_gives_it_when_the_store_lost_it(two: Bed) -> None:
+    cellar = two.folder / "cellar"
+    cellar.mkdir()
+    await two.install("Attic", TEXT)
+    await two.until(lambda: IMAGE in two.app("Attic").pinned_images)
+    await two.until(lambda: digest_of(built()) in engine(two, "Den").stock)
+    await two.call("Attic", "store.add", name="Cellar", backend="directory", config={"path": str(cellar)})
+    await two.call("Attic", "app.policy", app="test", mirrors=["Cellar"])
+    await two.until(lambda: [p for p in cellar.rglob("*") if p.is_file() and "/image/" in str(p)])
+    for path in (two.folder / "shelf").rglob("*"):
+        if path.is_file() and "/image/" in str(path):
+            path.unlink()
+    engine(two, "Den").stock.clear()
+    await two.call("Attic", "app.move", app="test", device="Den", wait_s=40)
+    assert await two.starts("Den") == ["one", "one"]
+    # What is named as a mirror's is no orphan there.
+    images = await two.at("Den").images(next(iter(two.app("Den").mirrors)))
+    assert await images.orphans() == []
+
+
 async def test_a_fork_runs_what_its_origin_runs_and_shares_the_object(two: Bed) -> None:
     await two.install("Attic", TEXT, device="Attic")
     await two.until(lambda: IMAGE in two.app("Attic").pinned_images)

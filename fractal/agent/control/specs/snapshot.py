@@ -99,6 +99,34 @@ SPECS: tuple[Spec, ...] = (
         },
     ),
     changes(
+        "snapshot.repair",
+        "Put back what an app's store lost or has damaged and a mirror has, and with `deep` the other way round too.",
+        {
+            "app": NAME,
+            "deep": Param(
+                Kind.FLAG, "Look at every byte of every store, not only at what is missing or cut."
+            ),
+        },
+        {
+            "mended": Items(
+                "What was put back.",
+                {
+                    "object": text("Key of the object."),
+                    "store": text("Name of the store that lacked it."),
+                    "source": text("Name of the store that had it."),
+                },
+            ),
+            "left": Items(
+                "What could not be put back.",
+                {
+                    "object": text("Key of the object."),
+                    "store": text("Name of the store that lacks it."),
+                    "what": text("Why."),
+                },
+            ),
+        },
+    ),
+    changes(
         "snapshot.pin",
         "Keep a moment for ever, or no longer.",
         {"app": NAME, "at": AT, "off": Param(Kind.FLAG, "Let retention have it again.")},

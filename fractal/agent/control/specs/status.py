@@ -50,6 +50,17 @@ EXCLUDED: Shape = {
     "reason": text("Why it cannot run the app."),
 }
 
+MIRROR: Shape = {
+    "store": text("Name of a further store that holds a copy of its archive."),
+    "behind": integer(
+        "Records that the copy lacks; null while the app's device has not compared it.", null=True
+    ),
+    "since_s": number(
+        "Seconds for which it has been behind or out of reach; null when it is not.", null=True
+    ),
+    "problem": text("Why it does not get level; empty when it does."),
+}
+
 APP: Shape = {
     "id": text("Id of the app."),
     "name": text("Its name."),
@@ -68,6 +79,7 @@ APP: Shape = {
         "Its container images that are not in the store yet: a takeover would need a registry."
     ),
     "excluded": Items("Hosts of the group that cannot take it over.", EXCLUDED),
+    "mirrors": Items("Further stores with copies of its archive, in the order of its policy.", MIRROR),
     "standby": Items("Devices with warm copies.", STANDBY),
     "route": text("Its first public name; empty without one."),
     "moving_to": text("Name of the device that it is moving to; empty otherwise."),
