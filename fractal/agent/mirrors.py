@@ -73,6 +73,10 @@ class Copy:
             self._since = self._job.group.agent.clock.boottime()
         self._news.beat()
 
+    def forget(self) -> None:
+        """It is no mirror any more: if it becomes one again, how long it lagged before says nothing."""
+        self._job.group.agent.notes.write({self._key: None})
+
     # --- copying -------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -263,7 +267,9 @@ class Mirrors:
                         del tasks[store]
                     elif store not in wanted:
                         task.cancel()
-                        self.copies.pop(store, None)
+                        gone = self.copies.pop(store, None)
+                        if gone is not None and store not in job.app.mirrors:
+                            gone.forget()
                 for store in wanted - tasks.keys():
                     copy = self.copies[store] = Copy(job, store)
                     words = f"mirror {job.group.state.stores[store].name} of {job.app.name}"

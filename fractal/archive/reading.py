@@ -94,6 +94,8 @@ class Records:
     async def end_of(self, epoch: int) -> tuple[int, Timeline]:
         """The number that the next record of an epoch takes, and its records; bears with a store that lost some."""
         slots = await self._list([layout.epoch_records_prefix(self._group, self._app, epoch)])
+        # The next one follows what is known to stand, wherever it does.
+        slots = sorted({*slots, *(s for s in self.rescued if s[0].epoch == epoch and s in self._known)})
         timeline = self._judge(slots, [], {}, 0)
         # Records of other epochs are among them where a store lags: those that were seen lately.
         newest = max((p.number for p, _ in timeline.stored if p.epoch == epoch), default=0)

@@ -223,10 +223,12 @@ async def _stores(agent: ControlAgent, group: ControlGroup) -> list[Finding]:
     if own is not None and DeviceRole.HOST not in own.roles:
         return []  # a gateway has no use for a store, and often no way into it
     stores = [s for s in group.journal.state.stores.values() if not s.removed]
+    apps = [a for a in group.journal.state.apps.values() if not a.removed]
+    only_mirrors = {m for a in apps for m in a.mirrors} - {a.store for a in apps}
     for entry in stores:
         try:
             async with agent.open_store(entry) as store:
-                if not store.fencing:
+                if not store.fencing and entry.id not in only_mirrors:
                     found.append(
                         finding(
                             f"store {entry.name} cannot fence: no automatic failover on it"

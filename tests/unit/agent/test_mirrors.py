@@ -49,6 +49,12 @@ def objects(folder: Path, part: str = "") -> dict[str, bytes]:
     }
 
 
+async def join(made: Bed, name: str) -> None:
+    """Let another agent in, and have it trusted with the app."""
+    await made.join(name, by="Attic")
+    await made.until(lambda: made.agents[name].keys.id in made.app("Attic").keys[-1].sealed)
+
+
 async def saved(made: Bed, word: str) -> str:
     """Take a snapshot with this word in it."""
     root = await made.job("Attic").data.root()
@@ -160,6 +166,27 @@ async def test_a_mirror_that_hangs_or_fails_delays_no_snapshot_and_is_level_agai
     assert len(moments) == 3
 
 
+async def test_a_move_waits_for_no_mirror(attic: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
+    await attic.start("Barn")
+    await join(attic, "Barn")
+    cellar, held = str(attic.folder / "Cellar"), asyncio.Event()
+    real = DirectoryStore.put_new
+
+    async def put_new(self: DirectoryStore, key: str, data: Any) -> None:
+        if cellar in str(vars(self)):
+            await held.wait()
+        await real(self, key, data)
+
+    monkeypatch.setattr(DirectoryStore, "put_new", put_new)
+    await attic.call("Attic", "app.policy", app="test", mirrors=["Cellar"])
+    await attic.until(lambda: mirror(attic)["behind"])
+    assert (await attic.call("Attic", "app.move", app="test", device="Barn", wait_s=60))["done"]
+    assert attic.app("Barn").owner == attic.at("Barn").me and not held.is_set()
+    assert not objects(attic.folder / "Cellar")
+    held.set()
+    await attic.until(lambda: objects(attic.folder / "Cellar") == objects(attic.folder / "shelf"))
+
+
 async def test_how_long_it_is_behind_is_known_over_restarts_and_told_by_doctor(
     attic: Bed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,7 +272,7 @@ async def test_without_mirrors_there_is_nothing_to_repair_from(attic: Bed) -> No
 
 async def test_another_device_knows_the_mirrors_and_fills_them_once_it_owns_the_app(attic: Bed) -> None:
     await attic.start("Barn")
-    await attic.join("Barn", by="Attic")
+    await join(attic, "Barn")
     await attic.call("Attic", "app.policy", app="test", mirrors=["Cellar"])
     await attic.until(level(attic))
 
