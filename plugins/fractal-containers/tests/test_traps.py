@@ -98,8 +98,22 @@ async def test_a_deadline_that_passes_freezes_without_anybody(
     await granted(guard, runtime, run)
     other = run_of(tmp_path, app="other")
     await guard.register(await runtime.freezable(other))
+    started = asyncio.Event()
+
+    async def renew() -> None:
+        """As an agent does: what is frozen while it starts hangs its engine."""
+        while not started.is_set():
+            await guard.grant({other.key: SystemClock().boottime() + 4})
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(started.wait(), 1)
+
     await guard.grant({other.key: SystemClock().boottime() + 4})
-    await up(runtime, other)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(renew())
+        try:
+            await up(runtime, other)
+        finally:
+            started.set()
     with engine.hung():
         await until_async(lambda: quiet(other, "beat"))
         assert not await quiet(run, "beat")

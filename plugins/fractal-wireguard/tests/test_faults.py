@@ -44,8 +44,16 @@ async def answered(town: Town, label: str = "first") -> None:
         await asyncio.sleep(0.05)
 
 
-async def test_planned_move_fails_no_request(town: Town) -> None:
+@pytest.fixture
+async def patient(tmp_path: Path, made_streets: Streets) -> AsyncIterator[Town]:
+    """Devices and a gateway that hold connections for longer than a busy machine takes for a move."""
+    async with wireguard_bed(tmp_path, made_streets, hold=20.0) as bed, wireguard_town(bed) as town:
+        yield town
+
+
+async def test_planned_move_fails_no_request(patient: Town) -> None:
     """Held while there is no device, answered by the next one; what had begun is finished."""
+    town = patient
     await answered(town)
     loop = asyncio.get_running_loop()
     async with stream(town) as seen:

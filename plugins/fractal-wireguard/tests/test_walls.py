@@ -291,8 +291,9 @@ async def test_applying_again_changes_nothing_of_a_tunnel(town: Town, bed: Wireg
     await up(town)
     interface = interface_name(bed.gateway_id)
 
-    def handshakes() -> str:
-        return bed.streets.run("gateway", "wg", "show", interface, "latest-handshakes")
+    def handshakes() -> list[str]:
+        # In no order: the program keeps its peers in a hash table.
+        return sorted(bed.streets.run("gateway", "wg", "show", interface, "latest-handshakes").splitlines())
 
     before = handshakes()
     rules = bed.streets.run("gateway", "nft", "-a", "list", "table", "inet", f"fractal_{interface}")

@@ -85,6 +85,7 @@ async def finished(folder: Path) -> tuple[World, dict[Point, Files], set[Point]]
     return world, held, points
 
 
+@pytest.mark.timeout(600)  # hundreds of lives
 @pytest.mark.parametrize("hold", [0, spool.HOLD], ids=["spooled", "held"])
 async def test_sigkill_at_every_await_of_thinning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hold: int
