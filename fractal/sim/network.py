@@ -54,6 +54,8 @@ class Network:
         self.weather = Weather()
         self.hub = MemoryHub()
         self.objects = MemoryObjects()
+        self.keys: list[str] = []
+        """Keys of all objects, sorted: listings are most of what a store is asked for."""
         self.lies: dict[str, Lie] = {}
         """Device -> what the log's server makes it believe."""
         self.log_lag = 0.0

@@ -1,7 +1,8 @@
-"""What is not quite as on a real device: two pure functions are computed once for all, and an archive's day is short.
+"""What is not quite as on a real device: pure functions are computed once for all, and an archive's day is short.
 
-Whether a signature holds and what a beat says depends on their bytes alone, so that remembering it changes no history, only
-its price. Every byte that is sealed, signed and stored in a simulation is real.
+Whether a signature holds, what opens with a key and what a beat says depends on bytes alone, so that remembering it changes no
+history, only its price. What somebody here signed or sealed is known to hold and to open before anybody asks. Every byte that is
+sealed, signed and stored in a simulation is real.
 """
 
 from __future__ import annotations
@@ -10,14 +11,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import fractal.agent.care as care
 import fractal.agent.jobs.beating as beating
 import fractal.crypto.keys as keys
+import fractal.crypto.seal as seal
 from fractal.agent.beats import Beat, read_beat
 from fractal.archive.archive import Archive
 
+K = TypeVar("K")
+V = TypeVar("V")
+SEED_SIZE = 32
+"""Bytes of a signing key before its public half (Ed25519, as libsodium keeps it)."""
 DAY = 120.0
 """Seconds of a day of verifying and collecting, so that a seed sees some of them: its hour, and the 24 h for which an object must
 have been an orphan, are as much shorter."""
@@ -29,36 +35,65 @@ MOST = 20_000
 def once() -> Iterator[None]:
     """Remember meanwhile."""
     real: Any = keys
+    sealing: Any = seal
     jobs: Any = beating
     bindings = real.bindings
-    opened: dict[tuple[bytes, bytes], bytes] = {}
+    held: dict[tuple[bytes, bytes], bytes] = {}
+    opened: dict[tuple[bytes, bytes, bytes, bytes], bytes] = {}
     read: dict[tuple[bytes, str], tuple[bytes | None, Beat]] = {}
 
+    def sign(message: bytes, secret: bytes) -> bytes:
+        signed: bytes = bindings.crypto_sign(message, secret)
+        _remember(held, (signed, secret[SEED_SIZE:]), message)
+        return signed
+
     def sign_open(signed: bytes, public: bytes) -> bytes:
-        known = opened.get((signed, public))
+        known = held.get((signed, public))
         if known is None:
-            if len(opened) > MOST:
-                opened.clear()
-            found: bytes = bindings.crypto_sign_open(signed, public)
-            known = opened[signed, public] = found
+            known = _remember(held, (signed, public), bindings.crypto_sign_open(signed, public))
+        return known
+
+    def encrypt(plain: bytes, aad: bytes, nonce: bytes, key: bytes) -> bytes:
+        box: bytes = bindings.crypto_aead_xchacha20poly1305_ietf_encrypt(plain, aad, nonce, key)
+        _remember(opened, (box, aad, nonce, key), bytes(plain))
+        return box
+
+    def decrypt(box: bytes, aad: bytes, nonce: bytes, key: bytes) -> bytes:
+        known = opened.get((box, aad, nonce, key))
+        if known is None:
+            plain = bindings.crypto_aead_xchacha20poly1305_ietf_decrypt(box, aad, nonce, key)
+            known = _remember(opened, (box, aad, nonce, key), plain)
         return known
 
     def read_one(data: bytes, heard: float, group: str, sign_key_of: Callable[[str], bytes | None]) -> Beat:
         known = read.get((data, group))
         if known is None or sign_key_of(known[1].device) != known[0]:
-            if len(read) > MOST:
-                read.clear()
             beat = read_beat(data, heard, group, sign_key_of)
-            read[data, group] = (sign_key_of(beat.device), beat)
+            _remember(read, (data, group), (sign_key_of(beat.device), beat))
             return beat
         return replace(known[1], heard=heard)
 
     told, jobs.read_beat = jobs.read_beat, read_one
-    real.bindings = SimpleNamespace(**{**vars(bindings), "crypto_sign_open": sign_open})
+    real.bindings = SimpleNamespace(**{**vars(bindings), "crypto_sign": sign, "crypto_sign_open": sign_open})
+    sealing.bindings = SimpleNamespace(
+        **{
+            **vars(bindings),
+            "crypto_aead_xchacha20poly1305_ietf_encrypt": encrypt,
+            "crypto_aead_xchacha20poly1305_ietf_decrypt": decrypt,
+        }
+    )
     try:
         yield
     finally:
-        real.bindings, jobs.read_beat = bindings, told
+        real.bindings = sealing.bindings = bindings
+        jobs.read_beat = told
+
+
+def _remember(known: dict[K, V], key: K, value: V) -> V:
+    if len(known) > MOST:
+        known.clear()
+    known[key] = value
+    return value
 
 
 @contextmanager

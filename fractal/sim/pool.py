@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from fractal.sim.world import Result, simulate
+from fractal.sim.world import Result, collect, simulate
 
 SEEDS_EACH = 100
 """Seeds after which a process is replaced by a new one, as what a killed agent leaves behind is never cleaned up."""
+GARBAGE = 1_000_000
+"""Objects that killed agents may leave behind before they are collected: a collection after each seed costs more than it frees."""
 LIMIT = 1800.0
 """Seconds without any result after which processes are given up: one of them was killed, or hangs."""
 
@@ -27,6 +29,8 @@ class Run:
         """What it gave, and the seconds of a processor that it took."""
         began = time.process_time()
         result = simulate(seed, only=self.only)
+        if gc.get_count()[0] > GARBAGE:
+            collect()
         if not (result.violations or self.timeline):
             # What nobody is going to print need not go from process to process.
             result = replace(result, timeline=())
@@ -36,14 +40,14 @@ class Run:
 def results(run: Run, seeds: range, *, jobs: int, seconds: float) -> Iterator[tuple[Result, float]]:
     """Results in the order of their seeds, for at most so many seconds. Raises TimeoutError if processes give none."""
     end = time.monotonic() + seconds
-    gc.freeze()  # what was imported is no garbage: it need not be looked at after each seed
     if jobs <= 1:
+        _prepare()
         for seed in seeds:
             if time.monotonic() > end:
                 return
             yield run(seed)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs, gc.freeze, maxtasksperchild=SEEDS_EACH) as pool:
+    with multiprocessing.get_context("spawn").Pool(jobs, _prepare, maxtasksperchild=SEEDS_EACH) as pool:
         coming = pool.imap(run, seeds)
         for seed in seeds:
             left = end - time.monotonic()
@@ -57,3 +61,9 @@ def results(run: Run, seeds: range, *, jobs: int, seconds: float) -> Iterator[tu
                 raise TimeoutError(
                     f"seed {seed} gave nothing for {LIMIT:.0f} s: a process died, or hangs"
                 ) from error
+
+
+def _prepare() -> None:
+    """What was imported is no garbage, and need not be looked at; whatever else becomes some is collected by `Run`."""
+    gc.freeze()
+    gc.disable()

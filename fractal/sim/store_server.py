@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import AsyncIterator
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
+from fractal.api.names import check_prefix
 from fractal.api.store import ObjectInfo, Store
 from fractal.builtin.memory_store import MemoryStore, MemoryStoreConfig
 from fractal.sim.weather import STORE
@@ -38,6 +41,7 @@ class SimStore(Store):
 
         def effect() -> None:
             network.at_once(self._store.put_new(key, whole))
+            insort(network.keys, key)
             network.created[key] = network.now()
             network.truth.created(key, self._machine)
 
@@ -66,11 +70,15 @@ class SimStore(Store):
         """One answer: what was there at most the declared lag ago, when the server gave it."""
         network, name = self._network, self._machine.name
 
-        async def read() -> list[ObjectInfo]:
-            return [i async for i in self._store.list(prefix)]
+        check_prefix(prefix)
+        objects = network.objects.by_key
 
         def effect() -> list[ObjectInfo]:
-            found = network.at_once(read())
+            after = islice(network.keys, bisect_left(network.keys, prefix), None)
+            found = [
+                ObjectInfo(key, len(objects[key]))
+                for key in takewhile(lambda key: key.startswith(prefix), after)
+            ]
             lag = network.store_lag + network.excess_lag
             if lag:
                 until = network.now() - network.random.uniform(0.0, lag)
@@ -96,6 +104,8 @@ class SimStore(Store):
 
         def effect() -> None:
             network.truth.deleted(key, self._machine)
+            if key in network.objects.by_key:
+                del network.keys[bisect_left(network.keys, key)]
             network.at_once(self._store.delete(key))
 
         await network.call(self._machine, STORE, effect, writes=True)

@@ -355,19 +355,27 @@ class World:
 
 @contextmanager
 def _alone() -> Iterator[None]:
-    """No garbage collection meanwhile, as it would run at other instants each time; what it breaks afterwards is no news."""
-    told, collecting = sys.unraisablehook, gc.isenabled()
+    """No garbage collection meanwhile, as it would run at other instants each time. Whoever has switched it off collects himself."""
+    collecting = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        sys.unraisablehook = lambda _: None
+        if collecting:
+            collect()
+            gc.enable()
+
+
+def collect() -> None:
+    """Free what seeds left behind: killed programs, whose coroutines nobody ended. What that breaks is no news."""
+    told = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)
             gc.collect()
+    finally:
         sys.unraisablehook = told
-        if collecting:
-            gc.enable()
 
 
 def simulate(
