@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fractal.api.errors import FractalError
@@ -10,7 +11,7 @@ from fractal.archive.epochs import Epochs
 from fractal.archive.layout import parse_segment_key
 from fractal.builtin.memory_store import MemoryStore, MemoryStoreConfig
 from fractal.core.chain import main_line
-from fractal.core.model import App, GroupState, Point
+from fractal.core.model import AppKey, GroupState, Point
 from fractal.sim.volumes import SimSnapshotter, digest
 
 if TYPE_CHECKING:
@@ -42,12 +43,21 @@ class Auditor:
         known = self.state.devices.get(device)
         return known.sign_key if known else None
 
-    def keyring(self, app: App) -> AppKeyring:
-        """Every generation of the app's key, from any device that it was sealed to."""
+    def keyrings(self, app: str) -> list[AppKeyring]:
+        """Every generation of the app's key, from any device that it was sealed to: as the group's log has them.
+
+        Then as those have them whom the log's server showed another history, where they made keys that nobody else knows of.
+        """
+        lied_to = (m.group for m in self._world.machines if m.name in self._world.network.lies)
+        states = [self.state, *(group.state for group in lied_to if group is not None)]
+        views = [state.apps[app].keys for state in states]
+        return [self._keyring(keys) for n, keys in enumerate(views) if keys not in views[:n]]
+
+    def _keyring(self, keys: tuple[AppKey, ...]) -> AppKeyring:
         secrets: dict[int, bytes] = {}
         for machine in self._world.machines:
-            secrets |= AppKeyring.of(app.keys, machine.keys).secrets
-        return AppKeyring(generation=app.keys[-1].generation, public=app.keys[-1].public, secrets=secrets)
+            secrets |= AppKeyring.of(keys, machine.keys).secrets
+        return AppKeyring(generation=keys[-1].generation, public=keys[-1].public, secrets=secrets)
 
     async def restorable(self, app: str) -> None:
         """Every committed snapshot restores bit for bit, and lies on the main line unless the log lied."""
@@ -60,21 +70,24 @@ class Auditor:
         async def ends() -> tuple[dict[int, Point], int]:
             return bases, max(owners, default=0)
 
-        archive = Archive(
-            group=world.group_id,
-            app=app,
-            store=store,
-            keys=auditor.keys,
-            app_keys=self.keyring(self.state.apps[app]),
-            group_key=self.group_key,
-            sign_key_of=self.sign_key_of,
-            clock=auditor.clock,
-            entropy=auditor.entropy,
-            workers=world.workers,
-            spool=auditor.folder / app,
-            notes=auditor.notes,
-            owner_of=owners.get,
-            line=ends,
+        archive, *others = (
+            Archive(
+                group=world.group_id,
+                app=app,
+                store=store,
+                keys=auditor.keys,
+                app_keys=keyring,
+                group_key=self.group_key,
+                sign_key_of=self.sign_key_of,
+                clock=auditor.clock,
+                entropy=auditor.entropy,
+                workers=world.workers,
+                spool=auditor.folder / app,
+                notes=auditor.notes,
+                owner_of=owners.get,
+                line=ends,
+            )
+            for keyring in self.keyrings(app)
         )
         epochs = Epochs(
             group=world.group_id,
@@ -103,11 +116,7 @@ class Auditor:
             if point not in line:
                 world.wrong("I3", f"committed snapshot {name} of {app[:4]} is not on the main line")
                 continue
-            try:
-                await archive.restore(
-                    point, snapshotter=snapshotter, volume=app, name_of=lambda p: f"p-{p.epoch}-{p.number}"
-                )
-            except FractalError as error:
+            if error := await self._restored([archive, *others], point, snapshotter, app):
                 world.wrong("I3", f"committed snapshot {name} of {app[:4]}: {error}")
                 continue
             if digest(auditor.disk.held[app][f"p-{point.epoch}-{point.number}"]) != expected:
@@ -120,6 +129,22 @@ class Auditor:
             return
         named = {record.body.object.id for record in (await archive.timeline()).stored.values()}
         self._leaks(app, keys, named | orphans)
+
+    async def _restored(
+        self, archives: Sequence[Archive], point: Point, snapshotter: SimSnapshotter, app: str
+    ) -> str:
+        """Why a moment cannot be restored by any of them; "" if it was."""
+        why = ""
+        for archive in archives:
+            try:
+                await archive.restore(
+                    point, snapshotter=snapshotter, volume=app, name_of=lambda p: f"p-{p.epoch}-{p.number}"
+                )
+            except FractalError as error:
+                why = why or str(error)
+                continue
+            return ""
+        return why
 
     def _leaks(self, app: str, keys: list[str], known: set[str]) -> None:
         """Whatever crashes left behind is known to those who clean up."""

@@ -66,6 +66,10 @@ HARD: Sequence[tuple[str, int, float, float]] = (
     ("drain", 2, 30, 120),
     ("app gets sick", 1, 60, 200),
     ("app does not start", 2, 30, 200),
+    ("moves to where it gets sick", 4, 150, 250),
+    ("moves to where it does not start", 2, 150, 250),
+    ("killed at its release", 3, 1, 1),
+    ("gives up in its wait", 3, 40, 120),
     ("timers change", 1, 1, 1),
     ("orderly end", 2, 30, 90),
     ("guard killed", 2, 1, 1),
@@ -91,8 +95,8 @@ GENTLE: Sequence[tuple[str, int, float, float]] = (
 """None of these is a reason to move an app."""
 HOSTILE: Sequence[tuple[str, int, float, float]] = (
     ("log withholds", 12, 30, 120),
-    ("log forks", 3, 1, 1),
-    ("log reorders", 3, 1, 1),
+    ("log forks", 5, 1, 1),
+    ("log reorders", 5, 1, 1),
 )
 """What a lying log server adds to the rest."""
 DEATHS: Sequence[tuple[str, int, float, float]] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from contextvars import copy_context
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 WALL_START = 1_750_000_000_000
+RELEASED = re.compile(rb'"released":([0-9]+)')
 WAKING = 0.35
 """Seconds after a machine woke within which its guard has looked and frozen what has no proof (docs/explanation/failover.md)."""
 
@@ -122,6 +124,7 @@ class SimNotes(MemoryNotes):
         self._machine.moment("note")
         if self._machine.notes_full > 0:
             raise BackendError("the agent's notes: no space left on device", retryable=True)
+        releases = any(_released(value) != _released(self.get(key)) for key, value in changes.items())
         super().write(changes)
         for key, value in changes.items():
             parts = self._parts.setdefault(key.partition("/")[0], {})
@@ -130,7 +133,13 @@ class SimNotes(MemoryNotes):
             else:
                 parts[key] = bytes(value)
         self._machine.world.truth.noted(self._machine, changes)
-        self._machine.moment("note")
+        self._machine.moment("note of a release" if releases else "note")
+
+
+def _released(note: bytes | None) -> bytes:
+    """Which epoch a note says was released, if it says so."""
+    found = RELEASED.search(note or b"")
+    return found[1] if found else b""
 
 
 class SimTransport:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from fractal.sim import people_faults
+
 if TYPE_CHECKING:
     from fractal.sim.faults import Fault
     from fractal.sim.machine import Machine
@@ -117,6 +119,51 @@ def _sick(world: World, machine: Machine, fault: Fault) -> None:
     world.later(fault.seconds, world.sick.discard, (machine.name, app))
 
 
+def _elsewhere(world: World, machine: Machine, fault: Fault, kept: set[tuple[str, str]]) -> None:
+    """Somebody moves an app to where it does not run. Not if another device fails it too: when all have, only a person helps."""
+    app = world.apps[int(fault.value * len(world.apps))]
+    if machine is world.owner(app) or any(a == app for _, a in (*world.sick, *world.broken)):
+        return
+    kept.add((machine.name, app))
+    world.later(fault.seconds, kept.discard, (machine.name, app))
+    people_faults.move(world.owner(app) or machine, app, machine)
+
+
+def _sick_elsewhere(world: World, machine: Machine, fault: Fault) -> None:
+    _elsewhere(world, machine, fault, world.sick)
+
+
+def _broken_elsewhere(world: World, machine: Machine, fault: Fault) -> None:
+    _elsewhere(world, machine, fault, world.broken)
+
+
+def _at_its_release(world: World, machine: Machine, fault: Fault) -> None:
+    """An owner is told to hand its app over, and is killed when it has noted that and said it to nobody."""
+    app = world.apps[int(fault.value * len(world.apps))]
+    owner = world.owner(app) or machine
+    owner.fuse = ("release", 1)
+    others = [m for m in world.machines if m is not owner]
+    people_faults.move(machine, app, others[int(fault.value * 997) % len(others)])
+
+
+def _in_its_wait(world: World, _: Machine, fault: Fault) -> None:
+    """The next that creates an epoch releases it before its wait is over. No step of an agent does that; its rules bear with it."""
+    end = world.loop.time() + fault.seconds
+
+    def look() -> None:
+        for machine in world.machines:
+            group = machine.group
+            for job in group.jobs.values() if group is not None else ():
+                facts = job.facts.now
+                if job.owns and job.app.epoch > max(1, facts.waited, facts.released):
+                    machine.run(f"gives {job.app.name} up in its wait", job.handover.release)
+                    return
+        if world.loop.time() < end:
+            world.later(1.0, look)
+
+    look()
+
+
 KINDS: Mapping[str, Callable[[World, Machine, Fault], None]] = {
     "agent killed": _killed,
     "power cut": _power_cut,
@@ -132,4 +179,8 @@ KINDS: Mapping[str, Callable[[World, Machine, Fault], None]] = {
     "app gets sick": _sick,
     "orderly end": _goodbye,
     "guard killed": _guard_killed,
+    "moves to where it gets sick": _sick_elsewhere,
+    "moves to where it does not start": _broken_elsewhere,
+    "killed at its release": _at_its_release,
+    "gives up in its wait": _in_its_wait,
 }

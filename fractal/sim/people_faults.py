@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 def _move(world: World, machine: Machine, fault: Fault) -> None:
     app = world.apps[int(fault.value * len(world.apps))]
-    target = world.machines[int(fault.value * 997) % len(world.machines)]
+    move(machine, app, world.machines[int(fault.value * 997) % len(world.machines)])
+
+
+def move(machine: Machine, app: str, target: Machine) -> None:
+    """Somebody at a device wishes an app to another one."""
 
     def wish(group: GroupAgent) -> AppMoved | None:
         known = group.state.apps.get(app)

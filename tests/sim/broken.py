@@ -173,6 +173,10 @@ def every_release_is_clean(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(failover, "clean_succession", lambda app, epoch, stored: True)
 
 
+def a_release_inside_the_wait_counted_as_clean(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(handover, "Released", lambda **said: Released(**{**said, "clean": True}))
+
+
 def found_names_whoever_says_it(patch: pytest.MonkeyPatch) -> None:
     found = failover._found
 
@@ -367,6 +371,15 @@ def released_and_cut_off(seed: int) -> Sequence[Fault]:
     ]
 
 
+def released_inside_the_wait(seed: int) -> Sequence[Fault]:
+    """The worst that can happen to a lease, and whoever takes the app then gives it up at once."""
+    faults = attack(seed)
+    late = Fault(
+        number=len(faults), at=40.0, kind="gives up in its wait", devices=(0,), seconds=280.0, value=0.0
+    )
+    return [*faults, late]
+
+
 SHORT = Scene(faults_for=200.0, rest=80.0)
 LONG = Scene(faults_for=330.0, rest=100.0)
 
@@ -413,6 +426,9 @@ VARIANTS: Mapping[str, Variant] = {
         "I1", thaw_without_looking, course((45.0, "cut off", 110.0), (90.0, "agent killed", 2.0)), SHORT
     ),
     "every release is clean": Variant("I1", every_release_is_clean),
+    "a release inside the wait counted as clean": Variant(
+        "I1", a_release_inside_the_wait_counted_as_clean, released_inside_the_wait
+    ),
     "a release that is not final": Variant(
         "I1", a_release_that_is_not_final, released_and_cut_off, replace(SHORT, size=3)
     ),

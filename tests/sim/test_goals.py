@@ -111,3 +111,19 @@ def test_a_forked_log_makes_its_reader_blind_and_loses_nothing(kind: str) -> Non
             scene=scene,
         )
         assert not result.violations
+
+
+def test_what_was_sealed_to_a_key_of_another_history_opens_with_it() -> None:
+    """A device that is shown a log of its own puts another out there, takes its app, and makes a key that nobody else knows of."""
+    scene = replace(Scene(kind="hostile"), faults_for=150.0, rest=1.0)
+    script = [
+        fault("log forks", 1.0, device=1),
+        replace(fault("device removed", 1.0, at=55.0), number=1),
+        # Nobody of the true group is there, so what it stores becomes the main line.
+        replace(fault("power cut", 200.0, at=65.0, device=0), number=2),
+        replace(fault("power cut", 200.0, at=65.0, device=2), number=3),
+    ]
+    result = simulate(1, script=script, scene=scene)
+    assert not result.violations
+    assert any("d1 puts d0 out" in line for line in result.timeline)
+    assert any("d1 created base of epoch" in line for line in result.timeline)
