@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from fractal.agent.notes import Notes
-from fractal.api.canonical import Value, decode, encode, pack, unpack
+from fractal.api.canonical import decode, encode, pack, unpack
 from fractal.api.errors import InvalidInput
 from fractal.api.plain import from_plain, to_plain
 from fractal.core.model import Point
@@ -72,8 +72,9 @@ class Beat:
 
 def beat_bytes(beat: Beat, group: str, keys: DeviceKeys) -> bytes:
     """A beat as it is sealed: signed, as the group's key proves only that somebody of the group wrote it."""
-    plain = to_plain(beat)
-    return encode({"beat": plain, "sig": pack(keys.sign(_signed(group, plain)))})
+    said = encode(to_plain(beat))
+    # The canonical form of {"beat": ..., "sig": ...}, made of what is signed: not encoded twice.
+    return b'{"beat":%s,"sig":"%s"}' % (said, pack(keys.sign(_signed(group, said))).encode())
 
 
 def read_beat(data: bytes, heard: float, group: str, sign_key_of: Callable[[str], bytes | None]) -> Beat:
@@ -85,13 +86,13 @@ def read_beat(data: bytes, heard: float, group: str, sign_key_of: Callable[[str]
     # A newer agent may say more than this one knows.
     beat = from_plain(Beat, plain, drop_unknown=True)
     key = sign_key_of(beat.device)
-    if key is None or not verify(key, _signed(group, plain), unpack(value.get("sig"))):
+    if key is None or not verify(key, _signed(group, encode(plain)), unpack(value.get("sig"))):
         raise InvalidInput(f"a beat that device {beat.device[:40]!r} did not sign")
     return replace(beat, heard=heard)
 
 
-def _signed(group: str, plain: Value) -> bytes:
-    return statement("beat", group.encode(), encode(plain))
+def _signed(group: str, said: bytes) -> bytes:
+    return statement("beat", group.encode(), said)
 
 
 class Voice:

@@ -100,7 +100,7 @@ class GroupAgent:
 
     def app(self, app: str) -> App:
         """An app by id. Raises NotFound."""
-        found = self.state.apps.get(app)
+        found = self.journal.state.apps.get(app)
         if found is None:
             raise NotFound(f"app {app} is not in group {self.state.name!r}")
         return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fractal.core.model import Point
 from fractal.core.retention import Slot
@@ -14,6 +15,8 @@ from fractal.core.retention import Slot
 MAX_NUMBER = 10**15
 """Numbers of epochs and records stay below this; longer ones were not written by us."""
 
+REMEMBERED = 4096
+"""Names that are read once."""
 _ID = re.compile(r"[0-9a-f]{8,128}")
 _NUMBER = re.compile(r"[1-9][0-9]{0,14}")
 
@@ -87,8 +90,9 @@ def slot_key(group: str, app: str, slot: Slot) -> str:
     return level_key(group, app, point, level) if level else record_key(group, app, point)
 
 
+@lru_cache(maxsize=REMEMBERED)
 def parse_slot_key(group: str, app: str, key: str) -> Slot | None:
-    """The inverse of `slot_key`; None for any other name."""
+    """The inverse of `slot_key`; None for any other name. Remembered, as every listing shows all the names again."""
     prefix = f"{group}/{app}/"
     if not key.startswith(prefix):
         return None

@@ -64,6 +64,8 @@ class Records:
         self._trims: dict[int, Trim] = {}
         self._trims_seen: dict[int, float] = {}
         self._last: Trim | None = None
+        self._judged: tuple[tuple[list[Slot], list[int], dict[int, Point], int], Timeline] | None = None
+        """What the last listing showed, and what it said."""
         self._seen: dict[Slot, float] = {}
         self._raw: dict[str, bytes] = {}
         """Fetched and not valid so far. It is fetched again next time: log or store may have changed."""
@@ -80,9 +82,11 @@ class Records:
         # Trims after records: whatever was deleted before the first listing was let go by one that stands in the second.
         numbers = await self._list_trims()
         bases, epoch = await self._line() if self._line is not None and numbers else ({}, 0)
-        timeline = self._judge(slots, numbers, bases, epoch)
         if self._mirrors():
+            timeline = self._judge(slots, numbers, bases, epoch)
             timeline = await self._with_rescued(slots, numbers, timeline, noted, bases, epoch)
+        else:
+            timeline = self._judged_once(slots, numbers, bases, epoch)
         self._last = timeline.trim
         self._refuse_vanished(slots, timeline)
         if strict:
@@ -246,6 +250,22 @@ class Records:
             raise errors.exceptions[0] from errors
 
     # --- judging -------------------------------------------------------------------------------------------------
+
+    def _judged_once(
+        self, slots: list[Slot], numbers: list[int], bases: Mapping[int, Point], epoch: int
+    ) -> Timeline:
+        """As `_judge`; once for the same names, as what stands at them never changes, unless something could not be read."""
+        asked = slots, numbers, dict(bases), epoch
+        if (
+            self._judged is not None
+            and not self._raw
+            and not self.store.staleness
+            and self._judged[0] == asked
+        ):
+            return self._judged[1]
+        timeline = self._judge(slots, numbers, bases, epoch)
+        self._judged = None if self._raw else (asked, timeline)
+        return timeline
 
     def _judge(
         self, slots: Sequence[Slot], numbers: Sequence[int], bases: Mapping[int, Point], epoch: int
