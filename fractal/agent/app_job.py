@@ -135,7 +135,8 @@ class AppJob:
 
     def runs(self) -> list[RunStatus]:
         """Runs of the app on this device, as last observed."""
-        return [r for r in self.group.agent.runs if r.app == self.id and r.group == self.group.id]
+        runs = self.group.agent.runs
+        return [r for r in runs if r.app == self.id and r.group == self.group.id] if runs else []
 
     def health(self) -> RunStatus | None:
         """The present run, if there is one."""
@@ -270,6 +271,9 @@ class AppJob:
                 # Found or remembered by nobody here: adopt it with the full wait, counted from now.
                 now = group.agent.clock.boottime()
                 self._wait = (app.epoch, wait_end(group, self.id, app.epoch, now, now))
+        if self._started is None and self.owns and app.serving != app.epoch and self.health() is not None:
+            # Started by an agent that ended since: the app still has only so long to get healthy.
+            self._started = (app.epoch, group.agent.clock.boottime())
         target = self.handover.target
         return View(
             me=group.me,

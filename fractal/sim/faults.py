@@ -66,7 +66,7 @@ HARD: Sequence[tuple[str, int, float, float]] = (
     ("drain", 2, 30, 120),
     ("app gets sick", 1, 60, 200),
     ("app does not start", 2, 30, 200),
-    ("moves to where it gets sick", 4, 150, 250),
+    ("moves to where it gets sick", 2, 150, 250),
     ("moves to where it does not start", 2, 150, 250),
     ("killed at its release", 3, 1, 1),
     ("gives up in its wait", 3, 40, 120),
@@ -102,7 +102,9 @@ HOSTILE: Sequence[tuple[str, int, float, float]] = (
 DEATHS: Sequence[tuple[str, int, float, float]] = (
     ("owner dies", 4, 110, 140),
     ("owner dies, then its taker", 2, 150, 170),
+    ("moves to where it gets sick", 1, 150, 170),
 )
+"""One after the other; the last, as an app has two minutes to get healthy, in which little else may happen to it."""
 
 
 KINDS: Mapping[str, Callable[[World, Machine, Fault], None]] = {

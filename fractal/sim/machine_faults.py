@@ -122,11 +122,13 @@ def _sick(world: World, machine: Machine, fault: Fault) -> None:
 def _elsewhere(world: World, machine: Machine, fault: Fault, kept: set[tuple[str, str]]) -> None:
     """Somebody moves an app to where it does not run. Not if another device fails it too: when all have, only a person helps."""
     app = world.apps[int(fault.value * len(world.apps))]
-    if machine is world.owner(app) or any(a == app for _, a in (*world.sick, *world.broken)):
+    owner = world.owner(app) or machine
+    target = machine if machine is not owner else next(m for m in world.machines if m is not owner)
+    if any(a == app for _, a in (*world.sick, *world.broken)):
         return
-    kept.add((machine.name, app))
-    world.later(fault.seconds, kept.discard, (machine.name, app))
-    people_faults.move(world.owner(app) or machine, app, machine)
+    kept.add((target.name, app))
+    world.later(fault.seconds, kept.discard, (target.name, app))
+    people_faults.move(owner, app, target)
 
 
 def _sick_elsewhere(world: World, machine: Machine, fault: Fault) -> None:

@@ -20,7 +20,7 @@ class Scene:
     """Drawn from the seed, or given by a test."""
 
     kind: str = "hard"
-    """`hard`: any fault. `gentle`: none that is a reason to move an app. `deaths`: owners die, and nothing else goes wrong.
+    """`hard`: any fault. `gentle`: none that is a reason to move an app. `deaths`: owners die, or apps get sick where they go, and nothing else goes wrong.
     `hostile`: any fault, and a log server that forks, reorders and withholds. `idle`: nothing happens for an hour."""
     profile: str = "standard"
     size: int = 3

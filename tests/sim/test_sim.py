@@ -10,6 +10,7 @@ from collections import Counter
 import pytest
 
 from fractal.sim.faults import Fault
+from fractal.sim.scene import Scene
 from fractal.sim.world import Result, simulate
 from tests.sim.broken import VARIANTS, attack
 
@@ -105,3 +106,15 @@ def test_move_to_a_device_that_is_away_waits() -> None:
     assert any("move aaaa to d1" in line for line in result.timeline)
     # When it comes back the wish is carried out, once.
     assert result.counts["epochs"] == 2, say(result)
+
+
+def test_app_that_does_not_get_healthy_is_given_up_though_its_agent_was_killed() -> None:
+    """Its successor did not know since when it was starting, and waited for ever."""
+    script = (
+        Fault(number=0, at=40.0, kind="moves to where it gets sick", devices=(1,), seconds=250.0, value=0.0),
+        Fault(number=1, at=85.0, kind="agent killed", devices=(1,), seconds=2.0, value=0.0),
+    )
+    result = simulate(0, script=script, scene=Scene(faults_for=230.0, rest=60.0))
+    assert not result.violations, say(result)
+    assert result.counts["entry: released, unhealthy"] == 1, say(result)
+    assert result.counts["take: did not get healthy on its owner"] == 1, say(result)
