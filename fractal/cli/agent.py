@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,9 +92,18 @@ def unit_path(*, as_user: bool) -> Path:
 
 
 def program() -> Path:
-    """The command that is running now."""
+    """The command that is running now: beside its Python, or where the shell finds it. Raises ClickException if nowhere."""
     beside = Path(sys.executable).with_name("homeserver")
-    return beside if beside.exists() else Path("/usr/bin/homeserver")
+    if beside.exists():
+        return beside
+    # Python's own folder and that of its scripts differ outside of virtual environments.
+    found = shutil.which("homeserver")
+    if found is None:
+        raise click.ClickException(
+            f"there is no command homeserver beside {sys.executable} nor in PATH, so a unit could not start it:"
+            " install the package into a virtual environment, or add its folder to PATH"
+        )
+    return Path(found).absolute()
 
 
 def unit_text(command: Path, config: str | None, *, as_user: bool) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner
 
-from fractal.cli.agent import unit_text
+from fractal.cli.agent import program, unit_text
 from fractal.cli.main import cli
 
 
@@ -59,6 +60,19 @@ def test_another_unit_is_not_replaced_unasked(config: Path, unit: Path) -> None:
     assert CliRunner().invoke(cli, [*argv, "--force"]).exit_code == 0
     assert CliRunner().invoke(cli, argv).exit_code == 0
     assert [p.name for p in unit.parent.iterdir()] == [unit.name]
+
+
+def test_the_unit_starts_the_command_that_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert program() == Path(sys.executable).with_name("homeserver")
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python3"))
+    monkeypatch.setenv("PATH", str(tmp_path / "scripts"))
+    with pytest.raises(click.ClickException, match="virtual environment"):
+        program()
+    installed = tmp_path / "scripts" / "homeserver"
+    installed.parent.mkdir()
+    installed.write_text("#!/bin/sh\n")
+    installed.chmod(0o755)
+    assert program() == installed
 
 
 def test_paths_are_quoted_for_systemd(tmp_path: Path) -> None:

@@ -32,12 +32,15 @@ def make_cgroup(version: str) -> Path:
     """A new cgroup with a freezer of this version, or skip."""
     file = {"v1": "freezer.state", "v2": "cgroup.freeze"}[version]
     for root in ROOTS[version]:
-        folder = root / f"fractal-test-{uuid4().hex}"
+        # Two levels, as an engine's: what lies right below may be a hierarchy, or a slice of systemd.
+        folder = root / f"fractal-test-{uuid4().hex}" / "run"
         with contextlib.suppress(OSError):
+            folder.parent.mkdir()
             folder.mkdir()
             if (folder / file).exists():
                 return folder
             folder.rmdir()
+            folder.parent.rmdir()
     pytest.skip(f"no cgroup {version} freezer that we may use on this machine")
 
 
@@ -58,6 +61,7 @@ async def cgroup(request: pytest.FixtureRequest) -> AsyncIterator[Path]:
             with contextlib.suppress(OSError):
                 folder.rmdir()
             if not folder.exists():
+                folder.parent.rmdir()
                 break
             await asyncio.sleep(0.02)
 
