@@ -23,25 +23,21 @@ APPLY_LIMIT = 20.0
 APPLY_AGAIN = 60.0
 RETRY_MOST = 5.0
 """Seconds between tries of what has failed; the first ones follow sooner."""
+_Serving = tuple[tuple[Peer, ...], tuple[LocalRoute, ...]]
+_Forwarding = tuple[tuple[Peer, ...], tuple[Target, ...]]
 
 
 async def route(agent: Agent) -> None:
     """Apply the full desired set whenever it changed; again every minute, in case the backend lost something."""
-    tried: object = None
+    tried: tuple[_Serving, _Forwarding] | None = None
     pulse = 0
     wait, last = 0.0, agent.clock.boottime()
     while True:
         desired = (desired_serving(agent), desired_forwarding(agent))
         now = agent.clock.boottime()
         if desired != tried or now - last > wait:
-            (gateways, routes), (peers, targets) = desired
-            problems = [await _apply(agent.transport.serve(gateways, routes))]
-            if not problems[0]:
-                agent.serving = routes
-            if peers or targets or tried is not None:
-                # Also when serving failed: one bad route of this device must not stop its work as a gateway.
-                problems.append(await _apply(agent.transport.forward(peers, targets)))
-            problem = "; ".join(p for p in problems if p)
+            whole = bool(agent.link_problem) or now - last > wait
+            problem = await _apply_halves(agent, desired, tried, whole=whole)
             if problem and problem != agent.link_problem:
                 agent.logger.warning("routes: %s", problem)
             agent.link_problem = problem
@@ -50,8 +46,31 @@ async def route(agent: Agent) -> None:
             else:
                 # What does not work now seldom does in a moment; what changes is tried at once.
                 wait = APPLY_EVERY if desired != tried else min(2 * wait, RETRY_MOST)
-            tried, last = desired, now
+            tried, last = desired, now if whole or problem else last
         pulse = await agent.pulse.wait(pulse, APPLY_EVERY if agent.link_problem else LOOK)
+
+
+async def _apply_halves(
+    agent: Agent,
+    desired: tuple[_Serving, _Forwarding],
+    tried: tuple[_Serving, _Forwarding] | None,
+    *,
+    whole: bool,
+) -> str:
+    """Carry out what differs from what was tried, or the `whole`; what went wrong, "" if nothing.
+
+    A half that stands is not gone through for the other's sake: whoever waits for an app that moved waits for the gateway's.
+    """
+    (gateways, routes), (peers, targets) = desired
+    problems = []
+    if whole or tried is None or desired[0] != tried[0]:
+        problems.append(await _apply(agent.transport.serve(gateways, routes)))
+        if not problems[0]:
+            agent.serving = routes
+    if (whole or tried is None or desired[1] != tried[1]) and (peers or targets or tried is not None):
+        # Also when serving failed: one bad route of this device must not stop its work as a gateway.
+        problems.append(await _apply(agent.transport.forward(peers, targets)))
+    return "; ".join(p for p in problems if p)
 
 
 async def _apply(call: Awaitable[None]) -> str:
@@ -64,7 +83,7 @@ async def _apply(call: Awaitable[None]) -> str:
     return ""
 
 
-def desired_serving(agent: Agent) -> tuple[tuple[Peer, ...], tuple[LocalRoute, ...]]:
+def desired_serving(agent: Agent) -> _Serving:
     """What this device should serve, and for which gateways."""
     gateways: dict[str, Peer] = {}
     routes: list[LocalRoute] = []
@@ -118,7 +137,7 @@ def _certificate(job: AppJob, wish: Route) -> Certificate | None:
     return Certificate(chain=chain.encode(), key=key.encode()) if chain and key else None
 
 
-def desired_forwarding(agent: Agent) -> tuple[tuple[Peer, ...], tuple[Target, ...]]:
+def desired_forwarding(agent: Agent) -> _Forwarding:
     """What this device should do as a gateway, for every group in which it is one."""
     peers: dict[str, Peer] = {}
     targets: dict[str, Target] = {}
