@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fractal.agent.local import RESTORED, Queued
-from fractal.api.errors import BackendError, Corrupt, NotFound
+from fractal.api.errors import BackendError, Corrupt, FractalError, NotFound
 from fractal.archive.archive import AppKeyring, Archive
 from fractal.core.chain import EMPTY, tip
 from fractal.core.model import App, Point
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 UNREAD = 20
 """Local snapshots that stay while the archive could not be read since the agent's start."""
+ROOM = 12
+"""Local snapshots up to which making room for one more can wait until nobody waits for it."""
 KEEP = 2
 """Local snapshots of the main line that stay: the parent of the next tick, and one before it. Beside them parents of merges."""
 
@@ -208,14 +210,22 @@ class AppData:
         found = {s.name: s.path for s in await snapshotter.snapshots(self.volume)}
         return found[name]
 
-    async def fetch(self) -> None:
-        """Bring the newest snapshot of the main line here, beside whatever runs."""
+    async def fetch(self, last: Point | None = None) -> None:
+        """Bring the newest snapshot of the main line here, beside whatever runs.
+
+        `last` is the one with which the app was released: people wait, so it is not looked for first, nor room made for it.
+        """
+        if last is not None:
+            with suppress(FractalError):  # whoever released it may say anything: then a look tells
+                await self._restore(last, prune=False)
+                self.fetched = last
+                return
         point = await self.look()
         if point != EMPTY:
             await self._restore(point)
         self.fetched = point
 
-    async def _restore(self, point: Point) -> str:
+    async def _restore(self, point: Point, *, prune: bool = True) -> str:
         """Have a local snapshot that holds the point; return its name."""
         facts, snapshotter = self._job.facts, self._job.group.agent.snapshotter
         held = {s.name for s in await snapshotter.snapshots(self.volume)}
@@ -232,7 +242,8 @@ class AppData:
             name = snapshot.name
         facts.put(facts.now.named(point, name))
         await self._name_parents()
-        await self.prune(keep={name})
+        if prune or len(held) > ROOM:
+            await self.prune(keep={name})
         return name
 
     async def _name_parents(self) -> None:
@@ -300,7 +311,7 @@ class AppData:
         elif base == EMPTY:
             await snapshotter.create_root(self.volume)
         else:
-            name = await self._restore(base)
+            name = await self._restore(base, prune=False)  # the first snapshot that is stored makes room
             await snapshotter.checkout(self.volume, name)
         await self._forget_ignored()
         await self._make_folders()

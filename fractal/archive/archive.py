@@ -279,13 +279,7 @@ class Archive:
         Raises NotFound, Corrupt (nothing half-restored is left), Denied without the app's secret key, BackendError.
         """
         async with self._reading:
-            timeline = await self.timeline(strict=False)
             here = {s.name: s for s in await snapshotter.snapshots(volume)}
-            held = {p for p in timeline.points if name_of(p) in here}
-            if point in held:
-                await self._fetcher.keep_only(())  # left by a restore that was killed when it was done
-                return here[name_of(point)]
-            chain = timeline.chain_to(point, held)
             restore = Restore(
                 fetcher=self._fetcher,
                 snapshotter=snapshotter,
@@ -293,7 +287,14 @@ class Archive:
                 name_of=name_of,
                 progress=progress,
             )
-            return await restore.run(chain, self.app_keys)
+            if (next_one := await self._follows(point, lambda p: name_of(p) in here)) is not None:
+                return await restore.run([next_one], self.app_keys)
+            timeline = await self.timeline(strict=False)
+            held = {p for p in timeline.points if name_of(p) in here}
+            if point in held:
+                await self._fetcher.keep_only(())  # left by a restore that was killed when it was done
+                return here[name_of(point)]
+            return await restore.run(timeline.chain_to(point, held), self.app_keys)
 
     async def verify(self, *, deep: bool, progress: Progress | None = None) -> VerifyReport:
         """Shallow: records, chains and sizes, which needs no key of the app. Deep: every byte, decrypted. Raises BackendError."""
@@ -342,6 +343,22 @@ class Archive:
         """
         async with self._thinning:
             return await self._sweeper.collect(proof, grace=grace)
+
+    async def _follows(self, point: Point, here: Callable[[Point], bool]) -> Record | None:
+        """The record of a moment that directly follows one that is `here`: no listing is needed to know the way. Else None."""
+        if here(point) or self._records.let_go(point):
+            return None
+        try:
+            record = await self._records.read(point)
+            if record is None or record.parent is None or not here(record.parent):
+                return None
+            parent = await self._records.read(record.parent)
+        except NotFound:
+            return None
+        if parent is None or parent.identity != record.body.parent_hash:
+            return None
+        self._records.remember(record)
+        return record
 
     async def _parent(self, parent: Point | None) -> Record | None:
         if parent is None or parent.number == 0 or self._records.let_go(parent):

@@ -209,11 +209,20 @@ class Records:
 
     async def _list(self, prefixes: Iterable[str]) -> list[Slot]:
         found: list[Slot] = []
-        for prefix in prefixes:
+
+        async def look(prefix: str) -> None:
             async for key in listed(self.store, prefix, MAX_LISTED):
                 slot = layout.parse_slot_key(self._group, self._app, key)
                 if slot is not None:
                     found.append(slot)
+
+        # All at once: each costs a round trip, and whoever takes an app over waits for them.
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for prefix in prefixes:
+                    tasks.create_task(look(prefix))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from errors
         await self._fetch([self._key(s) for s in found if s not in self._known])
         return sorted(found)
 

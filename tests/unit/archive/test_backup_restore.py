@@ -52,6 +52,38 @@ async def test_only_what_is_missing_is_fetched(world: World) -> None:
     assert not any("/object/" in key for key in world.store.gets)
 
 
+async def test_what_follows_on_what_is_here_needs_no_listing(world: World) -> None:
+    """The last step of a move, for which people wait: its way is told by two records. Any other way has to be looked for."""
+    attic, kitchen = world.device("Attic"), world.device("Kitchen")
+    one = await attic.save(1, "t-1", {"a": b"1"}, None)
+    await kitchen.fetch(one)
+    two = await attic.save(1, "t-2", {"a": b"2"}, one)
+    three = await attic.save(1, "t-3", {"a": b"3"}, two)
+    world.store.fail = lambda call, _: "down" if call == "list" else ""
+    with pytest.raises(BackendError):
+        await kitchen.fetch(three)
+    assert await kitchen.fetch(two) == {"a": b"2"}
+    assert await kitchen.fetch(three) == {"a": b"3"}
+
+
+async def test_what_follows_on_another_moment_of_the_same_name_is_refused(world: World) -> None:
+    attic, kitchen = world.device("Attic"), world.device("Kitchen")
+    one = await attic.save(1, "t-1", {"a": b"1"}, None)
+    await kitchen.fetch(one)
+    two = await attic.save(1, "t-2", {"a": b"2"}, one)
+    other = World(world.folder / "other")
+    await other.device("Attic").save(1, "t-1", {"a": b"other"}, None)
+    (key,) = (key for key in world.store.objects if key.endswith("/1/record/1"))
+    world.store.objects[key] = other.store.objects[key]
+    with pytest.raises((Corrupt, NotFound)):
+        await world.device("Shed").fetch(two)
+    shed = world.device("Barn")
+    shed.volumes.held["v"] = {"p-1-1": {"a": b"1"}}
+    with pytest.raises((Corrupt, NotFound)):
+        await shed.fetch(two)
+    assert "p-1-2" not in shed.volumes.held["v"]
+
+
 async def test_the_spools_are_empty_afterwards(world: World) -> None:
     attic, kitchen = world.device("Attic"), world.device("Kitchen")
     await kitchen.fetch(await attic.save(1, "t-1", {"a": b"1"}, None))
