@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -28,7 +28,7 @@ from fractal.api.context import Clock, Context, Entropy, Run, Workers
 from fractal.api.coordination import Coordinator
 from fractal.api.errors import BackendError, Corrupt, NotFound, Unreachable
 from fractal.api.events import Event
-from fractal.api.runtime import Health, RunStatus, Runtime, SupportsImages, Terminal
+from fractal.api.runtime import Health, RunStatus, Runtime, SupportsImages, SupportsNews, Terminal
 from fractal.api.snapshot import Snapshotter
 from fractal.api.store import Store
 from fractal.api.transport import LocalRoute, Transport
@@ -116,6 +116,12 @@ class Agent:
     _stack: AsyncExitStack = field(default_factory=AsyncExitStack)
     _asked: tuple[Runtime, bool] | None = None
     _contexts: Contexts | None = None
+    _looks: int = 0
+    """Looks at the runtime that were begun."""
+    _shown: int = 0
+    """The last one of which `runs` tells; what began before it is old news."""
+    _void: int = 0
+    """The last one that began before something was stopped here."""
 
     # --- passed in -----------------------------------------------------------------------------------------------
 
@@ -319,13 +325,29 @@ class Agent:
 
     async def observe(self) -> None:
         """Look at what runs on this device."""
-        before = self.runs
-        self.runs = tuple(await self.runtime.observe())
-        if self.runs != before:
+        while True:
+            self._looks += 1
+            look = self._looks
+            found = tuple(await self.runtime.observe())
+            if look > self._void:
+                break  # else something ended meanwhile, which it may not have seen
+        if look > self._shown:
+            self._shown = look
+            self._show(found)
+
+    def ended(self, keys: Collection[str]) -> None:
+        """Nothing of these runs runs any more: known at once, as the runtime said so when it had stopped them."""
+        self._void = self._shown = self._looks
+        self._show(tuple(_ended(run) if run.key in keys else run for run in self.runs))
+
+    def _show(self, runs: Sequence[RunStatus]) -> None:
+        before, self.runs = self.runs, runs
+        if runs != before:
             for group in self.groups.values():
                 group.pulse.beat()
 
     async def _observing(self) -> None:
+        news = self.runtime if isinstance(self.runtime, SupportsNews) else None
         while True:
             try:
                 async with asyncio.timeout(OBSERVE_LIMIT):
@@ -335,7 +357,13 @@ class Agent:
                 raise BackendError(why, retryable=True) from error
             await self._sweep()
             starting = any(run.health is Health.STARTING for run in self.runs)
-            await self.clock.sleep(OBSERVE_START if starting else OBSERVE)
+            pause = OBSERVE_START if starting else OBSERVE
+            if news is None:
+                await self.clock.sleep(pause)
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await news.news()
 
     async def _guarding(self) -> None:
         """A dead or hung guard is replaced at once; its successor comes up with everything frozen."""
@@ -392,3 +420,9 @@ class Agent:
         from fractal.agent.status import agent_status
 
         return agent_status(self)
+
+
+def _ended(run: RunStatus) -> RunStatus:
+    """As it is observed once nothing of it runs."""
+    stopped = (replace(s, running=False, health=Health.STOPPED, endpoints=()) for s in run.services)
+    return replace(run, services=tuple(stopped))

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fractal.agent.app_data import AppData
@@ -350,8 +351,10 @@ class AppJob:
         return max((point for point in told if point is not None), default=None)
 
     async def _fetch(self) -> None:
-        said = self._said_newest()
-        await self.data.fetch()
+        said, release = self._said_newest(), self.app.release
+        await self.data.fetch(
+            release.base if release is not None and release.epoch == self.app.epoch else None
+        )
         self._looked = (said, self.group.agent.clock.boottime())
 
     def _idle(self, view: View) -> float:
@@ -376,9 +379,11 @@ class AppJob:
         await agent.observe()
 
     async def _prepare(self) -> None:
+        # What a start needs and no right to run does: while the wait goes on, and beside the data, so that nothing but the start
+        # itself comes after them.
+        await self.bringing.begin()
         await self.data.prepare()
         self.saver.reset()
-        # What a start needs and no right to run does: while the wait goes on, so that nothing but the start itself comes after it.
         try:
             await self.bringing.step()
         except FractalError as error:
@@ -387,19 +392,23 @@ class AppJob:
     async def _finish_wait(self) -> None:
         self.facts.change(waited=self.app.epoch)
 
-    async def app_run(self) -> AppRun:
-        """What the runtime is given. Raises BackendError if there is no volume root."""
-        root = await self.data.root()
+    def coming_run(self) -> AppRun:
+        """What the runtime prepares for: its volumes need not be here yet."""
         return AppRun(
             group=self.group.id,
             app=self.id,
             epoch=self.app.epoch,
             spec=self.spec,
-            volume_root=root,
-            ignored_root=self.data.ignored_root() if self.spec.ignored else None,
+            volume_root=Path("/nonexistent"),
             secrets=self.data.secrets(),
             images=self.images.digests(),
         )
+
+    async def app_run(self) -> AppRun:
+        """What the runtime is given to start. Raises BackendError if there is no volume root."""
+        root = await self.data.root()
+        ignored = self.data.ignored_root() if self.spec.ignored else None
+        return replace(self.coming_run(), volume_root=root, ignored_root=ignored)
 
     async def _start(self) -> None:
         agent = self.group.agent
@@ -430,9 +439,9 @@ class AppJob:
         keys = [run.key for run in self.runs()]
         for key in keys:
             await agent.runtime.stop(key)
+        agent.ended(keys)
         self._started = None
         self.bringing.forget()
-        await agent.observe()
         self.saver.hurry()
         return keys
 

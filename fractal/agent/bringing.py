@@ -53,18 +53,24 @@ class Bringing:
         job = self._job
         return job.app.epoch, job.app.spec, job.images.digests()
 
-    async def step(self) -> None:
-        """Begin, or take in what came of it. Raises FractalError."""
+    async def begin(self) -> None:
+        """Begin, if that was not done. `step` takes in what came of it."""
         wanted = self._wanted
         if self._task is None or self._for != wanted:
             await self.stop()
             self._for = wanted
             self._task = asyncio.create_task(self._bring())
             self._task.add_done_callback(self._ended)
-        await asyncio.wait([self._task], timeout=AT_ONCE)
-        if not self._task.done():
+
+    async def step(self) -> None:
+        """Begin, or take in what came of it. Raises FractalError."""
+        await self.begin()
+        wanted, task = self._for, self._task
+        assert task is not None
+        await asyncio.wait([task], timeout=AT_ONCE)
+        if not task.done():
             return
-        task, self._task = self._task, None
+        self._task = None
         try:
             task.result()
         except FractalError:
@@ -81,7 +87,7 @@ class Bringing:
 
     async def _bring(self) -> None:
         await self._job.images.bring()
-        await self._job.group.agent.runtime.prepare(await self._job.app_run())
+        await self._job.group.agent.runtime.prepare(self._job.coming_run())
 
     def forget(self) -> None:
         """What was brought may be gone: look anew before the next start."""

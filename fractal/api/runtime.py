@@ -102,7 +102,10 @@ class Runtime(Protocol):
         """What of `spec` cannot run here, by service and key. Empty: all of it can. No I/O."""
 
     async def prepare(self, run: AppRun) -> None:
-        """Bring what the run needs (images, environments) without starting anything. May take minutes."""
+        """Bring what the run needs (images, environments, networks) without starting anything. May take minutes.
+
+        Its volumes need not be here yet.
+        """
 
     async def start(self, run: AppRun) -> None:
         """Start every service in dependency order, waiting for conditions. Returns when all were started.
@@ -138,6 +141,14 @@ class Runtime(Protocol):
 
     async def freezable(self, run: AppRun) -> Freezable:
         """How the guard can freeze this run; called before `start`."""
+
+
+@runtime_checkable
+class SupportsNews(Protocol):
+    """Says when there is something to observe, so that nobody waits for the next look."""
+
+    async def news(self) -> None:
+        """Return once a service's health changed that `observe` has not told yet. A hint: whoever misses it looks all the same."""
 
 
 @runtime_checkable

@@ -16,7 +16,7 @@ import pytest
 from fractal.api.app import AppRun, AppSpec, HealthSpec, Mount, ServiceSpec
 from fractal.api.building import SupportsBuild
 from fractal.api.errors import BackendError, NotFound
-from fractal.api.runtime import Health, Runtime, SupportsImages, SupportsTerminal
+from fractal.api.runtime import Health, Runtime, SupportsImages, SupportsNews, SupportsTerminal
 from fractal.testing.runtime_parts import (
     BEAT,
     DAEMON,
@@ -39,7 +39,7 @@ from fractal.testing.runtime_parts import (
     until,
     until_async,
 )
-from fractal.testing.suite import Contract
+from fractal.testing.suite import Contract, requires
 
 
 class RuntimeContract(Contract[Runtime]):
@@ -48,6 +48,7 @@ class RuntimeContract(Contract[Runtime]):
     optional: ClassVar = {
         "SupportsBuild": SupportsBuild,
         "SupportsImages": SupportsImages,
+        "SupportsNews": SupportsNews,
         "SupportsTerminal": SupportsTerminal,
     }
 
@@ -156,6 +157,18 @@ class RuntimeContract(Contract[Runtime]):
         service = await service_where(backend, run, "main", lambda s: s.health is not Health.STARTING)
         assert service.health is Health.UNHEALTHY
         assert service.running
+
+    @requires("SupportsNews")
+    async def test_news_of_health_is_told(self, backend: Runtime, tmp_path: Path) -> None:
+        """Whoever waits until a service is well is woken for it."""
+        assert isinstance(backend, SupportsNews)
+        health = HealthSpec(http="/", port="web", interval=0.1, timeout=5.0)
+        run = self.app(tmp_path, self.named("main", SERVER, health=health))
+        await self.up(backend, run)
+        told = asyncio.create_task(backend.news())
+        await service_where(backend, run, "main", lambda s: s.health is Health.HEALTHY)
+        async with asyncio.timeout(LIMIT):
+            await told
 
     async def test_two_apps_get_ports_of_their_own(self, backend: Runtime, tmp_path: Path) -> None:
         """Endpoints never collide."""

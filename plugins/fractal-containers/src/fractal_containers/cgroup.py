@@ -87,11 +87,13 @@ class RunCgroup:
 
     def pids(self) -> list[int]:
         """Every process of the run."""
-        found: set[int] = set()
-        for folder in _below(self.outer):
-            found.update(map(int, _read(folder / "cgroup.procs").split()))
-        found.discard(0)  # processes of another pid namespace; as a target, 0 would be our own group
-        return sorted(found)
+        return _processes(self.outer)
+
+    def pids_of(self, container: str) -> list[int]:
+        """Every process of one container, in the cgroup that engines call by its identity: `<id>`, `libpod-<id>`."""
+        return sorted(
+            {pid for name in (container, f"libpod-{container}") for pid in _processes(self.inner / name)}
+        )
 
     def strike(self) -> bool:
         """SIGKILL everything, frozen or not; True if there was nothing. Follow with `hold` once the processes are gone.
@@ -135,6 +137,14 @@ class RunCgroup:
             with contextlib.suppress(OSError):
                 if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                     yield pid
+
+
+def _processes(top: Path) -> list[int]:
+    found: set[int] = set()
+    for folder in _below(top):
+        found.update(map(int, _read(folder / "cgroup.procs").split()))
+    found.discard(0)  # processes of another pid namespace; as a target, 0 would be our own group
+    return sorted(found)
 
 
 def _below(top: Path) -> list[Path]:

@@ -29,7 +29,7 @@ from fractal_containers.testing_images import PYTHON, python_archive
 class ContainerContract(RuntimeContract):
     """How the suite's programs become containers."""
 
-    capabilities: ClassVar = frozenset({"SupportsImages", "SupportsTerminal"})
+    capabilities: ClassVar = frozenset({"SupportsImages", "SupportsNews", "SupportsTerminal"})
     engine: AtHand
 
     def service(self, name: str, program: str) -> ServiceSpec:

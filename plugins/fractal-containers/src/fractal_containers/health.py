@@ -19,9 +19,11 @@ from fractal.api.runtime import Health
 from fractal_containers.found import Container
 
 START_INTERVAL = 0.25
-"""Seconds between probes until the first good one: this is what a person waits for."""
+"""Seconds between looks until the first good one: this is what a person waits for."""
+CONNECT_INTERVAL, CONNECT_SPAN = 0.1, 1.0
+"""A look that only connects, and so costs next to nothing, is repeated so often until then, for so long."""
 EXEC_SHARE = 3.0
-"""The same for commands, which cost more: so many times as long as the last one took, at least."""
+"""Commands cost more: so many times as long as the last one took between two of them, at least."""
 Test = Callable[[Container, Sequence[str], float], Awaitable[bool]]
 """Runs a command in a container; whether it exited with 0."""
 
@@ -53,10 +55,12 @@ class Watch:
         interval = min(self.spec.interval, quick) if starting else self.spec.interval
         return self.task is None and now - self.last >= interval
 
-    def begin(self, clock: Clock, container: Container, test: Test) -> asyncio.Task[None]:
-        """Begin a probe. Its outcome is in `health` when the task is done."""
+    def begin(
+        self, clock: Clock, container: Container, test: Test, frozen: Callable[[], bool]
+    ) -> asyncio.Task[None]:
+        """Begin to probe. The outcome is in `health` when the task is done."""
         self.last = clock.boottime()
-        self.task = asyncio.create_task(self._probe(clock, container, test))
+        self.task = asyncio.create_task(self._look(clock, container, test, frozen))
         return self.task
 
     async def stop(self) -> None:
@@ -65,6 +69,20 @@ class Watch:
             self.task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self.task
+
+    async def _look(self, clock: Clock, container: Container, test: Test, frozen: Callable[[], bool]) -> None:
+        """One probe; several where they are cheap and somebody waits, as long as none counts as a failure."""
+        end = min(self.last + CONNECT_SPAN, self.started + self.spec.start_period)
+        try:
+            while not frozen():
+                await self._probe(clock, container, test)
+                cheap = bool(container.address) and not self.spec.test
+                if self.health is not Health.STARTING or not cheap or clock.boottime() >= end:
+                    return
+                await clock.sleep(min(CONNECT_INTERVAL, self.spec.interval))
+                self.last = clock.boottime()
+        finally:
+            self.task = None
 
     async def _probe(self, clock: Clock, container: Container, test: Test) -> None:
         now = self.last
@@ -78,7 +96,7 @@ class Watch:
         except (OSError, TimeoutError, BackendError) as error:
             good, detail = False, str(error) or "no answer in time"
         finally:
-            self.task, self.took = None, clock.boottime() - now
+            self.took = clock.boottime() - now
         self.judge(now, good=good, detail=detail)
 
     def judge(self, now: float, *, good: bool, detail: str) -> None:
@@ -98,9 +116,17 @@ class Watches:
     """Our own looks at all that runs. The outcome of a look is in the next answer if it is slow."""
 
     def __init__(
-        self, *, clock: Clock, repeated: bool, frozen: Callable[[Container], bool], test: Test
+        self,
+        *,
+        clock: Clock,
+        repeated: bool,
+        frozen: Callable[[Container], bool],
+        test: Test,
+        changed: Callable[[], None],
     ) -> None:
+        """`changed` is called when a look found another health than the last one."""
         self._clock = clock
+        self._changed = changed
         self._repeated = repeated
         self._frozen = frozen
         self._test = test
@@ -109,6 +135,11 @@ class Watches:
     def of(self, container: Container) -> Watch | None:
         """What is known of this start of the container."""
         return self._watches.get(_start(container))
+
+    def starting(self, containers: Sequence[Container]) -> bool:
+        """Whether one of them was not seen healthy since its start."""
+        found = [self.of(container) for container in containers]
+        return any(watch is not None and watch.health is Health.STARTING for watch in found)
 
     def spec(self, container: Container) -> HealthSpec | None:
         """How we look: as the app says; where the engine does not run the image's own check, that one."""
@@ -123,7 +154,9 @@ class Watches:
         repeated = self._repeated and bool(spec.test)
         watch = self._watches.setdefault(_start(container), Watch(spec, repeated, now))
         if watch.due(now):
-            watch.begin(self._clock, container, self._test)
+            before = watch.health
+            task = watch.begin(self._clock, container, self._test, lambda: self._frozen(container))
+            task.add_done_callback(lambda _: None if watch.health is before else self._changed())
         return watch.task
 
     def forget(self, containers: Sequence[Container]) -> None:

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,15 +29,16 @@ from fractal_containers.found import Container, Network
 from fractal_containers.health import Watches, judged
 from fractal_containers.images import Images
 from fractal_containers.isolation import Isolation
-from fractal_containers.labels import APP, BOOT, DEVICE, EPOCH, GROUP, RUN, bridge_name, run_name
+from fractal_containers.labels import APP, BOOT, DEVICE, EPOCH, GROUP, RUN, bridge_name, run_labels, run_name
 from fractal_containers.options import settings
 from fractal_containers.starting import COMPLETION, POLL, History, Start
+from fractal_containers.stopping import Stopping
 from fractal_containers.wanted import Place
 
 T = TypeVar("T")
 KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
-CHECK_WAIT = 0.5
-"""Seconds for which `observe` waits for probes; slower ones are in the next answer."""
+CHECK_WAIT, START_WAIT = 0.5, 0.05
+"""Seconds for which `observe` waits for probes, and for those of what starts: `news` tells when they are done."""
 LAST_LINE = 300
 AFTER_START = 60.0
 """Seconds for each command after a start."""
@@ -63,11 +65,13 @@ class ContainerRuntime:
         )
         self._isolating = asyncio.Lock()
         """Held while a network is made and shut in, and while it is found that none is left."""
+        self._news = asyncio.Event()
         self._watches = Watches(
             clock=context.clock,
             repeated=engine.repeats_checks,
             frozen=lambda container: self._cgroup(container.key).frozen(),
             test=self._test,
+            changed=self._news.set,
         )
 
     async def close(self) -> None:
@@ -129,7 +133,7 @@ class ContainerRuntime:
     # -- starting and ending
 
     async def prepare(self, run: AppRun) -> None:
-        """Pull what images are not here; those that are pinned have to be."""
+        """Pull what images are not here; those that are pinned have to be. Make the network, which takes an engine a while."""
         self._refuse(run)
         for service in run.spec.services:
             if pinned := run.images.get(service.image):
@@ -137,6 +141,20 @@ class ContainerRuntime:
             else:
                 platform = settings(service.options, self._allowed).platform
                 await self._images.bring(service.image, platform)
+        async with self._locks[run.key]:
+            await self._made_network(run)
+
+    async def _made_network(self, run: AppRun) -> Network:
+        """The run's network, shut in."""
+        key, labels = run.key, run_labels(self._context.device, run)
+        name, bridge = self._network(key), bridge_name(self._context.device, key)
+        async with self._isolating:
+            if not (found := await self._engine.networks(labels)):
+                wanted = Network(name=name, labels=labels, bridge=bridge)
+                await self._change(key, self._engine.create_network(wanted, f"{key}: network {name}"))
+                found = await self._engine.networks(labels)
+            await self._isolation.ensure(found)
+        return found[0]
 
     async def start(self, run: AppRun) -> None:
         """Start what does not run; called again for a run that lost services, it applies their restart policies."""
@@ -167,13 +185,15 @@ class ContainerRuntime:
                 execute=lambda container, command: self._execute(container, command, b"", AFTER_START),
                 until_healthy=lambda name, needed_by: self._until_healthy(key, name, needed_by),
                 overtaken=lambda: self._ends[key] != ends,
-                isolating=self._isolating,
+                network=lambda: self._made_network(run),
             )
             await start.everything()
 
     async def _clear_ended(self, key: str) -> None:
         """Remove containers that were ended on purpose or by a reboot: the run starts anew, whatever its policies."""
         mark = self._folder("ended", key)
+        if self._ended(key):
+            await self._noticed(key)
         for container in await self._containers(key):
             if mark.exists() or (not container.running and container.labels.get(BOOT) != self._boot):
                 await self._remove_container(container)
@@ -189,52 +209,16 @@ class ContainerRuntime:
             containers = await self._containers(key)
             if not cgroup.frozen():
                 cgroup.thaw()
+                stopping = Stopping(
+                    clock=self._context.clock,
+                    logger=self._context.logger,
+                    engine=self._engine,
+                    cgroup=cgroup,
+                    execute=lambda container, command, left: self._execute(container, command, b"", left),
+                )
                 for container in sorted(containers, key=lambda c: c.order, reverse=True):
-                    await self._stop_container(cgroup, container)
+                    await stopping.stop(container)
             await self._end(key)
-
-    async def _stop_container(self, cgroup: RunCgroup, container: Container) -> None:
-        if not container.running:
-            return
-        what, signal = f"{container.key}: service {container.service}", container.stop_signal
-        clock = self._context.clock
-        await self._before_stop(container)
-        try:
-            await self._engine.signal(container.id, signal, what)
-        except BackendError as error:
-            if await self._runs(container.id):
-                raise BackendError(f"{what}: {signal} cannot be sent: {error}", retryable=True) from error
-            return
-        end = clock.boottime() + container.grace
-        while clock.boottime() < end:
-            if cgroup.frozen() or not await self._runs(container.id):
-                return
-            await clock.sleep(POLL)
-        with contextlib.suppress(BackendError):  # it ended at the last moment; if not, `_end` sees to it
-            await self._engine.signal(container.id, "SIGKILL", what)
-
-    async def _before_stop(self, container: Container) -> None:
-        """What it wants done first, as long as its grace allows. What fails is told, and keeps nothing from ending."""
-        clock = self._context.clock
-        end = clock.boottime() + container.grace
-        for command in container.pre_stop:
-            what = f"{container.key}: service {container.service}: {command.argv[0]} before its end"
-            if (left := end - clock.boottime()) <= 0:
-                self._context.logger.warning("%s: not run: those before it took too long", what)
-                return
-            try:
-                result = await self._execute(container, command, b"", left)
-            except BackendError as error:
-                self._context.logger.warning("%s: %s", what, error)
-            else:
-                if result.exit_code:
-                    self._context.logger.warning("%s: exited with %d", what, result.exit_code)
-
-    async def _runs(self, identity: str) -> bool:
-        try:
-            return (await self._engine.inspect(identity)).running
-        except NotFound:
-            return False
 
     async def kill(self, key: str) -> None:
         """As `Runtime.kill`: by cgroup first, so that neither a hung engine nor a `start` under way holds it up."""
@@ -242,9 +226,14 @@ class ContainerRuntime:
         await self._end(key)
 
     async def _end(self, key: str) -> None:
+        """End all processes. The engine may take note later: nothing of it runs, and what comes late comes up frozen."""
         await strike(self._context.clock, self._cgroup(key), key)
         if changes := set(self._changes[key]):
             await asyncio.wait(changes, timeout=self._engine.timeout)
+            await self._noticed(key)
+
+    async def _noticed(self, key: str) -> None:
+        """Wait until the engine, too, says of an ended run that nothing of it runs. Raises BackendError."""
         clock = self._context.clock
         end = clock.boottime() + DYING
         try:
@@ -260,6 +249,10 @@ class ContainerRuntime:
                 raise
             # Nothing is alive, and the cgroup stays frozen: what the engine still may start stands still.
             self._context.logger.warning("%s: killed without the engine: %s", key, error)
+
+    def _ended(self, key: str) -> bool:
+        """Whether a run was ended on purpose, with nothing of it left alive, whatever the engine has noticed so far."""
+        return self._folder("ended", key).exists() and not self._cgroup(key).pids()
 
     def _mark_ended(self, key: str) -> None:
         self._cgroup(key)  # refuses what names no run
@@ -277,6 +270,8 @@ class ContainerRuntime:
         async with self._locks[key]:
             if cgroup.pids():
                 raise BackendError(f"{key}: still has processes; stop it first", retryable=True)
+            if self._ended(key):
+                await self._noticed(key)
             for container in await self._containers(key):
                 await self._remove_container(container)
             await drop(self._context, self._engine, key)
@@ -329,6 +324,11 @@ class ContainerRuntime:
 
     # -- looking
 
+    async def news(self) -> None:
+        """As `SupportsNews.news`."""
+        await self._news.wait()
+        self._news.clear()
+
     async def observe(self) -> Sequence[RunStatus]:
         """Every run with a container, running or not, or with a network; probes health on the way."""
         runs: dict[str, tuple[dict[str, str], list[Container]]] = {}
@@ -341,7 +341,9 @@ class ContainerRuntime:
         containers = [c for _, cs in runs.values() for c in cs]
         tasks = [task for c in containers if (task := self._watches.begin(c)) is not None]
         if tasks:
-            await asyncio.wait(tasks, timeout=CHECK_WAIT)
+            await asyncio.wait(
+                tasks, timeout=START_WAIT if self._watches.starting(containers) else CHECK_WAIT
+            )
         self._watches.forget(containers)
         return [
             await self._run_status(key, labels, containers)
@@ -357,6 +359,8 @@ class ContainerRuntime:
 
     async def _run_status(self, key: str, labels: dict[str, str], containers: list[Container]) -> RunStatus:
         mine = sorted((c for c in containers if c.service), key=lambda c: c.order)
+        if self._ended(key):
+            mine = [replace(c, running=False) for c in mine]
         alive = any(c.running for c in mine)  # after a stop, what had completed is stopped like the rest
         services = [await self._service_status(c, completed=alive and c.completed) for c in mine]
         return RunStatus(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from fractal_containers.filling import fill
 from fractal_containers.found import Container, Network
 from fractal_containers.images import Images
 from fractal_containers.isolation import Isolation
-from fractal_containers.labels import RESTART, run_labels
+from fractal_containers.labels import RESTART
 from fractal_containers.wanted import SECRETS, Place, other_files, secret_files, wanted
 
 T = TypeVar("T")
@@ -64,7 +63,8 @@ class Start:
     change: Change
     images: Images
     isolation: Isolation
-    isolating: asyncio.Lock
+    network: Callable[[], Awaitable[Network]]
+    """Makes the run's, if it is not there, and shuts it in."""
     run: AppRun
     place: Place
     secrets: Path
@@ -85,7 +85,7 @@ class Start:
             raise BackendError(f"{key}: frozen by the guard; it starts only with proof", retryable=True)
         refuse_detours(self.run, self.place.config)
         make_volumes(self.run)
-        network = await self._network()
+        network = await self.network()
         waiting: set[str] = set()
         for order, spec in enumerate(self.run.spec.services):
             found = {c.service: c for c in await self.containers()}.get(spec.name)
@@ -191,18 +191,6 @@ class Start:
         container = wanted(self.place, self.run, spec, order, image, files)
         what = f"{self.run.key}: service {spec.name}"
         return await self.change(self.run.key, self.engine.create(container, what))
-
-    async def _network(self) -> Network:
-        """The run's network, shut in."""
-        labels, name = run_labels(self.place.device, self.run), self.place.network
-        async with self.isolating:
-            if not (found := await self.engine.networks(labels)):
-                wanted = Network(name=name, labels=labels, bridge=self.place.bridge)
-                making = self.engine.create_network(wanted, f"{self.run.key}: network {name}")
-                await self.change(self.run.key, making)
-                found = await self.engine.networks(labels)
-            await self.isolation.ensure(found)
-        return found[0]
 
     async def _conditions(self, spec: ServiceSpec) -> None:
         for name, condition in spec.depends_on.items():

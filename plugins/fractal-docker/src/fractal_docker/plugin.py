@@ -22,7 +22,7 @@ def fractal_runtimes() -> Iterable[RuntimeOffer]:
         config=DockerConfig,
         open=_open,
         probe=_probe,
-        capabilities=frozenset({"SupportsBuild", "SupportsImages", "SupportsTerminal"}),
+        capabilities=frozenset({"SupportsBuild", "SupportsImages", "SupportsNews", "SupportsTerminal"}),
         contract=_contract,
     )
 
