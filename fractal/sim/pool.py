@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 
-from fractal.sim.world import Result, collect, simulate
+from fractal.sim.world import Result, collect, simulate, sweep
 
 SEEDS_EACH = 100
 """Seeds after which a process is replaced by a new one, as what a killed agent leaves behind is never cleaned up."""
@@ -40,6 +40,7 @@ class Run:
 def results(run: Run, seeds: range, *, jobs: int, seconds: float) -> Iterator[tuple[Result, float]]:
     """Results in the order of their seeds, for at most so many seconds. Raises TimeoutError if processes give none."""
     end = time.monotonic() + seconds
+    sweep()
     if jobs <= 1:
         _prepare()
         for seed in seeds:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
+import shutil
 import sys
 import tempfile
 import warnings
@@ -43,6 +45,8 @@ LONGEST_ABSENCE = 300.0
 """Seconds for which a device may ask not to be challenged."""
 SPEC = AppSpec(name="counter", services=(ServiceSpec(name="main", process=ProcessSpec(argv=("counter",))),))
 LETTERS = "!#$%&()*+-./0123456789:;<=>?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]^_abcdefghijklmnopqrstuvwxyz{|}~"
+FOLDERS = Path("/dev/shm")
+"""Where seeds have their files, if it is there."""
 TOKEN = "5" * 32
 STORE_ID = "7" * 16
 
@@ -378,6 +382,14 @@ def collect() -> None:
         sys.unraisablehook = told
 
 
+def sweep() -> None:
+    """Remove the folders of processes that were killed in the middle of a seed."""
+    for folder in FOLDERS.glob("fractal-sim-*-*"):
+        pid = folder.name.split("-")[2]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
 def simulate(
     seed: int,
     *,
@@ -389,12 +401,13 @@ def simulate(
 
     With `script` these faults happen instead, in `scene`: three devices with one app, placed on the first, unless told.
     """
-    shared = Path("/dev/shm")
     with (
         _alone(),
         once(),
         hurried(),
-        tempfile.TemporaryDirectory(prefix="fractal-sim-", dir=shared if shared.is_dir() else None) as folder,
+        tempfile.TemporaryDirectory(
+            prefix=f"fractal-sim-{os.getpid()}-", dir=FOLDERS if FOLDERS.is_dir() else None
+        ) as folder,
     ):
         world = World(seed, Path(folder), script, scene)
         with counting(world.counts):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -13,7 +14,7 @@ import pytest
 from fractal.sim.counting import TRANSITIONS
 from fractal.sim.faults import KINDS
 from fractal.sim.totals import FULL, Totals
-from fractal.sim.world import Result
+from fractal.sim.world import Result, sweep
 
 pytestmark = pytest.mark.timeout(1200)
 ENOUGH = 10 * FULL
@@ -134,6 +135,17 @@ def run(state: Path, seeds: int) -> subprocess.CompletedProcess[str]:
         str(state),
     ]
     return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+
+
+def test_only_what_killed_processes_left_is_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fractal.sim.world.FOLDERS", tmp_path)
+    gone = subprocess.Popen(["true"])
+    gone.wait(timeout=60)
+    left = [f"fractal-sim-{gone.pid}-x1", f"fractal-sim-{os.getpid()}-x2", "fractal-sim-x3", "other"]
+    for name in left:
+        (tmp_path / name).mkdir()
+    sweep()
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(left[1:])
 
 
 def test_a_run_goes_on_where_it_ended_and_sums_up_the_same(tmp_path: Path) -> None:
