@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NICE := nice -n 5
-PYTEST := $(NICE) $(BIN)/python -m pytest
+PYTEST = $(NICE) $(BIN)/python -m pytest
 # A part of its own for the tests of each plugin, those that take longest first.
 PLUGINS := $(patsubst plugins/fractal-%/tests,%,$(wildcard plugins/*/tests))
 LONG := containers wireguard matrix s3
@@ -83,6 +83,8 @@ packaging: dev ## wheels, plugins from outside, units
 	$(PYTEST) tests/packaging -q
 
 stack: stack-real stack-agents ## whole agents, real processes, real faults; the demo's acts and that they can fail
+
+stack-real stack-agents: NICE := # what keeps to timers comes first where others run beside it
 
 stack-real: dev
 	$(PYTEST) tests/stack/real -q
