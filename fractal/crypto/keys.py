@@ -105,13 +105,14 @@ def unseal_with(secret: bytes, sealed: bytes) -> bytes:
     if len(secret) != KEY_SIZE or len(sealed) < SEAL_OVERHEAD:
         raise Corrupt("sealed value is too short to be one")
     try:
-        return bindings.crypto_box_seal_open(sealed, bindings.crypto_scalarmult_base(secret), secret)
+        return bindings.crypto_box_seal_open(sealed, box_public_of(secret), secret)
     except (CryptoError, ValueError) as error:
         raise Corrupt(
             "sealed value does not open with this key: it is damaged or for somebody else"
         ) from error
 
 
+@lru_cache(maxsize=64)
 def box_public_of(secret: bytes) -> bytes:
     """The X25519 public key of a secret one."""
     return bindings.crypto_scalarmult_base(secret)
