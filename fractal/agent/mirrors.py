@@ -135,14 +135,17 @@ class Copy:
             )
 
     async def _copy(self, mirror: Mirror) -> str:
-        """Copy all that is lacking, oldest first; what was wrong with what could not be."""
-        trouble = ""
+        """Copy what is lacking, oldest first; what was wrong with what could not be.
+
+        Until the next comparison is due: filling a large archive takes days, in which some of it is let go.
+        """
+        clock, trouble = self._job.group.agent.clock, ""
         while True:
             lacking = self.lacking if self.lacking is not None else {}
             lacking.update(self._fresh)
             self._fresh, self.lacking = {}, lacking
             slot = min((slot for slot in lacking if slot not in self._stuck), default=None)
-            if slot is None:
+            if slot is None or clock.boottime() >= self._compare_at:
                 return trouble
             try:
                 await mirror.copy(lacking[slot])

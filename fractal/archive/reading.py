@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 
 from fractal.api.context import Clock
 from fractal.api.errors import BackendError, Corrupt, NotFound
@@ -161,14 +161,18 @@ class Records:
 
     async def reread(self) -> None:
         """Look at every known record's bytes again, as listings do not. What is not there any more is forgotten, and looked for anew."""
-        for record in list(self._known.values()):
-            if record.slot in self.rescued:
-                continue
-            try:
-                await self.sealed(record)
-            except (Corrupt, NotFound):
-                self._known.pop(record.slot, None)
-                self._seen.pop(record.slot, None)
+        waiting = [record for record in self._known.values() if record.slot not in self.rescued]
+
+        async def read() -> None:
+            while waiting:
+                record = waiting.pop()
+                try:
+                    await self.sealed(record)
+                except (Corrupt, NotFound):
+                    self._known.pop(record.slot, None)
+                    self._seen.pop(record.slot, None)
+
+        await _at_once(read, min(FETCHES, len(waiting)))
 
     # --- fetching ------------------------------------------------------------------------------------------------
 
@@ -251,12 +255,7 @@ class Records:
                 except NotFound:
                     self._raw.pop(key, None)
 
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for _ in range(min(FETCHES, len(keys))):
-                    tasks.create_task(fetch())
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from errors
+        await _at_once(fetch, min(FETCHES, len(keys)))
 
     # --- judging -------------------------------------------------------------------------------------------------
 
@@ -389,6 +388,16 @@ class Records:
             raise Rollback(
                 f"trim {noted} of app {self._app} is gone: the store was rolled back, or hides it. Check the store."
             )
+
+
+async def _at_once(work: Callable[[], Coroutine[None, None, None]], count: int) -> None:
+    """Run it so many times beside itself. Raises the first error."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(count):
+                tasks.create_task(work())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
 
 
 def _gaps(records: Iterable[Point], burnt: Mapping[Point, str], trim: Trim | None) -> tuple[Point, ...]:

@@ -12,6 +12,7 @@ import pytest
 
 from fractal.agent.control.names import UnknownName
 from fractal.api.errors import BackendError, Conflict, InvalidInput
+from fractal.archive.archive import Mirror, Record
 from fractal.builtin.directory import DirectoryStore
 from fractal.testing.agents import Bed, bed
 
@@ -164,6 +165,28 @@ async def test_a_mirror_that_hangs_or_fails_delays_no_snapshot_and_is_level_agai
     await attic.until(level(attic))
     assert objects(attic.folder / "Cellar") == objects(attic.folder / "shelf")
     assert len(moments) == 3
+
+
+async def test_filling_that_takes_long_looks_again_what_there_is_to_copy(
+    attic: Bed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else what was let go meanwhile would be looked for, in vain and for days."""
+    for number in range(3):
+        await saved(attic, str(number))
+    looks: list[int] = []
+    real = Mirror.look
+
+    async def look(self: Mirror) -> list[Record]:
+        found = await real(self)
+        looks.append(len(found))
+        monkeypatch.setattr("fractal.agent.mirrors.COMPARE", 3600.0 if len(looks) > 3 else 0.0)
+        return found
+
+    monkeypatch.setattr(Mirror, "look", look)
+    await attic.call("Attic", "app.policy", app="test", mirrors=["Cellar"])
+    await attic.until(level(attic))
+    assert len(looks) == 4 and looks[0] >= 3
+    assert objects(attic.folder / "Cellar") == objects(attic.folder / "shelf")
 
 
 async def test_a_move_waits_for_no_mirror(attic: Bed, monkeypatch: pytest.MonkeyPatch) -> None:
