@@ -171,6 +171,7 @@ class Records:
                 except (Corrupt, NotFound):
                     self._known.pop(record.slot, None)
                     self._seen.pop(record.slot, None)
+                    self._judged = None
 
         await _at_once(read, min(FETCHES, len(waiting)))
 
