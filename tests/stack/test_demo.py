@@ -22,18 +22,22 @@ def play(folder: Path, *options: str, sabotage: str = "") -> tuple[int, str]:
     env = dict(os.environ)
     if sabotage:
         env["PYTHONPATH"] = os.pathsep.join([str(SABOTAGE / sabotage), env.get("PYTHONPATH", "")])
-    done = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-m", "fractal.demo", "--folder", str(folder), *options],
         env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=800,
-        check=False,
-    )
-    print(done.stdout)
-    return done.returncode, done.stdout
+    ) as demo:
+        try:
+            output, _ = demo.communicate(timeout=800)
+        except BaseException:
+            demo.terminate()  # killed, it would leave its agents behind
+            demo.communicate(timeout=60)
+            raise
+    print(output)
+    return demo.returncode, output
 
 
 @pytest.mark.timeout(900)
