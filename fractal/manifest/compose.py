@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from fractal.api.app import AppSpec, Port, ServiceSpec
 from fractal.api.building import ImageBuild
 from fractal.api.errors import InvalidInput
-from fractal.manifest import keys, routed, rules, secret_forms, top, whole
+from fractal.manifest import keys, networks, routed, rules, secret_forms, top, whole
 from fractal.manifest.document import Finding, Node, Problems, Table, read
 from fractal.manifest.fields import FormField, form_fields, normal
 from fractal.manifest.homeserver import AppSection, app_section, generated_secrets
@@ -108,13 +108,13 @@ def _read(text: str, problems: Problems, given: Given, form: list[FormField] | N
     around = Around(
         names=frozenset(running),
         absent=absent,
-        networks=top.networks(tables.get("networks")),
+        networks=networks.declared(tables.get("networks")),
         devices=devices,
         configs=top.texts(tables.get("configs")),
         secrets=top.texts(tables.get("secrets")),
     )
     services = [service(where, around) for where in running.values()]
-    services = with_aliases(services, problems.aliases, problems)
+    services = with_aliases(networks.settled(services), problems.aliases, problems)
     if not services:
         problems.add(root.node.line, "services", "an app needs at least one service")
     if problems.lines:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-NETWORK = (
-    "an app has one network of its own, shut off from others, where its services find each other by name"
-)
+NETWORK = "an app's networks are its own, shut off from all others; their addresses are the engine's to give"
 CLUSTER = "it is for a cluster's scheduler; which device runs an app is the group's to decide"
 
 TOP_IDLE = {"version": "Compose itself ignores it"}
@@ -64,7 +62,7 @@ REMEDIES = {
     "include": "put what it includes into the file",
     "models": "no models are run here",
     "provider": "only containers are run",
-    "external_links": "an app has one network of its own: put both services into one file",
+    "external_links": "an app's networks are its own: put both services into one file",
     "label_file": "write them as `labels`",
     "isolation": "it is for Windows",
     "credential_spec": "it is for Windows",

@@ -11,7 +11,7 @@ from fractal.api import canonical
 from fractal.api.app import HealthSpec, Limits, Mount, Port, ServiceSpec
 from fractal.api.building import BUILT
 from fractal.api.errors import InvalidInput
-from fractal.manifest import building, keys, routed, rules
+from fractal.manifest import building, keys, networks, routed, rules
 from fractal.manifest.deployment import Deployment, deployment
 from fractal.manifest.document import Items, Scalar, Table
 from fractal.manifest.env_files import variables
@@ -64,8 +64,6 @@ CONDITIONS = {
     "service_healthy": "healthy",
     "service_completed_successfully": "completed",
 }
-NETWORK_MODES = {"bridge": "", "default": "", "none": "none", "host": "host"}
-"""An app has a bridge of its own; with `host` it reaches all that the device does."""
 LOG_DRIVERS = frozenset({"json-file", "local"})
 LOG_OPTIONS = frozenset({"max-size", "max-file"})
 _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@+-]{0,400}")
@@ -79,7 +77,8 @@ class Around:
     """Services that run."""
     absent: frozenset[str] = frozenset()
     """Services whose profiles are not chosen."""
-    networks: frozenset[str] = frozenset()
+    networks: Mapping[str, bool] = field(default_factory=dict)
+    """Whether each has no way out."""
     devices: Mapping[str, str] = field(default_factory=dict)
     """Volumes that are folders of the device."""
     configs: Mapping[str, str] = field(default_factory=dict)
@@ -113,7 +112,11 @@ def service(where: Where, around: Around) -> ServiceSpec:
         mounts=_all_mounts(tuple(volumes.mounts) if volumes is not None else (), own),
         files={**(volumes.files if volumes is not None else {}), **_files(table, around)},
         ports=_all_ports(ports(table["ports"]) if "ports" in table else (), own),
-        depends_on={**_links(table.get("links"), around), **_depends(table.get("depends_on"), around)},
+        depends_on={
+            **_links(table.get("links"), around),
+            **networks.shared_with(table),
+            **_depends(table.get("depends_on"), around),
+        },
         health=own.health or _healthcheck(table.get("healthcheck")),
         limits=_limits(table, deploy),
         stop_signal=_signal(table["stop_signal"].text()) if "stop_signal" in table else "SIGTERM",
@@ -359,7 +362,7 @@ def _options(
     if "domainname" in table:
         host = table["hostname"].text() if "hostname" in table else table["domainname"].key.split(".")[1]
         found["hostname"] = _text(f"{host}.{table['domainname'].text()}")
-    _network(table, around, found)
+    networks.read(table, around.networks, around.names, found)
     if "healthcheck" in table and _switched_off(table["healthcheck"]):
         found["healthcheck.disable"] = "true"  # not the same as saying nothing: an image may bring a check
     if "tty" in table and table["tty"].flag():
@@ -368,44 +371,6 @@ def _options(
     if text := gpus(table, deploy.devices):
         found["gpus"] = text
     return found
-
-
-def _network(table: Mapping[str, Where], around: Around, found: dict[str, str]) -> None:
-    if "network_mode" in table and (mode := table["network_mode"].choice(NETWORK_MODES)):
-        found["network_mode"] = f'"{mode}"'
-        if mode == "host":
-            table["network_mode"].allowed(
-                "host-network", "it reaches all that the device does, and takes its ports"
-            )
-        if "networks" in table:
-            table["networks"].wrong(f"`network_mode: {mode}` leaves no network of the app's")
-    if (networks := table.get("networks")) is None:
-        return
-    networks.idle(keys.NETWORK)
-    if isinstance(networks.node, Items):
-        given = {item.text(): item for item in networks.items()}
-    else:
-        given = networks.table()
-        for item in given.values():
-            for key, below in item.table(frozenset({*keys.NETWORK_IDLE, "aliases"}), extensions=True).items():
-                if key != "aliases":
-                    below.idle(keys.NETWORK)
-                else:
-                    _called(networks, below)
-    for name, item in given.items():
-        if name != "default" and name not in around.networks:
-            item.wrong(f"{name[:80]!r} is not among the file's `networks`")
-
-
-def _called(networks: Where, aliases: Where) -> None:
-    """What else a service is called in the app's network."""
-    found = [(item.node.line, item.key, item.text()) for item in aliases.items()]
-    networks.problems.aliases.setdefault(table_name(networks), []).extend(found)
-
-
-def table_name(where: Where) -> str:
-    """The service that a key belongs to."""
-    return where.key.removeprefix("services.").rpartition(".")[0]
 
 
 def _logging(where: Where, text: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`volumes`, `networks`, `configs` and `secrets` at the top of a Compose file."""
+"""`volumes`, `configs` and `secrets` at the top of a Compose file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from fractal.manifest import keys
 from fractal.manifest.env_files import beside, outside
 from fractal.manifest.values import Where
-
-_DRIVERS = frozenset({"", "bridge", "default", "overlay"})
 
 
 def volumes(where: Where | None) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -34,24 +32,6 @@ def volumes(where: Where | None) -> tuple[tuple[str, ...], dict[str, str]]:
             )
         found.append(name)
     return tuple(found), devices
-
-
-def networks(where: Where | None) -> frozenset[str]:
-    """Their names. All are the app's one network; what would be less shut off by that is refused."""
-    table = where.table() if where is not None else {}
-    if where is not None:
-        where.idle(keys.NETWORK)
-    for item in table.values():
-        entries = item.table(frozenset({"driver", "internal", *keys.NETWORK_IDLE}), extensions=True)
-        for key in keys.NETWORK_IDLE.keys() & entries.keys():
-            entries[key].idle(keys.NETWORK)
-        if "internal" in entries and entries["internal"].flag():
-            entries["internal"].wrong(
-                "not supported: an app's network reaches the internet; use `network_mode: none`"
-            )
-        if "driver" in entries and entries["driver"].text() not in _DRIVERS:
-            entries["driver"].wrong("not supported: an app's network is a bridge of its own")
-    return frozenset(table)
 
 
 def texts(where: Where | None) -> dict[str, str]:

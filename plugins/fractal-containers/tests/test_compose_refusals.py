@@ -28,7 +28,7 @@ def test_gpus_are_asked_for_in_each_engines_words() -> None:
         name="x",
         image="x",
         labels={},
-        network="n",
+        networks=("n",),
         alias="a",
         cgroup_parent="/p",
         log_bytes=1,
@@ -40,7 +40,13 @@ def test_gpus_are_asked_for_in_each_engines_words() -> None:
 
 
 def test_every_option_of_the_manifest_is_known_here() -> None:
-    assert set(READERS) == compose.OPTION_KEYS | {"healthcheck.disable", "network_mode", "gpus", "aliases"}
+    assert set(READERS) == compose.OPTION_KEYS | {
+        "healthcheck.disable",
+        "network_mode",
+        "networks",
+        "gpus",
+        "aliases",
+    }
 
 
 @pytest.mark.parametrize(
@@ -62,7 +68,10 @@ def test_every_option_of_the_manifest_is_known_here() -> None:
         ("privileged", "true", "reach"),
         ("privileged", '"yes"', "true or false"),
         ("network_mode", '"host"', "allow"),
-        ("network_mode", '"service:x"', "not supported"),
+        ("network_mode", '"service:x"', "no service that is started before it"),
+        ("network_mode", '"container:x"', "not supported"),
+        ("networks", "{}", "1 to 16"),
+        ("networks", '{"a":"yes"}', "true or false"),
         ("dns", '["resolver"]', "address"),
         ("logging", '{"driver":"syslog"}', "driver"),
         ("logging", '{"options":{"tag":"x"}}', "tag"),

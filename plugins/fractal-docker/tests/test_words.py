@@ -47,7 +47,7 @@ def test_the_engines_check_is_read(health: dict[str, Any], status: str, output: 
 def test_what_nobody_asked_for_is_not_said_and_what_must_be_is() -> None:
     """An empty value would replace what the image says."""
     wanted = Wanted(
-        name="n", image="i", labels={}, network="net", alias="main", cgroup_parent="/x", log_bytes=4096,
+        name="n", image="i", labels={}, networks=("net",), alias="main", cgroup_parent="/x", log_bytes=4096,
         ports=((80, "tcp"),),
     )  # fmt: skip
     made = payload(wanted)

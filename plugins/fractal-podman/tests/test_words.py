@@ -81,7 +81,7 @@ def test_states(status: str, running: bool, begun: bool) -> None:
 def test_what_nobody_asked_for_is_not_said_and_what_must_be_is() -> None:
     """An empty value would replace what the image says."""
     wanted = Wanted(
-        name="n", image="i", labels={}, network="net", alias="main", cgroup_parent="/x", log_bytes=4096,
+        name="n", image="i", labels={}, networks=("net",), alias="main", cgroup_parent="/x", log_bytes=4096,
         ports=((53, "tcp"), (53, "udp")), options=Options(platform="linux/arm/v7"),
     )  # fmt: skip
     made = payload(wanted)

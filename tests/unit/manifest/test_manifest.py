@@ -264,12 +264,53 @@ def test_switching_a_health_check_off_is_not_saying_nothing(check: str) -> None:
     assert options_of("healthcheck: {test: [CMD, x]}") == {}
 
 
-@pytest.mark.parametrize("networks", ["[default]", "{default: }", "[back]", "{back: {aliases: [a]}}"])
-def test_an_app_has_its_own_network_and_no_other(networks: str) -> None:
-    checked = check(f"networks: {{back: {{}}}}\nservices: {{a: {{image: x, networks: {networks}}}}}")
-    assert not checked.refused
-    assert {f.key for f in checked.idle} == {"networks", "services.a.networks"}
+@pytest.mark.parametrize("networks", ["[default]", "{default: }", "[back]", "{back: {aliases: []}}"])
+def test_one_network_does_where_all_share_it(networks: str) -> None:
+    services = ", ".join(f"{name}: {{image: x, networks: {networks}}}" for name in "ab")
+    checked = check(f"networks: {{back: {{ipam: {{}}}}}}\nservices: {{{services}}}")
+    assert not checked.refused and checked.spec is not None
+    assert {f.key for f in checked.idle} == {"networks.back.ipam"}
+    assert not any("networks" in s.options for s in checked.spec.services)
     with pytest.raises(InvalidInput, match=r"networks.*'proxy' is not among"):
         parse("services: {a: {image: x, networks: [proxy]}}")
-    with pytest.raises(InvalidInput, match="internal"):
-        parse("networks: {back: {internal: true}}\nservices: {a: {image: x}}")
+
+
+def test_services_are_kept_apart_by_networks() -> None:
+    text = """\
+services:
+  web: {image: x, networks: [front, back]}
+  db: {image: x, networks: [back]}
+  plain: {image: x, network_mode: bridge}
+  vpn: {image: x, network_mode: none}
+  beside: {image: x, network_mode: "service:db"}
+networks: {front: {external: true}, back: {internal: true}}
+"""
+    spec = parse(text)
+    given = {s.name: (s.options.get("networks"), s.options.get("network_mode")) for s in spec.services}
+    assert given == {
+        "web": ('{"back":true,"front":false}', None),
+        "db": ('{"back":true}', None),
+        "plain": ('{"default":false}', None),
+        "vpn": (None, '"none"'),
+        "beside": (None, '"service:db"'),
+    }
+    assert {s.name: s.depends_on for s in spec.services}["beside"] == {"db": "started"}
+    alone = parse("services: {a: {image: x}}\nnetworks: {default: {internal: true}}")
+    assert alone.services[0].options["networks"] == '{"default":true}'
+
+
+@pytest.mark.parametrize(
+    ("service", "problem"),
+    [
+        ("network_mode: 'service:c'", "'c' is no service of this file"),
+        ("network_mode: 'service:a'", "need each other in a circle"),
+        ("network_mode: 'container:c'", "is not one of"),
+        ("network_mode: 'service:b', ports: [80]", "ports: belongs to the service whose network this is"),
+        ("network_mode: 'service:b', networks: [default]", "networks: belongs to the service"),
+        ("network_mode: 'service:b', hostname: x", "hostname: belongs to the service"),
+    ],
+)
+def test_a_network_of_another_service_is_that_ones(service: str, problem: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        parse(f"services: {{a: {{image: x, {service}}}, b: {{image: x}}}}")
+    assert problem in str(caught.value)

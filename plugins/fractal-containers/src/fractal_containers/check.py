@@ -22,6 +22,7 @@ def refusals(spec: AppSpec, config: EngineConfig) -> Iterator[Refusal]:
             yield Refusal(service.name, "image", "has none; this runtime runs images only: use `process`")
             continue
         yield from _of_the_device(service, config)
+        yield from _shared(service, spec)
         yield from _service(service, config, spec.allowed)
 
 
@@ -38,6 +39,20 @@ def _of_the_device(service: ServiceSpec, config: EngineConfig) -> Iterator[Refus
             yield Refusal(
                 service.name, key, f'this device gives it to no app; allow = ["{what}"] of its runtime'
             )
+
+
+def _shared(service: ServiceSpec, spec: AppSpec) -> Iterator[Refusal]:
+    """A network of another service is one of its own, and another started it."""
+    mode = service.options.get("network_mode", "")
+    if not mode.startswith('"service:'):
+        return
+    other = {s.name: s for s in spec.services}.get(mode.strip('"').removeprefix("service:"))
+    if other is None or other.name not in service.depends_on:
+        yield Refusal(service.name, "network_mode", "names no service that is started before it")
+    elif other.options.get("network_mode", "").startswith('"service:'):
+        yield Refusal(service.name, "network_mode", f"{other.name} has another one's network: name that one")
+    if service.ports:
+        yield Refusal(service.name, "network_mode", "ports belong to the service whose network it is")
 
 
 def _service(service: ServiceSpec, config: EngineConfig, allowed: Sequence[str]) -> Iterator[Refusal]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from fractal.api.app import Command, HealthSpec
-from fractal_containers.labels import GRACE, HEALTH, ORDER, PORTS, PRE_STOP, RESTART, RUN, SERVICE
+from fractal_containers.labels import CLOSED, GRACE, HEALTH, ORDER, PORTS, PRE_STOP, RESTART, RUN, SERVICE
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,11 @@ class Network:
     """Name of its interface on this device, up to 15 characters."""
     resolver: str = ""
     """IPv4 address on this device at which the engine resolves names for its members; "" if it does so elsewhere."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has no way out."""
+        return self.labels.get(CLOSED) == "yes"
 
 
 @dataclass(frozen=True, slots=True)

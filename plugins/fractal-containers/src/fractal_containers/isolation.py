@@ -1,8 +1,8 @@
 """What an app's containers are kept from, by a table of nftables on this device.
 
-Every run has a bridge of its own, and all bridges of a device begin alike (`labels.bridges`). What comes in by such a
-bridge may go to the same bridge, to the engine's resolver, and to the internet: not to this device, to other apps, into
-tunnels, or to private networks. What comes from elsewhere reaches a container only as an answer, or where somebody
+Every run has bridges of its own, and all bridges of a device begin alike (`labels.bridges`). What comes in by such a
+bridge may go to the same bridge, to the engine's resolver, and, unless the bridge is closed, to the internet: not to this
+device, to other apps or bridges, into tunnels, or to private networks. What comes from elsewhere reaches a container only as an answer, or where somebody
 redirects to it on purpose.
 
 The table's priority lets it have its say before the engine's and the distribution's own rules; what it lets pass is still
@@ -56,6 +56,7 @@ _RULES = """
 add table inet {table}
 add set inet {table} inside {{ type ifname . ifname; }}
 add set inet {table} resolvers {{ type ifname . ipv4_addr; }}
+add set inet {table} closed {{ type ifname; }}
 add chain inet {table} outward
 add chain inet {table} inward
 add chain inet {table} here {{ type filter hook input priority -10; policy accept; }}
@@ -74,6 +75,7 @@ add rule inet {table} through iifname "{ours}" goto outward
 add rule inet {table} through oifname "{ours}" goto inward
 add rule inet {table} outward oifname "fhs*" drop
 add rule inet {table} outward ct state established,related accept
+add rule inet {table} outward iifname @closed drop
 {reach}
 add rule inet {table} outward meta oifkind {{ "tun", "wireguard" }} drop
 add rule inet {table} outward meta l4proto {{ tcp, udp }} th dport 53 accept
@@ -126,8 +128,10 @@ class Isolation:
         """What was set for a network that is gone; everything, if it was the `last`. Nothing to do if it is not there."""
         script = f"delete table inet {self.table}\n" if last else f"delete {_inside(self.table, network)}\n"
         await self._context.run(["nft", "-f", "-"], stdin=script.encode("ascii"), check=False)
-        if network.resolver and not last:
-            script = f"delete {_resolver(self.table, network)}\n"
+        more = [_resolver(self.table, network)] if network.resolver else []
+        more += [_closed(self.table, network)] if network.closed else []
+        for element in more if not last else ():
+            script = f"delete {element}\n"
             await self._context.run(["nft", "-f", "-"], stdin=script.encode("ascii"), check=False)
 
     def sees(self, network: Network) -> bool:
@@ -150,11 +154,17 @@ def rules(prefix: str, reach: Sequence[str], networks: Iterable[Network]) -> str
         text += f"add {_inside(prefix, network)}\n"
         if network.resolver:
             text += f"add {_resolver(prefix, network)}\n"
+        if network.closed:
+            text += f"add {_closed(prefix, network)}\n"
     return text
 
 
 def _inside(table: str, network: Network) -> str:
     return f'element inet {table} inside {{ "{network.bridge}" . "{network.bridge}" }}'
+
+
+def _closed(table: str, network: Network) -> str:
+    return f'element inet {table} closed {{ "{network.bridge}" }}'
 
 
 def _resolver(table: str, network: Network) -> str:

@@ -13,6 +13,8 @@ PREFIX = "org.fractal-homeserver."
 DEVICE, RUN, GROUP, APP, EPOCH = (PREFIX + name for name in ("device", "run", "group", "app", "epoch"))
 SERVICE, ORDER, RESTART, GRACE = (PREFIX + name for name in ("service", "order", "restart", "grace"))
 HEALTH, PORTS, BOOT, PRE_STOP = (PREFIX + name for name in ("health", "ports", "boot", "pre-stop"))
+NETWORK, CLOSED = (PREFIX + name for name in ("network", "closed"))
+_CLOSED = re.compile(r"fhs-[0-9a-f]{20}-1-[0-9a-f]{8}")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
@@ -29,6 +31,18 @@ def bridges(device: str) -> str:
 def bridge_name(device: str, key: str) -> str:
     """Of a run's network: an interface's name has room for 15 characters."""
     return bridges(device) + run_name(device, key)[:8]
+
+
+def network_names(device: str, key: str, network: str, *, closed: bool) -> tuple[str, str]:
+    """Name in the engine, and bridge, of one of several networks of a run. Those with a way out come first by their names, by
+    which engines choose the way that a container has."""
+    mark = hashlib.blake2b(f"{device} {key} {network}".encode(), digest_size=4, person=b"fhs-net").hexdigest()
+    return f"fhs-{run_name(device, key)}-{int(closed)}-{mark}", bridges(device) + mark
+
+
+def is_closed(network: str) -> bool:
+    """Whether a network of ours has no way out, by its name in the engine."""
+    return _CLOSED.fullmatch(network) is not None
 
 
 def container_name(device: str, run: AppRun, service: str) -> str:

@@ -55,11 +55,15 @@ class Options:
     """Bytes."""
     no_health: bool = False
     """Not even the image's own check."""
+    networks: tuple[tuple[str, bool], ...] = ()
+    """(name in the app's file, whether it has no way out); none: the one that all services share."""
     no_network: bool = False
     oom_score_adj: int = 0
     platform: str = ""
     privileged: bool = False
     read_only: bool = False
+    shares_with: str = ""
+    """The service whose network it has."""
     shm_size: int = 0
     """Bytes; 0: the engine's default."""
     stdin_open: bool = False
@@ -84,6 +88,11 @@ class Options:
         )
         return (*found, *(name for name, has in named if has))
 
+    @property
+    def modal(self) -> bool:
+        """Whether it is in none of the app's networks by itself."""
+        return self.no_network or self.host_network or bool(self.shares_with)
+
     def without_health(self) -> Options:
         """The same, with no check by the engine."""
         return replace(self, no_health=True)
@@ -99,6 +108,9 @@ _SIZE = re.compile(r"(\d{1,15})\s*(b|k|kb|kib|m|mb|mib|g|gb|gib)?", re.IGNORECAS
 _UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
 _ADDRESS = re.compile(r"[0-9A-Fa-f:.]{2,45}|host-gateway")
+_SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
+_NETWORK = re.compile(r"[^\0-\x1f]{1,200}")
+MAX_NETWORKS = 16
 _PLATFORM = re.compile(r"[a-z0-9]+(/[a-z0-9_]+(/[a-z0-9]+)?)?")
 _TMPFS = re.compile(r"(rw|ro|noexec|exec|nosuid|nodev|size=\d+[kmgKMG%]?|mode=[0-7]{3,4}|uid=\d+|gid=\d+)")
 
@@ -228,9 +240,21 @@ def _read_privileged(value: Any, found: Found) -> None:
 
 
 def _read_network_mode(value: Any, found: Found) -> None:
+    if isinstance(value, str) and value.startswith("service:"):
+        found["shares_with"] = _matching(_SERVICE, value.removeprefix("service:"), "a service")
+        return
     if value not in ("none", "host"):
         raise ValueError(f"{str(value)[:40]!r} is not supported")
     found["no_network" if value == "none" else "host_network"] = True
+
+
+def _read_networks(value: Any, found: Found) -> None:
+    if not 1 <= len(value) <= MAX_NETWORKS:
+        raise ValueError(f"expected 1 to {MAX_NETWORKS}")
+    found["networks"] = tuple(
+        (_matching(_NETWORK, name, "a network's name"), _flag(closed))
+        for name, closed in sorted(value.items())
+    )
 
 
 def _read_ulimits(value: Any, found: Found) -> None:
@@ -324,6 +348,7 @@ READERS: Mapping[str, Callable[[Any, Found], None]] = {
     "logging": _read_logging,
     "mem_reservation": _read_mem_reservation,
     "network_mode": _read_network_mode,
+    "networks": _read_networks,
     "oom_score_adj": reaching.read_oom,
     "pid": reaching.read_pid,
     "platform": _read_platform,

@@ -7,7 +7,7 @@ import contextlib
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +29,8 @@ from fractal_containers.found import Container, Network
 from fractal_containers.health import Watches, judged
 from fractal_containers.images import Images
 from fractal_containers.isolation import Isolation
-from fractal_containers.labels import APP, BOOT, DEVICE, EPOCH, GROUP, RUN, bridge_name, run_labels, run_name
+from fractal_containers.labels import APP, BOOT, DEVICE, EPOCH, GROUP, RUN, run_labels, run_name
+from fractal_containers.networks import wanted_networks
 from fractal_containers.options import settings
 from fractal_containers.starting import COMPLETION, POLL, History, Start
 from fractal_containers.stopping import Stopping
@@ -142,19 +143,22 @@ class ContainerRuntime:
                 platform = settings(service.options, self._allowed).platform
                 await self._images.bring(service.image, platform)
         async with self._locks[run.key]:
-            await self._made_network(run)
+            await self._made_networks(run)
 
-    async def _made_network(self, run: AppRun) -> Network:
-        """The run's network, shut in."""
+    async def _made_networks(self, run: AppRun) -> Mapping[str, Network]:
+        """The run's networks by their names in the app's file, shut in."""
         key, labels = run.key, run_labels(self._context.device, run)
-        name, bridge = self._network(key), bridge_name(self._context.device, key)
+        wanted = wanted_networks(self._context.device, run, self._allowed)
         async with self._isolating:
-            if not (found := await self._engine.networks(labels)):
-                wanted = Network(name=name, labels=labels, bridge=bridge)
-                await self._change(key, self._engine.create_network(wanted, f"{key}: network {name}"))
-                found = await self._engine.networks(labels)
-            await self._isolation.ensure(found)
-        return found[0]
+            there = {network.name: network for network in await self._engine.networks(labels)}
+            missing = [network for network in wanted.values() if network.name not in there]
+            for network in missing:
+                making = self._engine.create_network(network, f"{key}: network {network.name}")
+                await self._change(key, making)
+            if missing:
+                there = {network.name: network for network in await self._engine.networks(labels)}
+            await self._isolation.ensure(there.values())
+        return {name: there[network.name] for name, network in wanted.items()}
 
     async def start(self, run: AppRun) -> None:
         """Start what does not run; called again for a run that lost services, it applies their restart policies."""
@@ -175,8 +179,6 @@ class ContainerRuntime:
                     device=self._context.device,
                     boot=self._boot,
                     cgroup=cgroup,
-                    network=self._network(key),
-                    bridge=bridge_name(self._context.device, key),
                     config=self._config,
                 ),
                 secrets=self._folder("secrets", key),
@@ -185,7 +187,7 @@ class ContainerRuntime:
                 execute=lambda container, command: self._execute(container, command, b"", AFTER_START),
                 until_healthy=lambda name, needed_by: self._until_healthy(key, name, needed_by),
                 overtaken=lambda: self._ends[key] != ends,
-                network=lambda: self._made_network(run),
+                networks=lambda: self._made_networks(run),
             )
             await start.everything()
 
@@ -194,7 +196,7 @@ class ContainerRuntime:
         mark = self._folder("ended", key)
         if self._ended(key):
             await self._noticed(key)
-        for container in await self._containers(key):
+        for container in sorted(await self._containers(key), key=lambda c: c.order, reverse=True):
             if mark.exists() or (not container.running and container.labels.get(BOOT) != self._boot):
                 await self._remove_container(container)
         if mark.exists():
@@ -272,7 +274,8 @@ class ContainerRuntime:
                 raise BackendError(f"{key}: still has processes; stop it first", retryable=True)
             if self._ended(key):
                 await self._noticed(key)
-            for container in await self._containers(key):
+            # Last first: Podman removes none whose network another one has.
+            for container in sorted(await self._containers(key), key=lambda c: c.order, reverse=True):
                 await self._remove_container(container)
             await drop(self._context, self._engine, key)
             await self._remove_networks(key)
@@ -503,9 +506,6 @@ class ContainerRuntime:
         if not KEY.fullmatch(key) or ".." in key:
             raise BackendError(f"{self._engine.name} runtime: {key!r} cannot name a run")
         return RunCgroup(run_name(self._context.device, key))
-
-    def _network(self, key: str) -> str:
-        return f"fhs-{run_name(self._context.device, key)}"
 
     def _folder(self, kind: str, key: str) -> Path:
         return self._context.runtime_dir / kind / run_name(self._context.device, key)

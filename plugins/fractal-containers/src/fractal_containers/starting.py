@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -12,7 +12,7 @@ from fractal.api.app import AppRun, Command, ServiceSpec
 from fractal.api.context import Context
 from fractal.api.errors import BackendError, Misconfigured
 from fractal.api.runtime import ExecResult
-from fractal_containers.ending import strike
+from fractal_containers.ending import DYING, strike
 from fractal_containers.engine import Engine
 from fractal_containers.files import make_volumes, refuse_detours, write_files, write_secrets
 from fractal_containers.filling import fill
@@ -20,6 +20,8 @@ from fractal_containers.found import Container, Network
 from fractal_containers.images import Images
 from fractal_containers.isolation import Isolation
 from fractal_containers.labels import RESTART
+from fractal_containers.networks import joined
+from fractal_containers.options import settings
 from fractal_containers.wanted import SECRETS, Place, other_files, secret_files, wanted
 
 T = TypeVar("T")
@@ -63,8 +65,8 @@ class Start:
     change: Change
     images: Images
     isolation: Isolation
-    network: Callable[[], Awaitable[Network]]
-    """Makes the run's, if it is not there, and shuts it in."""
+    networks: Callable[[], Awaitable[Mapping[str, Network]]]
+    """Makes the run's, if they are not there, and shuts them in; by their names in the app's file."""
     run: AppRun
     place: Place
     secrets: Path
@@ -85,10 +87,14 @@ class Start:
             raise BackendError(f"{key}: frozen by the guard; it starts only with proof", retryable=True)
         refuse_detours(self.run, self.place.config)
         make_volumes(self.run)
-        network = await self.network()
+        networks = await self.networks()
         waiting: set[str] = set()
+        begun: set[str] = set()
         for order, spec in enumerate(self.run.spec.services):
             found = {c.service: c for c in await self.containers()}.get(spec.name)
+            options = settings(spec.options, frozenset(self.place.config.capabilities))
+            if found is not None and found.running and options.shares_with in begun:
+                found = await self._ended(found)  # what it has is the network of the other's earlier life
             if found is not None and found.running:
                 await self._after_start(spec)  # an agent that was killed in between left them out
                 continue
@@ -103,10 +109,25 @@ class Start:
                     continue
             await self._conditions(spec)
             self._mark(spec)
-            await self._begin(spec, order, found)
-            if "network_mode" not in spec.options:
+            own = [networks[name] for name, _ in joined(options)]
+            await self._begin(spec, order, found, own, options.shares_with)
+            begun.add(spec.name)
+            for network in own:
                 await self._shut_in(spec, network)
             await self._after_start(spec)
+
+    async def _ended(self, container: Container) -> Container:
+        """End a container, and wait until it has. Raises BackendError."""
+        await self._give_up(container)
+        clock = self.context.clock
+        end = clock.boottime() + DYING
+        while (now := await self.engine.inspect(container.id)).running:
+            if clock.boottime() >= end:
+                raise BackendError(
+                    f"{self.run.key}: service {container.service} does not end", retryable=True
+                )
+            await clock.sleep(POLL)
+        return now
 
     async def _shut_in(self, spec: ServiceSpec, network: Network) -> None:
         """What nothing shuts in does not run: its bridge must be where the firewall is. Raises Misconfigured."""
@@ -169,10 +190,16 @@ class Start:
         history.last = now
         return True
 
-    async def _begin(self, spec: ServiceSpec, order: int, found: Container | None) -> None:
+    async def _begin(
+        self, spec: ServiceSpec, order: int, found: Container | None, own: Sequence[Network], other: str
+    ) -> None:
         key, what = self.run.key, f"{self.run.key}: service {spec.name}"
         try:
-            identity = found.id if found is not None else await self._create(spec, order)
+            if found is not None and not found.begun and len(own) > 1:
+                # Who made it may have been killed before it was in all of its networks.
+                await self.change(key, self.engine.remove(found.id, what))
+                found = None
+            identity = found.id if found is not None else await self._create(spec, order, own, other)
             self._go_on()
             await self.change(key, self.engine.start(identity, what))
         except BackendError as error:
@@ -180,7 +207,7 @@ class Start:
             raise BackendError(f"{what} does not start: {error}", retryable=error.retryable) from error
         self._go_on()
 
-    async def _create(self, spec: ServiceSpec, order: int) -> str:
+    async def _create(self, spec: ServiceSpec, order: int, own: Sequence[Network], other: str) -> str:
         image = await self.images.digest(self.run.images.get(spec.image, spec.image))
         await fill(self.context, self.engine, self.run, spec, image)
         secrets = write_secrets(self.secrets / spec.name, secret_files(self.run, spec))
@@ -188,7 +215,9 @@ class Start:
         if secrets is not None:
             files[SECRETS] = secrets
         self._go_on()
-        container = wanted(self.place, self.run, spec, order, image, files)
+        joins = {c.service: c.id for c in await self.containers()}[other] if other else ""
+        names = sorted(network.name for network in own)
+        container = wanted(self.place, self.run, spec, order, image, files, names, joins)
         what = f"{self.run.key}: service {spec.name}"
         return await self.change(self.run.key, self.engine.create(container, what))
 

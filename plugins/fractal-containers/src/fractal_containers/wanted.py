@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -53,9 +53,12 @@ class Wanted:
     """Empty: the image's, else SIGTERM."""
     health: HealthSpec | None = None
     """A command of the app's; None: the image's own check, unless `options.no_health`."""
-    network: str
+    networks: tuple[str, ...] = ()
+    """Names of the networks that it is in, the one with its way out first; none if `options` say so, or it `joins`."""
+    joins: str = ""
+    """Identity of the container whose network it has."""
     alias: str
-    """Name by which the others in the network find it."""
+    """Name by which the others in its networks find it."""
     cgroup_parent: str
     binds: tuple[Bind, ...] = ()
     ports: tuple[tuple[int, str], ...] = ()
@@ -69,6 +72,8 @@ class Wanted:
     @property
     def exposed(self) -> tuple[tuple[int, str], ...]:
         """Every port that it says it listens on."""
+        if self.joins:
+            return ()
         return tuple(dict.fromkeys([*self.ports, *self.options.expose]))
 
 
@@ -91,9 +96,6 @@ class Place:
     device: str
     boot: str
     cgroup: RunCgroup
-    network: str
-    bridge: str
-    """Interface of the network on this device."""
     config: EngineConfig
 
 
@@ -104,6 +106,8 @@ def wanted(
     order: int,
     image: str,
     files: Mapping[str, Path],
+    networks: Sequence[str],
+    joins: str = "",
 ) -> Wanted:
     """The container of a service. `files` of ours are bound by their paths inside. Raises BackendError, ValueError."""
     service = _visible(run, service)
@@ -129,12 +133,13 @@ def wanted(
         # An image may name the signal it wants; SIGTERM is only what we say when nobody says anything.
         stop_signal="" if service.stop_signal == "SIGTERM" else service.stop_signal,
         health=None if watched_from_outside else health,
-        network=place.network,
+        networks=tuple(networks),
+        joins=joins,
         alias=service.name,
         cgroup_parent=place.cgroup.parent,
         binds=tuple(binds),
         ports=()
-        if options.host_network
+        if options.host_network or options.shares_with
         else tuple(dict.fromkeys((port.container, port.protocol) for port in service.ports)),
         limits=service.limits,
         ulimits=_ulimits(service, options),

@@ -20,7 +20,7 @@ from fractal_containers.wanted import Filling, Wanted
 from fractal.api.backend import Probe
 from fractal.api.errors import BackendError, Conflict, NotFound
 from fractal_docker.config import DockerConfig
-from fractal_docker.words import API, container, payload
+from fractal_docker.words import API, aliases, container, payload
 
 BRIDGE = "com.docker.network.bridge.name"
 
@@ -100,7 +100,11 @@ class DockerEngine(Engine):
     async def create(self, wanted: Wanted, what: str) -> str:
         """As `Engine.create`."""
         made = await self.ask(what, self.api.create_container, **payload(wanted))
-        return str(made["Id"])
+        identity = str(made["Id"])
+        for network in wanted.networks[1:]:
+            join = self.api.connect_container_to_network
+            await self.ask(what, join, identity, network, aliases=aliases(wanted))
+        return identity
 
     async def start(self, identity: str, what: str) -> None:
         """As `Engine.start`."""

@@ -37,7 +37,7 @@ def payload(wanted: Wanted) -> dict[str, Any]:
         "ports": list(wanted.exposed),
         "stop_signal": wanted.stop_signal or None,
         "healthcheck": _healthcheck(wanted.health, disabled=options.no_health),
-        "networking_config": _networking(wanted) if _mode(wanted) == wanted.network else None,
+        "networking_config": _networking(wanted) if wanted.networks else None,
         "stdin_open": options.stdin_open,
         "host_config": _host(wanted),
     }
@@ -55,13 +55,19 @@ def _gpu(count: int, ids: Sequence[str]) -> DeviceRequest:
 def _mode(wanted: Wanted) -> str:
     if wanted.options.host_network:
         return "host"
-    return "none" if wanted.options.no_network else wanted.network
+    if wanted.joins:
+        return f"container:{wanted.joins}"
+    return "none" if wanted.options.no_network else wanted.networks[0]
 
 
 def _networking(wanted: Wanted) -> NetworkingConfig:
-    return NetworkingConfig(
-        {wanted.network: EndpointConfig(API, aliases=[wanted.alias, *wanted.options.aliases])}
-    )
+    """The first one: a container is made in one network, and put into others before it starts."""
+    return NetworkingConfig({wanted.networks[0]: EndpointConfig(API, aliases=aliases(wanted))})
+
+
+def aliases(wanted: Wanted) -> list[str]:
+    """How the others in its networks find it."""
+    return [wanted.alias, *wanted.options.aliases]
 
 
 def _host(wanted: Wanted) -> HostConfig:

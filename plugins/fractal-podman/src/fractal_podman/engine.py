@@ -160,6 +160,8 @@ class PodmanEngine(Engine):
             "driver": "bridge",
             "network_interface": network.bridge,
             "dns_enabled": True,
+            # Else it would be a way out like others, of which Podman takes any.
+            "internal": network.closed,
             "labels": dict(network.labels),
         }
         await self.ask(what, self._json, "POST", "/networks/create", body)

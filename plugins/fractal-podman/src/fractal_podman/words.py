@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fractal_containers.found import Container, lived
+from fractal_containers.labels import is_closed
 from fractal_containers.options import Options
 from fractal_containers.wanted import Bind, Wanted
 
@@ -37,10 +38,10 @@ def payload(wanted: Wanted) -> dict[str, Any]:
         "user": wanted.user,
         "work_dir": wanted.working_dir,
         "hostname": options.hostname,
-        "netns": {"nsmode": _mode(wanted)},
-        "Networks": {wanted.network: {"aliases": [wanted.alias, *wanted.options.aliases]}}
-        if _mode(wanted) == "bridge"
-        else {},
+        "netns": _mode(wanted),
+        "Networks": {
+            network: {"aliases": [wanted.alias, *wanted.options.aliases]} for network in wanted.networks
+        },
         **_reaching(options),
         "dns_server": list(options.dns),
         "privileged": options.privileged,
@@ -78,10 +79,12 @@ def payload(wanted: Wanted) -> dict[str, Any]:
     return {name: value for name, value in made.items() if value not in ("", [], {}, None, False)}
 
 
-def _mode(wanted: Wanted) -> str:
+def _mode(wanted: Wanted) -> dict[str, str]:
+    if wanted.joins:
+        return {"nsmode": "container", "value": wanted.joins}
     if wanted.options.host_network:
-        return "host"
-    return "none" if wanted.options.no_network else "bridge"
+        return {"nsmode": "host"}
+    return {"nsmode": "none" if wanted.options.no_network else "bridge"}
 
 
 def _reaching(options: Options) -> dict[str, Any]:
@@ -178,6 +181,9 @@ def container(raw: Mapping[str, Any]) -> Container:
     networks = network.get("Networks") or {}
     ours = (raw.get("HostConfig") or {}).get("NetworkMode") == "host"
     status = str(state.get("Status"))
+    address = next((str(n["IPAddress"]) for n in networks.values() if n.get("IPAddress")), "")
+    # Podman says that it publishes ports of such networks too, and does not.
+    direct = bool(address) and all(is_closed(name) for name in networks)
     return Container(
         id=str(raw["Id"]),
         labels=config.get("Labels") or {},
@@ -190,13 +196,13 @@ def container(raw: Mapping[str, Any]) -> Container:
         stop_signal=str(config.get("StopSignal") or "SIGTERM"),
         test=_test(config.get("Healthcheck") or {}),
         published={
-            port: (str(bindings[0]["HostIp"]), int(bindings[0]["HostPort"]))
+            port: (address, int(port.partition("/")[0]))
+            if direct
+            else (str(bindings[0]["HostIp"]), int(bindings[0]["HostPort"]))
             for port, bindings in published.items()
             if bindings
         },
-        address=LOOPBACK
-        if ours
-        else next((str(n["IPAddress"]) for n in networks.values() if n.get("IPAddress")), ""),
+        address=LOOPBACK if ours else address,
         host_network=ours,
     )
 

@@ -1,0 +1,117 @@
+"""Networks of a Compose file: which services share one, and which have no way out. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from fractal.api import canonical
+from fractal.api.app import ServiceSpec
+from fractal.manifest import keys
+from fractal.manifest.document import Items
+from fractal.manifest.values import Where
+
+DEFAULT = "default"
+"""The network of services that name none."""
+MODES = {"bridge": "", "default": "", "none": "none", "host": "host"}
+"""With `host` a service reaches all that the device does."""
+SERVICE = "service:"
+BELONGS = ("networks", "ports", "hostname", "domainname", "dns", "extra_hosts", "links")
+"""Keys that say something of a network that belongs to another service."""
+MAX_NETWORKS = 16
+"""Of a service."""
+_DRIVERS = frozenset({"", "bridge", "default", "overlay"})
+
+
+def declared(where: Where | None) -> dict[str, bool]:
+    """Networks of the file -> whether they have no way out."""
+    found = {}
+    for name, item in where.table().items() if where is not None else ():
+        entries = item.table(frozenset({"driver", "internal", *keys.NETWORK_IDLE}), extensions=True)
+        for key in keys.NETWORK_IDLE.keys() & entries.keys():
+            entries[key].idle(keys.NETWORK)
+        if "driver" in entries and entries["driver"].text() not in _DRIVERS:
+            entries["driver"].wrong("not supported: an app's networks are bridges of its own")
+        found[name] = "internal" in entries and entries["internal"].flag()
+    return found
+
+
+def read(
+    table: Mapping[str, Where], known: Mapping[str, bool], names: frozenset[str], found: dict[str, str]
+) -> None:
+    """`network_mode` and `networks` of a service, as options."""
+    mode = _mode(table["network_mode"], table, names) if "network_mode" in table else ""
+    if mode:
+        found["network_mode"] = _text(mode)
+    else:
+        found["networks"] = _text({name: known.get(name, False) for name in _joined(table, known)})
+
+
+def shared_with(table: Mapping[str, Where]) -> dict[str, str]:
+    """The service whose network this one has is started before it."""
+    text = table["network_mode"].loose_text() if "network_mode" in table else ""
+    return {text.removeprefix(SERVICE): "started"} if text.startswith(SERVICE) else {}
+
+
+def _mode(where: Where, table: Mapping[str, Where], names: frozenset[str]) -> str:
+    if where.incomplete():
+        return ""
+    text = where.loose_text()
+    if text.startswith(SERVICE):
+        if text.removeprefix(SERVICE) not in names:
+            where.wrong(f"{text.removeprefix(SERVICE)[:80]!r} is no service of this file")
+        for key in BELONGS:
+            if key in table:
+                table[key].wrong(
+                    f"belongs to the service whose network this is: write it there ({text[:80]})"
+                )
+        return text
+    mode = where.choice(MODES)
+    if mode == "host":
+        where.allowed("host-network", "it reaches all that the device does, and takes its ports")
+    if mode and "networks" in table:
+        table["networks"].wrong(f"`network_mode: {mode}` leaves no network of the app's")
+    return mode
+
+
+def _joined(table: Mapping[str, Where], known: Mapping[str, bool]) -> list[str]:
+    if (networks := table.get("networks")) is None:
+        return [DEFAULT]
+    if isinstance(networks.node, Items):
+        given = {item.text(): item for item in networks.items()}
+    else:
+        given = networks.table()
+        for item in given.values():
+            for key, below in item.table(frozenset({*keys.NETWORK_IDLE, "aliases"}), extensions=True).items():
+                if key == "aliases":
+                    _called(networks, below)
+                else:
+                    below.idle(keys.NETWORK)
+    for name, item in given.items():
+        if name != DEFAULT and name not in known:
+            item.wrong(f"{name[:80]!r} is not among the file's `networks`")
+    if len(given) > MAX_NETWORKS:
+        networks.wrong(f"more than {MAX_NETWORKS}")
+    return list(given) or [DEFAULT]
+
+
+def _called(networks: Where, aliases: Where) -> None:
+    """What else a service is called in its networks."""
+    found = [(item.node.line, item.key, item.text()) for item in aliases.items()]
+    service = networks.key.removeprefix("services.").rpartition(".")[0]
+    networks.problems.aliases.setdefault(service, []).extend(found)
+
+
+def settled(services: Sequence[ServiceSpec]) -> list[ServiceSpec]:
+    """The services, without a word of networks where all share the same, with a way out: one network does then."""
+    texts = {text for one in services if (text := one.options.get("networks")) is not None}
+    if len(texts) > 1 or any(any(json.loads(text).values()) for text in texts):
+        return list(services)
+    return [
+        replace(one, options={k: v for k, v in one.options.items() if k != "networks"}) for one in services
+    ]
+
+
+def _text(value: str | dict[str, bool]) -> str:
+    return canonical.encode({"": value})[4:-1].decode()
