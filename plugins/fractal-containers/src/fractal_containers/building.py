@@ -13,6 +13,7 @@ from contextlib import aclosing
 
 from fractal.api.building import BUILT, ImageBuild
 from fractal.api.errors import BackendError
+from fractal_containers.advice import advised
 from fractal_containers.engine import Engine
 from fractal_containers.images import Images
 
@@ -55,7 +56,7 @@ async def _carried_out(
     async with aclosing(engine.build(build, size, context, what)) as messages:
         async for message in messages:
             if error := str(message.get("error") or ""):
-                raise BackendError(_failed(where, step, error, last, build))
+                raise BackendError(_failed(engine, where, step, error, last, build))
             for line in str(message.get("stream") or "").splitlines():
                 if match := STEP.match(line):
                     step = f"step {match[1]}, {_hidden(match[2], build)[:MAX_LINE]!r}"
@@ -67,14 +68,15 @@ async def _carried_out(
             if isinstance(aux, dict) and (found := _ID.fullmatch(str(aux.get("ID", "")))):
                 digest = f"sha256:{found[1]}"
     if not digest:
-        raise BackendError(_failed(where, step, "ended without an image", last, build))
+        raise BackendError(_failed(engine, where, step, "ended without an image", last, build))
     return digest
 
 
-def _failed(where: str, step: str, error: str, last: deque[str], build: ImageBuild) -> str:
+def _failed(engine: Engine, where: str, step: str, error: str, last: deque[str], build: ImageBuild) -> str:
     text = f"{where}: {step + ': ' if step else ''}{_hidden(' '.join(error.split()), build)[: 3 * MAX_LINE]}"
     if last:
         text += "\n" + "\n".join(f"  {line}" for line in last)
+    text = advised(text, engine.name, engine.oldest)
     if _BUILDKIT.search(error):
         text += (
             "\n  Docker's API builds without BuildKit: leave its syntax out (`RUN --mount`, `COPY --link`, `<<EOF`), "

@@ -29,7 +29,9 @@ from fractal_containers.testing_images import PYTHON, python_archive
 class ContainerContract(RuntimeContract):
     """How the suite's programs become containers."""
 
-    capabilities: ClassVar = frozenset({"SupportsImages", "SupportsNews", "SupportsTerminal"})
+    capabilities: ClassVar = frozenset(
+        {"SupportsBuild", "SupportsImages", "SupportsNews", "SupportsTerminal"}
+    )
     engine: AtHand
 
     def service(self, name: str, program: str) -> ServiceSpec:

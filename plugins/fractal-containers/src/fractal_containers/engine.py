@@ -22,6 +22,7 @@ from urllib.parse import quote, urlencode
 from fractal.api.app import Command
 from fractal.api.building import ImageBuild
 from fractal.api.errors import BackendError, Misconfigured
+from fractal_containers.advice import advised
 from fractal_containers.config import EngineConfig
 from fractal_containers.found import Container, Image, Network
 from fractal_containers.streams import CHUNK, Wire, frames
@@ -50,6 +51,8 @@ class Engine(ABC):
     """`docker` or `podman`."""
     package: str
     """Debian's package that brings it."""
+    oldest: str
+    """The oldest version that is supported, as people call it."""
     version: str
     """Version of the Docker Engine API that its streams are asked for by."""
     repeats_checks: bool
@@ -61,7 +64,7 @@ class Engine(ABC):
         self.socket = Path(config.socket)
         self.timeout = config.timeout
         self.pull_timeout = config.pull_timeout
-        self.wire = Wire(self.socket, self.name, self.version)
+        self.wire = Wire(self.socket, self.name, self.version, self.oldest)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=self.name)
         self._trusted = False
 
@@ -115,7 +118,8 @@ class Engine(ABC):
             found = self._translated(error, where)
             if found is None:
                 raise
-            raise found from error
+            message = advised(str(found), self.name, self.oldest)
+            raise type(found)(message, retryable=found.retryable) from error
 
     @abstractmethod
     async def about(self) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from fractal.api.errors import BackendError, NotFound
+from fractal_containers.advice import advised
 
 CHUNK = 1 << 18
 MAX_LINE = 1 << 20
@@ -36,6 +37,8 @@ class Wire:
     """The engine's, for errors."""
     version: str
     """Of the API that is asked for."""
+    oldest: str
+    """The oldest engine that is supported."""
 
     def where(self, what: str) -> str:
         """Begin of an error's message."""
@@ -63,9 +66,8 @@ class Wire:
             async with asyncio.timeout(patience):
                 reader, writer = await asyncio.open_unix_connection(str(self.socket), limit=MAX_LINE)
         except (OSError, TimeoutError) as error:
-            raise BackendError(
-                f"{where}: {str(error) or 'no connection in time'}; does the engine run?", retryable=True
-            ) from error
+            told = f"{where}: {str(error) or 'no connection in time'}; does the engine run?"
+            raise BackendError(advised(told, self.name, self.oldest), retryable=True) from error
         try:
             length = None if chunks is not None and size is None else size or len(body)
             tar = chunks is not None
@@ -73,7 +75,7 @@ class Wire:
             if chunks is not None:
                 await _send(writer, chunks, framed=size is None)
             async with asyncio.timeout(patience):
-                await _answer(reader, where)
+                await self._answered(reader, where)
             yield reader, writer
         except (TimeoutError, ConnectionError, EOFError, asyncio.LimitOverrunError) as error:
             raise BackendError(
@@ -83,6 +85,13 @@ class Wire:
             writer.close()
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
+
+    async def _answered(self, reader: asyncio.StreamReader, where: str) -> None:
+        try:
+            await _answer(reader, where)
+        except BackendError as error:
+            message = advised(str(error), self.name, self.oldest)
+            raise type(error)(message, retryable=error.retryable) from error
 
     def _head(self, method: str, path: str, length: int | None, *, tar: bool, hijack: bool) -> bytes:
         version = "1.1" if length is None or hijack else "1.0"
@@ -115,7 +124,8 @@ class Wire:
         async with aclosing(self.progress(what, path, chunks, limit)) as messages:
             async for message in messages:
                 if error := message.get("error"):
-                    raise BackendError(f"{self.where(what)}: {error}", retryable=True)
+                    told = advised(f"{self.where(what)}: {error}", self.name, self.oldest)
+                    raise BackendError(told, retryable=True)
                 said.append(str(message.get("stream", "")))
         return "".join(said)
 

@@ -30,6 +30,7 @@ class DockerEngine(Engine):
 
     name = "docker"
     package = "docker.io"
+    oldest = "Docker 20.10"
     version = API
     repeats_checks = True
 

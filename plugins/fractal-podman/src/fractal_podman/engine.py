@@ -31,6 +31,7 @@ class PodmanEngine(Engine):
 
     name = "podman"
     package = "podman"
+    oldest = "Podman 4.0"
     version = "1.41"
     repeats_checks = False
     """Podman leaves repeating to timers of systemd, which is not everywhere, and starts a process for each look."""
