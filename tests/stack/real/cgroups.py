@@ -41,8 +41,11 @@ class Subtree:
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
             for name in ("cpuset.cpus", "cpuset.mems"):
                 for place in (folder.parent, folder):
-                    if (place / name).exists() and not (place / name).read_text().strip():
-                        (place / name).write_text((place.parent / name).read_text())
+                    above = (
+                        place.parent / name
+                    )  # v2 has none at its root, and takes an empty one for the parent's
+                    if above.exists() and (place / name).exists() and not (place / name).read_text().strip():
+                        (place / name).write_text(above.read_text())
 
     def script(self) -> str:
         """Shell lines that a process runs to enter, before it makes namespaces of its own."""
