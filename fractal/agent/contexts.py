@@ -15,7 +15,7 @@ from fractal.api.errors import InvalidInput, NotFound
 MAX_ARCHIVE = MAX_BYTES + MAX_FILES * 2048
 """Bytes of a context's files, and of what an archive has around them."""
 KEPT = 3600.0
-"""Seconds for which one is kept that nobody comes back for."""
+"""Seconds for which one is kept that nobody comes back for; it goes when the next one comes, or the agent starts again."""
 CHUNK = 1 << 18
 SUFFIX = ".tar"
 
@@ -51,6 +51,7 @@ class Contexts:
 
     async def make(self, write: Callable[[IO[bytes]], Awaitable[object]]) -> str:
         """Keep what `write` writes; its id."""
+        self._forget_old()
         name = self._entropy.bytes(16).hex()
         self._came[name] = self._clock.boottime()
         try:

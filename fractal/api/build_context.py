@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import posixpath
 import re
 import stat
 import tarfile
@@ -245,23 +246,27 @@ class Ignored:
         return out and path not in self.kept
 
 
-def ignoring(text: str, kept: Sequence[str] = ()) -> Ignored:
-    """The patterns of a `.dockerignore`. One that cannot be read is left aside, as it can fit nothing."""
+def ignoring(text: str, kept: Sequence[str] = (), where: str = ".dockerignore") -> Ignored:
+    """The patterns of a `.dockerignore`. Raises InvalidInput for one that is not looked for: what it was to keep out, such as a
+    file of secrets, would get in unseen."""
     found: list[tuple[re.Pattern[str], bool]] = []
-    for line in text.lstrip("\ufeff").splitlines():
+    for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1):
         line = line if line.startswith("#") else line.strip()
         back = line.startswith("!")
-        words = [p for p in line.removeprefix("!").strip().split("/") if p not in ("", ".")]
-        if line.startswith("#") or not words or ".." in words or len(found) >= MAX_PATTERNS:
+        path = line.removeprefix("!").strip()
+        words = [p for p in posixpath.normpath(path).split("/") if p not in ("", ".")] if path else []
+        if line.startswith("#") or not words or words[0] == "..":
             continue
         words = [w for w, before in zip(words, ["", *words], strict=False) if (w, before) != ("**", "**")]
-        if "/".join(words).count("*") > MAX_STARS:
-            continue
+        if len(found) == MAX_PATTERNS or "/".join(words).count("*") > MAX_STARS:
+            raise InvalidInput(
+                f"{where}:{number}: at most {MAX_PATTERNS} patterns with up to {MAX_STARS} stars each are looked for"
+            )
         with_below = f"(?s:{_pattern(words)})(?:/.*)?"
         try:
             found.append((re.compile(with_below, re.DOTALL), back))
-        except re.error:
-            continue
+        except re.error as error:
+            raise InvalidInput(f"{where}:{number}: {line[:80]!r} is no pattern: {error}") from error
     return Ignored(tuple(found), frozenset(kept))
 
 
@@ -315,5 +320,5 @@ def _ignored(handle: int, build: ImageBuild, where: str) -> Ignored:
             raise InvalidInput(f"{where}: {name}: {error.strerror}") from error
         if len(data) > MAX_IGNORE:
             raise InvalidInput(f"{where}: {name} is larger than {MAX_IGNORE} bytes")
-        return ignoring(data.decode("utf-8", "replace"), [build.file])
+        return ignoring(data.decode("utf-8", "replace"), [build.file], f"{where}: {name}")
     return Ignored(())

@@ -156,6 +156,11 @@ def _image(name: str, where: Where, table: Mapping[str, Where], own: ServiceSect
             called, found = image or building.unbuilt(name), (build, bool(image) and how != "build")
             if where.problems.builds.setdefault(called, found) != found:
                 table["build"].wrong(f"another service builds {called} too, and not alike")
+            elif any(b.name == build.name for c, (b, _) in where.problems.builds.items() if c != called):
+                # Contexts travel by this name: one of the two would be built of the other's.
+                table["build"].wrong(
+                    f"{build.name!r} is a service and an image that are both built: rename one"
+                )
             return where.given.built.get(called, called)
         if not reason:
             return ""

@@ -289,6 +289,7 @@ async def app_update(agent: Agent, params: Params, _: Progress) -> Plan:
     from fractal.agent.control.app_install import (
         builds_of,
         new_secrets,
+        pack_contexts,
         read_manifest,
         refuse_what_cannot_run,
     )
@@ -305,8 +306,10 @@ async def app_update(agent: Agent, params: Params, _: Progress) -> Plan:
         manifest = await read_manifest(agent, app.name, params, app, group)
         text, spec, given = manifest.text, manifest.spec, manifest.secrets
         refuse_what_cannot_run(agent, group, app.owner or app.placed, spec)
-        builds = await builds_of(agent, group, app.name, manifest, params)
+        builds = builds_of(agent, group, manifest, params)
+        builds.refuse_another_machine(app.owner or app.placed)
         builds.read = manifest.of
+        await pack_contexts(builds, app.name, manifest, params)
 
     async def change(progress: Progress) -> None:
         given_spec = spec

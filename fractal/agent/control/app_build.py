@@ -17,7 +17,7 @@ from fractal.agent.control.progress import Progress
 from fractal.agent.group import GroupAgent
 from fractal.agent.journal import Stale
 from fractal.api.building import ImageBuild, SupportsBuild
-from fractal.api.errors import BackendError, InvalidInput
+from fractal.api.errors import BackendError, Denied, InvalidInput
 from fractal.api.runtime import SupportsImages
 from fractal.archive.keyring import AppKeyring
 from fractal.core.entries import AppImages
@@ -65,12 +65,29 @@ class Builds:
         own = self.group.state.devices[self.group.me].arch
         return (own,) if own and any(not build.platform for build, _ in self.wanted.values()) else ()
 
+    def refuse_another_machine(self, device: str) -> None:
+        """Raises Denied if what is built here is for other machines than the device (its id) that is to run it."""
+        there, arch = self.group.state.devices.get(device), self.arch
+        if there is not None and there.arch and arch and there.arch not in arch:
+            raise Denied(
+                f"{there.name} cannot run what is built here: its architecture {there.arch} is not {', '.join(arch)}; "
+                "run the command there, or build it elsewhere and name it by --image"
+            )
+
     def actions(self) -> list[Action]:
         """One for each image."""
         return [self._action(image, build, first) for image, (build, first) in self.wanted.items()]
 
     def _action(self, image: str, build: ImageBuild, first: bool) -> Action:
         async def make(progress: Progress) -> None:
+            try:
+                await carry_out(progress)
+            except BaseException:
+                for context in self.contexts.values():  # of what is not built any more
+                    self._contexts().discard(context)
+                raise
+
+        async def carry_out(progress: Progress) -> None:
             runtime = cast("SupportsBuild", self.agent.runtime)
             if first and await runtime.find_image(image, build.platform):
                 progress.say(f"{image} is here already, or was pulled: it is not built")

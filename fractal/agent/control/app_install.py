@@ -104,26 +104,25 @@ async def _brings(
     return lambda build: found.get(build.name, "its context is not in the catalog")
 
 
-async def builds_of(agent: Agent, group: GroupAgent, name: str, wanted: Wanted, params: Params) -> Builds:
-    """What has to be built for a manifest. What a catalog has beside it is packed now, unless nothing is done anyway.
-
-    Raises InvalidInput.
-    """
-    wants = wanted.checked.builds
-    builds = Builds(agent=agent, group=group, wanted=wants, contexts=params.table("contexts"))
-    if wants and wanted.catalog and not params.dry_run:
-        builds = replace(builds, contexts=await _packed(agent, wanted.catalog, name, wants))
-    return builds
+def builds_of(agent: Agent, group: GroupAgent, wanted: Wanted, params: Params) -> Builds:
+    """What has to be built for a manifest. Raises InvalidInput."""
+    return Builds(agent=agent, group=group, wanted=wanted.checked.builds, contexts=params.table("contexts"))
 
 
-async def _packed(
-    agent: Agent, catalog: str, name: str, wants: Mapping[str, tuple[ImageBuild, bool]]
-) -> dict[str, str]:
-    found = {}
-    for build, _ in wants.values():
-        write = partial(pack_context, agent, catalog, name, build)
-        found[build.name] = await agent.contexts.make(write)
-    return found
+async def pack_contexts(builds: Builds, name: str, wanted: Wanted, params: Params) -> None:
+    """Pack what a catalog has beside the manifest, unless nothing is done anyway: the last thing before it is. Raises InvalidInput."""
+    if not wanted.catalog or params.dry_run:
+        return
+    found: dict[str, str] = {}
+    try:
+        for build, _ in builds.wanted.values():
+            write = partial(pack_context, builds.agent, wanted.catalog, name, build)
+            found[build.name] = await builds.agent.contexts.make(write)
+    except BaseException:
+        for context in found.values():
+            builds.agent.contexts.discard(context)
+        raise
+    builds.contexts = found
 
 
 def read_as_given(text: str, source: str, given: Given, secrets: Mapping[str, str]) -> Wanted:
@@ -290,7 +289,7 @@ async def app_install(agent: Agent, params: Params, progress: Progress) -> Plan:
     policy = Policy(interval=interval_ms(params)) if "interval_s" in params else Policy()
     if ties(parsed):
         policy = replace(policy, failover="manual")
-    builds = await builds_of(agent, group, wanted, manifest, params)
+    builds = builds_of(agent, group, manifest, params)
     if parsed.architectures or builds.wanted:  # a device says what it is a moment after it joined
         await wait_until(group, SAID, lambda: bool(group.state.devices[group.me].arch), progress, str)
     # What is built here runs on machines like this one.
@@ -315,6 +314,7 @@ async def app_install(agent: Agent, params: Params, progress: Progress) -> Plan:
         secrets=sealed_secrets(agent.entropy, key.public, secrets),
     )
     builds.read = manifest.of
+    await pack_contexts(builds, wanted, manifest, params)
     told = {**lines(manifest.checked), **idle_line(manifest.checked)}
     actions = [*builds.actions(), installed(group, entry, routes, told, builds)]
     return _made(group, entry, actions, routes, params, {})

@@ -142,6 +142,7 @@ def test_what_is_left_out_and_taken_back(web: Path, tmp_path: Path) -> None:
         ("a.b", ["a.b", "a.b/c"], ["axb"]),
         ("./a/", ["a", "a/b"], ["b"]),
         (r"\*", ["*"], ["a"]),
+        ("a/../.env", [".env"], ["a"]),
     ],
 )
 def test_patterns_are_dockers(pattern: str, fits: list[str], not_: list[str]) -> None:
@@ -149,8 +150,15 @@ def test_patterns_are_dockers(pattern: str, fits: list[str], not_: list[str]) ->
     assert [path for path in (*fits, *not_) if found.matches(path)] == fits
 
 
-def test_patterns_that_would_take_for_ever_are_left_aside() -> None:
-    hostile = "\n".join(["*a" * 200, "**/" * 500 + "x", "[", "[z-a]", "../..", "!"] * 1000)
-    found = ignoring(hostile)
-    assert not found.matches("a" * 255 + "b")
-    assert len(found.patterns) <= 1000
+@pytest.mark.parametrize("pattern", ["*a" * 9, "**/" + "*/" * 8 + "x", "[z-a]", "x\n" * 1001])
+def test_a_pattern_that_is_not_looked_for_lets_nothing_in(web: Path, tmp_path: Path, pattern: str) -> None:
+    (web / ".dockerignore").write_text(f"\n{pattern}\n.env\n")
+    (web / ".env").write_text("PASSWORD=x")
+    with pytest.raises(InvalidInput, match=r"build context web: \.dockerignore:(2|1002): "):
+        packed(tmp_path)
+
+
+def test_patterns_that_lead_nowhere_fit_nothing() -> None:
+    found = ignoring("**/" * 500 + "x\n[\n../..\n../x/../..\n!\n#a\n")
+    assert len(found.patterns) == 2
+    assert [path for path in ("a", "b/x", "[", "..") if found.matches(path)] == ["b/x", "["]

@@ -146,6 +146,14 @@ def test_two_ways_to_build_one_image_are_refused() -> None:
     assert "another service builds x too" in checked(text).refused[0].text
 
 
+@pytest.mark.parametrize("second", ["web: {build: ./b}", "c: {image: 'ada/web', build: ./b}"])
+def test_no_build_is_given_the_context_of_another(second: str) -> None:
+    """They travel by the name of a service, or of an image."""
+    first = "{image: web, build: ./a}" if second.startswith("web") else "{image: 'ada/web', build: ./a}"
+    problem = checked(f"services:\n  a: {first}\n  {second}\n").refused[0]
+    assert problem.line == 3 and ("rename one" in problem.text or "not alike" in problem.text)
+
+
 def test_an_image_that_is_given_is_not_built() -> None:
     found = checked("services: {web: {build: .}}", Given(brings=there, images={"web": "my/web:1"}))
     assert found.spec is not None and found.spec.services[0].image == "my/web:1" and not found.builds
