@@ -213,9 +213,10 @@ class AppData:
     async def fetch(self, last: Point | None = None) -> None:
         """Bring the newest snapshot of the main line here, beside whatever runs.
 
-        `last` is the one with which the app was released: people wait, so it is not looked for first, nor room made for it.
+        `last` is the one with which the app was released: people wait, so it is not looked for first, nor room made for it. Only
+        once: if it is not newer than what is here, a look tells what is, else it would be fetched again and again.
         """
-        if last is not None:
+        if last is not None and (self.fetched is None or self.fetched < last):
             with suppress(FractalError):  # whoever released it may say anything: then a look tells
                 await self._restore(last, prune=False)
                 self.fetched = last

@@ -437,6 +437,10 @@ class AppJob:
         agent = self.group.agent
         # Asked before: what is stopped and has no process may not be observed any more.
         keys = [run.key for run in self.runs()]
+        if self._started is not None:
+            # A start that failed may have left services that no look has shown since: a look may hang where the start did.
+            tried = run_key(self.group.id, self.id, self._started[0])
+            keys += [tried] if tried not in keys else []
         for key in keys:
             await agent.runtime.stop(key)
         agent.ended(keys)

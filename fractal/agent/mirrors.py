@@ -35,6 +35,8 @@ LOOK = 5.0
 """Seconds between two looks at the app's policy when nothing wakes the job."""
 ENDING = 5.0
 """Seconds for which a copy that is cancelled may take to end: a store that hangs keeps no agent from ending."""
+REMEMBERED = 2000
+"""Records committed since the last look that are known by heart; a mirror that is away for weeks must not fill the memory."""
 WORDS = 120
 """Characters of a problem that others are told."""
 
@@ -69,6 +71,10 @@ class Copy:
     def committed(self, record: Record) -> None:
         """A snapshot stands in the app's store and is to be copied."""
         self._fresh[record.slot] = record
+        if len(self._fresh) > REMEMBERED:
+            # It has been away for a day or more: what it lacks is found by comparing, once it is back.
+            del self._fresh[next(iter(self._fresh))]
+            self._compare_at = 0.0
         if self._since is None:
             self._since = self._job.group.agent.clock.boottime()
         self._news.beat()

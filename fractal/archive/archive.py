@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from fractal.api.context import Clock, Entropy, Workers
-from fractal.api.errors import NotFound
+from fractal.api.errors import Corrupt, NotFound
 from fractal.api.snapshot import Snapshot, Snapshotter
 from fractal.api.store import Store
 from fractal.archive.backup import Backup, Source
@@ -353,8 +353,8 @@ class Archive:
             if record is None or record.parent is None or not here(record.parent):
                 return None
             parent = await self._records.read(record.parent)
-        except NotFound:
-            return None
+        except (NotFound, Corrupt):
+            return None  # a timeline tells what is wrong, or has it from a mirror
         if parent is None or parent.identity != record.body.parent_hash:
             return None
         self._records.remember(record)

@@ -49,11 +49,12 @@ class Mended:
 
 
 def noticed(fetcher: Fetcher) -> list[Fault]:
-    """What the store of a fetcher lacked since the last call, and another gave."""
+    """What the store of a fetcher lacked for certain since the last call, and another gave."""
     found, fetcher.lacks = fetcher.lacks, {}
     return [
         Fault(key=key, what=lack.why, ref=lack.ref, index=lack.index, standing=True)
         for key, lack in found.items()
+        if lack.certain
     ]
 
 
@@ -125,6 +126,9 @@ class Healer:
             lack = self.fetcher.lacks.pop(fault.key, None)
             if lack is None:
                 return Mended(key=fault.key)  # it is whole after all
+            if not lack.certain:
+                # It may be whole: deleting it on that ground would leave nothing if the store fails again.
+                return Mended(key=fault.key, problem=lack.why)
             await place(
                 self.store,
                 fault.key,

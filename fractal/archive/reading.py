@@ -273,7 +273,9 @@ class Records:
         ):
             return self._judged[1]
         timeline = self._judge(slots, numbers, bases, epoch)
-        self._judged = None if self._raw else (asked, timeline)
+        # Nor while a name has nothing behind it: that may be read by another way, and the listing stays the same.
+        read = not self._raw and len(timeline.stored) == len(slots) and self._trims.keys() >= set(numbers)
+        self._judged = (asked, timeline) if read else None
         return timeline
 
     def _judge(

@@ -39,6 +39,8 @@ class Lack:
     """What was wrong; names store and object."""
     source: str
     """Name of the store that had it."""
+    certain: bool
+    """It is missing there or damaged; else the store only did not answer, which says nothing of what it has."""
 
 
 @dataclass(kw_only=True)
@@ -101,7 +103,13 @@ class Fetcher:
                 tried.append(str(error))
             else:
                 key = layout.segment_key(self.group, self.app, ref.id, index)
-                self.lacks[key] = Lack(ref=ref, index=index, why=str(why), source=place.name)
+                self.lacks[key] = Lack(
+                    ref=ref,
+                    index=index,
+                    why=str(why),
+                    source=place.name,
+                    certain=isinstance(why, Corrupt),
+                )
                 return
         if isinstance(why, Corrupt):
             raise Corrupt("; ".join(tried)) from why

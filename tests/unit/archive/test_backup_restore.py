@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import AsyncIterator
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from fractal.api.errors import BackendError, Corrupt, Denied, NotFound, NotSupported
+from fractal.api.store import ObjectInfo
 from fractal.archive import spool
+from fractal.archive.epochs import Rollback
 from fractal.core.model import Point
 from fractal.testing.archive_world import World
 
@@ -64,6 +67,30 @@ async def test_what_follows_on_what_is_here_needs_no_listing(world: World) -> No
         await kitchen.fetch(three)
     assert await kitchen.fetch(two) == {"a": b"2"}
     assert await kitchen.fetch(three) == {"a": b"3"}
+
+
+async def test_a_record_that_could_not_be_read_once_is_there_when_it_can(world: World) -> None:
+    """What a listing said is remembered: not what it said while a name had nothing behind it."""
+    attic, kitchen = world.device("Attic"), world.device("Kitchen")
+    one = await attic.save(1, "t-1", {"a": b"1"}, None)
+    await kitchen.fetch(one)
+    two = await attic.save(1, "t-2", {"a": b"2"}, one)
+    (key,) = (key for key in world.store.objects if key.endswith("/1/record/2"))
+    world.store.hidden = {key}
+    real = world.store.list
+
+    async def shown(prefix: str) -> AsyncIterator[ObjectInfo]:
+        async for info in real(prefix):
+            yield info
+        if prefix in key:
+            yield ObjectInfo(key, len(world.store.objects[key]))
+
+    world.store.list = shown  # type: ignore[method-assign]
+    with pytest.raises(Rollback):
+        await kitchen.archive.timeline()
+    world.store.hidden, world.store.list = set(), real  # type: ignore[method-assign]
+    assert await kitchen.fetch(two) == {"a": b"2"}
+    assert (await kitchen.archive.timeline()).points == (one, two)
 
 
 async def test_what_follows_on_another_moment_of_the_same_name_is_refused(world: World) -> None:

@@ -418,6 +418,35 @@ async def test_what_a_restore_missed_is_noticed_once(world: World, attic: Device
     assert world.objects == before
 
 
+async def test_a_store_that_does_not_answer_loses_nothing_by_a_repair(world: World, attic: Device) -> None:
+    """What it has may be whole: deleted on that ground it would be in one place less, if the next call fails as well."""
+    await saved(attic, 1)
+    await attic.fill("Cellar")
+    before, (key,) = dict(world.objects), segments(world.store)
+    rot = bytes(len(before[key]))
+    world.objects[key] = rot
+    faults = await attic.archive.faults(deep=True)
+    world.objects[key] = before[key]  # put back by hand meanwhile
+    world.store.fail = lambda call, what: "down" if call in ("get", "put") and what == key else ""
+    done = await attic.archive.mend(faults, always)
+    assert [m.key for m in done if "down" in m.problem] == [key] and world.objects == before
+    await world.device("Fresh").fetch(Point(epoch=1, number=1))
+    assert attic.archive.noticed() == []
+
+
+async def test_a_record_that_swelled_is_taken_from_a_mirror_though_it_follows_what_is_here(
+    world: World, attic: Device
+) -> None:
+    one, two, _ = await saved(attic, 3)
+    await attic.fill("Cellar")
+    kitchen = world.device("Kitchen")
+    await kitchen.fetch(one)
+    world.objects[record_key(GROUP, APP, two)] = bytes(2 << 20)
+    barn = world.device("Barn")
+    barn.volumes.held["v"] = dict(kitchen.volumes.held["v"])
+    assert await barn.fetch(two) == files(1)
+
+
 async def test_a_mirror_gets_back_what_rotted_in_it(world: World, attic: Device) -> None:
     await saved(attic, 3)
     await attic.fill("Cellar")
