@@ -87,13 +87,21 @@ def store_added(turn: Turn, entry: StoreAdded) -> GroupState:
 
 
 def store_removed(turn: Turn, entry: StoreRemoved) -> GroupState:
-    """By admins, when no app uses it."""
+    """By admins, when no app's archive is there.
+
+    Apps that name it as a mirror lose that one: agents that know no mirrors remove it, and all must have the same stores.
+    The command refuses before.
+    """
     turn.require_admin()
     store = _live_store(turn.state, entry.id)
-    live = [a for a in turn.state.apps.values() if not a.removed]
-    users = sorted(a.name for a in live if store.id in (a.store, *a.mirrors))
+    users = sorted(a.name for a in turn.state.apps.values() if a.store == store.id and not a.removed)
     require(not users, f"store {store.name} is used by {', '.join(users)}")
-    return replace(turn.state, stores={**turn.state.stores, store.id: replace(store, removed=True)})
+    apps = {
+        i: replace(a, mirrors=tuple(m for m in a.mirrors if m != store.id)) if store.id in a.mirrors else a
+        for i, a in turn.state.apps.items()
+    }
+    stores = {**turn.state.stores, store.id: replace(store, removed=True)}
+    return replace(turn.state, stores=stores, apps=apps)
 
 
 def _live_store(state: GroupState, store: str) -> StoreEntry:
@@ -116,7 +124,6 @@ def app_installed(turn: Turn, entry: AppInstalled) -> GroupState:
     _require_new_app_name(state, entry.app, entry.name)
     require_shallow(entry.spec, "the app's specification")
     _live_store(state, entry.store)
-    _require_mirrors(state, entry.store, entry.mirrors)
     live_host(state, entry.placed)
     _require_policy(entry.policy)
     if entry.source is not None:
@@ -129,7 +136,7 @@ def app_installed(turn: Turn, entry: AppInstalled) -> GroupState:
         manifest=entry.manifest,
         spec=entry.spec,
         store=entry.store,
-        mirrors=entry.mirrors,
+        mirrors=_mirrors(state, entry.store, entry.mirrors),
         owner_member=turn.member.id,
         policy=entry.policy,
         placed=entry.placed,
@@ -156,13 +163,16 @@ def app_changed(turn: Turn, entry: AppChanged) -> GroupState:
         require_shallow(entry.spec, "the app's specification")
     if entry.policy is not None:
         _require_policy(entry.policy)
-    if entry.mirrors is not None:
+    mirrors_alone = entry == AppChanged(app=entry.app, mirrors=entry.mirrors)
+    if entry.mirrors is not None and mirrors_alone:
         _require_mirrors(turn.state, app.store, entry.mirrors)
     news = {
         name: value
-        for name in ("name", "manifest", "spec", "policy", "desired", "secrets", "mirrors")
+        for name in ("name", "manifest", "spec", "policy", "desired", "secrets")
         if (value := getattr(entry, name)) is not None
     }
+    if entry.mirrors is not None:
+        news["mirrors"] = _mirrors(turn.state, app.store, entry.mirrors)
     if entry.secrets is not None:
         news["secrets_generation"] = _secrets_generation(app, entry.secrets)
     if entry.desired is Desired.RUNNING or entry.spec is not None:
@@ -301,6 +311,12 @@ def _require_policy(policy: Policy) -> None:
     for count in (policy.keep_hourly, policy.keep_daily, policy.keep_weekly):
         require(0 <= count <= MAX_KEPT, f"kept snapshots of hours, days and weeks are 0 to {MAX_KEPT}")
     require(0 <= policy.keep_bytes <= MAX_NUMBER, "the bytes to keep are out of range")
+
+
+def _mirrors(state: GroupState, arbiter: str, named: tuple[str, ...]) -> tuple[str, ...]:
+    """Those that may be. Wrong ones spoil nothing else of their entry, which agents that know no mirrors carry out."""
+    live = {i for i, store in state.stores.items() if not store.removed} - {arbiter}
+    return tuple(dict.fromkeys(m for m in named if m in live))[:MAX_MIRRORS]
 
 
 def _require_mirrors(state: GroupState, arbiter: str, mirrors: tuple[str, ...]) -> None:

@@ -121,12 +121,20 @@ def test_an_app_has_up_to_three_mirrors_which_are_live_stores(world: World) -> N
     assert "is not in the group" in world.say("attic", AppChanged(app=APP, mirrors=MORE[:1]))
 
 
-def test_a_store_stays_while_an_app_names_it_as_a_mirror(world: World) -> None:
-    shelves(world, MORE[0])
-    world.must("attic", AppChanged(app=APP, mirrors=MORE[:1]))
-    assert "is used by" in world.say("attic", StoreRemoved(id=MORE[0]))
-    world.must("attic", AppChanged(app=APP, mirrors=()))
+def test_mirrors_change_nothing_of_what_agents_that_know_none_fold(world: World) -> None:
+    """Else one version has a store, or an app, that the other has not: who owns what must come out the same for all."""
+    shelves(world, *MORE[:2])
+    world.must("attic", AppChanged(app=APP, mirrors=MORE[:2]))
     world.must("attic", StoreRemoved(id=MORE[0]))
+    assert app(world).mirrors == MORE[1:2]
+    assert "is used by" in world.say("attic", StoreRemoved(id=app(world).store))
+    policy = replace(app(world).policy, interval=30_000)
+    wrong = (*MORE, "f" * 20, app(world).store, MORE[1])
+    world.must("attic", AppChanged(app=APP, policy=policy, mirrors=wrong))
+    assert app(world).policy == policy and app(world).mirrors == MORE[1:2]
+    fork = world.installation("e" * 16, store=app(world).store, placed="den")
+    world.must("attic", replace(fork, mirrors=wrong))
+    assert world.state.apps["e" * 16].mirrors == MORE[1:2]
 
 
 def test_a_change_of_the_policy_by_an_agent_that_knows_no_mirrors_leaves_them(world: World) -> None:
