@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fractal_containers.cgroup import PARENT, RunCgroup
+from fractal_containers.cgroup import PARENT, SLICE, RunCgroup
 from fractal_containers.ending import strike
 
 from fractal.shell.clock import SystemClock
@@ -46,7 +46,7 @@ def cgroup(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunCgroup
         if not hierarchies() and os.environ.get("CI") == "true":
             pytest.fail("no cgroups are mounted here, of neither version")
         pytest.skip(f"cgroups of version {request.param} are not mounted here")
-    made = RunCgroup(f"test-cgroup-{os.getpid()}-{request.param}", root)
+    made = RunCgroup(f"testcgroup{os.getpid()}v{request.param}", root)
     assert made.version == request.param
     made.make()
     yield made
@@ -145,10 +145,22 @@ async def test_a_strike_ends_all_and_leaves_it_held(cgroup: RunCgroup, beating: 
         late.wait()
 
 
+def test_with_version_2_the_engine_may_name_the_inner_one_as_a_slice(cgroup: RunCgroup) -> None:
+    """Of a slice `a-b-c.slice` systemd knows by its name that it lies in `a.slice/a-b.slice` (systemd.slice(5))."""
+    if cgroup.version == 1:
+        assert cgroup.parent == f"/{PARENT}/{cgroup.name}/app"
+        return
+    *above, name = Path(cgroup.parent).parts[1:]
+    words = name.removesuffix(".slice").split("-")
+    assert above == ["-".join(words[: n + 1]) + ".slice" for n in range(len(words) - 1)]
+    assert cgroup.inner == cgroup.root / cgroup.parent[1:]
+
+
 def test_what_is_removed_leaves_nothing(cgroup: RunCgroup) -> None:
     assert cgroup.outer.is_dir()
     assert cgroup.remove()
-    assert not (cgroup.outer.parent / cgroup.name).exists()
-    assert cgroup.outer.parent.name == PARENT
+    assert not cgroup.outer.exists()
+    assert cgroup.outer.parent.name == (PARENT if cgroup.version == 1 else f"{SLICE}.slice")
+    assert cgroup.name in cgroup.outer.name
     assert cgroup.freeze()  # nothing to halt counts as halted
     assert cgroup.pids() == []

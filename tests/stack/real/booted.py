@@ -23,7 +23,7 @@ from tests.stack.real.cgroups import Subtree
 from tests.stack.real.images import Recipe
 
 CHECKOUT = Path(__file__).resolve().parents[3]
-RECIPE = Recipe("fractal-test-systemd:1", ("systemd", "systemd-sysv", "dbus", "python3"))
+PLAIN = Recipe("fractal-test-systemd:1", ("systemd", "systemd-sysv", "dbus", "python3"))
 NEEDED = {"systemd-nspawn": "systemd-container", "nsenter": "util-linux", "mmdebstrap": "mmdebstrap"}
 SEEN, PACKAGES = "/opt/checkout", "/opt/packages"
 """Where the machine sees this checkout, and what else this environment's Python has installed."""
@@ -55,6 +55,7 @@ class Booted:
     """One machine. Its files are below `root`, which is where it sees `/`."""
 
     folder: Path
+    recipe: Recipe = PLAIN
     cgroup: Subtree = field(default_factory=lambda: Subtree(f"fractal-booted-{uuid.uuid4().hex[:12]}"))
     _supervisor: subprocess.Popen[bytes] | None = None
 
@@ -66,7 +67,9 @@ class Booted:
     def unpack(self) -> None:
         """Make its file system, with our packages as if a person had installed them."""
         self.root.mkdir(mode=0o755)
-        subprocess.run(["tar", "-xf", str(RECIPE.archive()), "-C", str(self.root)], check=True, timeout=120)
+        subprocess.run(
+            ["tar", "-xf", str(self.recipe.archive()), "-C", str(self.root)], check=True, timeout=120
+        )
         python = (self.root / "usr/bin/python3").readlink().name
         here = f"python{sys.version_info.major}.{sys.version_info.minor}"
         if python != here:
@@ -91,6 +94,8 @@ class Booted:
         self.cgroup.make()
         words = ["systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--private-network", "--boot"]
         words += ["--console=pipe", f"--directory={self.root}", f"--bind-ro={CHECKOUT}:{SEEN}"]
+        # For engines of containers: keys of their own, and filters of devices.
+        words += ["--capability=all", "--system-call-filter=@keyring bpf"]
         words += [f"--bind-ro={site.getsitepackages()[0]}:{PACKAGES}"]
         # In spaces that end with the test run, however that ends: process 1 of the machine outlives a killed
         # systemd-nspawn, and what that keeps below /run stays.
@@ -180,9 +185,9 @@ def _parent(pid: int) -> int:
 
 
 @contextmanager
-def booted() -> Iterator[Booted]:
+def booted(recipe: Recipe = PLAIN) -> Iterator[Booted]:
     """A machine that is up, and the end of it."""
-    machine = Booted(Path(tempfile.mkdtemp(prefix="fractal-booted-")))
+    machine = Booted(Path(tempfile.mkdtemp(prefix="fractal-booted-")), recipe)
     try:
         machine.unpack()
         machine.boot()

@@ -1,8 +1,11 @@
-"""A run's cgroups, by path and without the engine: `<run>` for the guard to freeze, `<run>/app` for the containers.
+"""A run's cgroups, by path and without the engine: an outer one for the guard to freeze, in it one for the containers.
 
 Two levels, because freezing nests: the guard freezes the outer one and knows nothing of pauses, the runtime freezes the
 inner one for a snapshot or after a kill and can never thaw what the guard froze. Works on the v1 freezer hierarchy (also
 of a hybrid set-up) and on v2.
+
+On v2 they are where systemd has slices of that name, whoever makes them: an engine with the systemd driver names the inner
+slice, one with the cgroupfs driver its path, and neither has to answer for the cgroups to be found.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from pathlib import Path
 ROOT = Path("/sys/fs/cgroup")
 PARENT = "fractal-homeserver"
 INNER = "app"
+SLICE = "fractal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +28,25 @@ class RunCgroup:
     """The cgroups of one run, which may not exist."""
 
     name: str
+    """Without a dash: in the name of a slice it leads to another level."""
     root: Path = ROOT
 
     @property
     def parent(self) -> str:
-        """What the engine is told as cgroup parent."""
-        return f"/{PARENT}/{self.name}/{INNER}"
+        """What the engine is told as cgroup parent: the inner one's path. With the systemd driver its last part, a slice."""
+        return f"/{self.inner.relative_to(self._hierarchy)}"
 
     @property
     def outer(self) -> Path:
         """What the guard freezes."""
-        return self._hierarchy / PARENT / self.name
+        if self.version == 1:
+            return self._hierarchy / PARENT / self.name
+        return self._hierarchy / f"{SLICE}.slice" / f"{SLICE}-{self.name}.slice"
 
     @property
     def inner(self) -> Path:
         """What holds the containers' own cgroups."""
-        return self.outer / INNER
+        return self.outer / (INNER if self.version == 1 else f"{SLICE}-{self.name}-{INNER}.slice")
 
     @property
     def version(self) -> int:
@@ -62,8 +69,9 @@ class RunCgroup:
         whole = True
         roots = [path for path in self.root.iterdir() if path.is_dir()] if self.version == 1 else [self.root]
         for root in roots:
-            top = root / PARENT
-            for path in [*_below(top / self.name), top]:
+            outer = root / self.outer.relative_to(self._hierarchy)
+            top = outer.parent
+            for path in [*_below(outer), top]:
                 try:
                     path.rmdir()
                 except FileNotFoundError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import docker
@@ -46,12 +46,14 @@ class DockerEngine(Engine):
     def _distrusted(self) -> str:
         """What can only be seen once the engine answers: where it places containers, and what it calls a digest."""
         info = self.api.info()
-        driver = info.get("CgroupDriver", "")
-        if driver != "cgroupfs":
+        driver, version = info.get("CgroupDriver", ""), str(info.get("CgroupVersion", "1"))
+        if driver != "cgroupfs" and (driver, version) != ("systemd", "2"):
             return (
-                f"cgroup driver {driver!r}, with which the guard cannot freeze a run; put "
+                f"cgroup driver {driver!r} on cgroup v{version}, with which the guard cannot freeze a run; put "
                 '{"exec-opts": ["native.cgroupdriver=cgroupfs"]} into /etc/docker/daemon.json and restart it'
             )
+        if any("name=rootless" in str(option) for option in info.get("SecurityOptions") or ()):
+            return "runs without root, where its cgroups are not those that the guard freezes; use the one of root"
         if any("containerd.snapshotter" in str(entry) for entry in info.get("DriverStatus") or ()):
             return (
                 "images are in containerd's store, which gives them other digests than every other engine; put "
@@ -100,12 +102,24 @@ class DockerEngine(Engine):
 
     async def create(self, wanted: Wanted, what: str) -> str:
         """As `Engine.create`."""
-        made = await self.ask(what, self.api.create_container, **payload(wanted))
+        made = await self.ask(what, self._create, payload(wanted))
         identity = str(made["Id"])
         for network in wanted.networks[1:]:
             join = self.api.connect_container_to_network
             await self.ask(what, join, identity, network, aliases=aliases(wanted))
         return identity
+
+    def _create(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Create a container below its cgroup, as the engine's driver has to be told: it may have changed with a restart.
+
+        What is no slice is refused by the systemd driver; a slice's bare name would be taken by the cgroupfs driver, for
+        a cgroup elsewhere. So the driver is asked for at once before.
+        """
+        if self.api.info().get("CgroupDriver") == "systemd":
+            host = asked["host_config"]
+            host["CgroupParent"] = PurePosixPath(host["CgroupParent"]).name
+        made: dict[str, Any] = self.api.create_container(**asked)
+        return made
 
     async def start(self, identity: str, what: str) -> None:
         """As `Engine.start`."""
@@ -155,15 +169,14 @@ class DockerEngine(Engine):
         host = HostConfig(
             version=API, network_mode="none", mounts=[mount], cgroup_parent=filling.cgroup_parent
         )
-        await self.ask(
-            what,
-            self.api.create_container,
-            filling.image,
-            command=["-"],
-            name=filling.name,
-            labels=dict(filling.labels),
-            host_config=host,
-        )
+        asked = {
+            "image": filling.image,
+            "command": ["-"],
+            "name": filling.name,
+            "labels": dict(filling.labels),
+            "host_config": host,
+        }
+        await self.ask(what, self._create, asked)
         volume: dict[str, Any] = await self.ask(what, self.api.inspect_volume, filling.name)
         return Path(str(volume["Mountpoint"]))
 
