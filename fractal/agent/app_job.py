@@ -272,8 +272,16 @@ class AppJob:
                 # Found or remembered by nobody here: adopt it with the full wait, counted from now.
                 now = group.agent.clock.boottime()
                 self._wait = (app.epoch, wait_end(group, self.id, app.epoch, now, now))
-        if self._started is None and self.owns and app.serving != app.epoch and self.health() is not None:
-            # Started by an agent that ended since: the app still has only so long to get healthy.
+        run = self.health()
+        if (
+            self._started is None
+            and self.owns
+            and app.serving != app.epoch
+            and run is not None
+            and run.services
+        ):
+            # Started by an agent that ended since: the app still has only so long to get healthy. Not if there are only networks,
+            # which are made before: a device that is cut off then must not give up what it never tried to start.
             self._started = (app.epoch, group.agent.clock.boottime())
         target = self.handover.target
         return View(

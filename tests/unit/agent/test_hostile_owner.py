@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fractal.agent.app_job import AppJob
 from fractal.agent.beats import AppBeat
 from fractal.api.errors import BackendError
 from fractal.api.runtime import RunStatus
@@ -87,3 +88,22 @@ async def test_what_a_failed_start_left_is_stopped_though_no_look_shows_it(
         agent.runs = ()
         assert await job.halt() == [key]
         assert not any(service.running for run in await real() for service in run.services)
+
+
+async def test_what_was_only_made_ready_has_not_begun_to_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a device that is cut off in its wait gives up, once it is back, what it never tried."""
+    async with bed(tmp_path) as beds:
+        agent = await beds.start("attic")
+        await beds.found("attic")
+        await beds.install("attic")
+        job = beds.job("attic")
+        (run,) = job.runs()
+        coming = replace(job.app, serving=0)
+        monkeypatch.setattr(AppJob, "app", property(lambda _: coming))
+        job._started = None  # as in an agent that has just begun
+        agent.runs = (replace(run, services=()),)
+        assert job.view().started is None
+        agent.runs = (run,)
+        assert job.view().started is not None
