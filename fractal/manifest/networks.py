@@ -20,7 +20,7 @@ SERVICE = "service:"
 BELONGS = ("networks", "ports", "hostname", "domainname", "dns", "extra_hosts", "links")
 """Keys that say something of a network that belongs to another service."""
 MAX_NETWORKS = 16
-"""Of a service."""
+"""Of a file."""
 _DRIVERS = frozenset({"", "bridge", "default", "overlay"})
 
 
@@ -34,6 +34,8 @@ def declared(where: Where | None) -> dict[str, bool]:
         if "driver" in entries and entries["driver"].text() not in _DRIVERS:
             entries["driver"].wrong("not supported: an app's networks are bridges of its own")
         found[name] = "internal" in entries and entries["internal"].flag()
+    if where is not None and len(found) > MAX_NETWORKS:
+        where.wrong(f"more than {MAX_NETWORKS}: a device's engine has room for some thirty, of all apps")
     return found
 
 

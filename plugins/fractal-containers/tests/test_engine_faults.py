@@ -11,6 +11,7 @@ from pathlib import Path
 import fractal_docker.testing
 import fractal_podman.testing
 import pytest
+from fractal_containers.advice import advised
 from fractal_containers.testing import RememberingRuntime, TestEngine, again, opened
 from fractal_containers.testing_images import BUSYBOX, busybox_image
 from fractal_docker.testing import DockerTestEngine
@@ -109,3 +110,16 @@ async def test_a_full_disk_is_told_and_once_there_is_room_the_app_starts(
             (small.folder / "filling").unlink()
             await start(runtime, run)
             assert (await seen(runtime, run)).running
+
+
+@pytest.mark.parametrize(
+    ("said", "engine", "setting"),
+    [
+        ("all predefined address pools have been fully subnetted", "docker", "default-address-pools"),
+        ("could not find free subnet from subnet pools", "podman", "default_subnet_pools"),
+    ],
+)
+def test_an_engine_without_room_for_a_network_is_told_how_to_have_more(
+    said: str, engine: str, setting: str
+) -> None:
+    assert setting in advised(said, engine, "")

@@ -193,3 +193,36 @@ async def test_who_has_anothers_network_is_started_again_with_it(
     await healthy(runtime, run)
     assert await reaches(runtime, run, "beside", "127.0.0.1")
     assert await reaches(runtime, run, "beside", "web")
+
+
+async def test_who_has_anothers_network_gets_the_new_one_where_a_start_was_broken_off(
+    runtime: RememberingRuntime, tmp_path: Path
+) -> None:
+    run = await started(runtime, tmp_path, "app")
+    containers = {c.service: c for c in await runtime._containers(run.key)}
+    db = containers["db"].id
+    await runtime._engine.signal(db, "SIGKILL", "test")
+    for _ in range(200):
+        if not (await runtime._engine.inspect(db)).running:
+            break
+    await runtime._engine.start(db, "test")
+    await runtime.start(run)
+    now = {c.service: c for c in await runtime._containers(run.key)}
+    assert now["beside"].started != containers["beside"].started
+    assert now["web"].started == containers["web"].started
+    assert await reaches(runtime, run, "beside", "web")
+    await runtime.start(run)
+    again = {c.service: c for c in await runtime._containers(run.key)}
+    assert again["beside"].started == now["beside"].started
+
+
+async def test_what_has_no_way_out_keeps_none_where_the_firewall_was_cleared_and_another_app_set_it_anew(
+    runtime: RememberingRuntime, internet: None, tmp_path: Path
+) -> None:
+    first = await started(runtime, tmp_path, "first")
+    table = ["nft", "delete", "table", "inet", runtime._isolation.table]
+    subprocess.run(table, check=True, timeout=20)
+    await started(runtime, tmp_path, "second")
+    assert not await reaches(runtime, first, "db", FAR)
+    assert await reaches(runtime, first, "web", FAR)
+    assert await reaches(runtime, first, "web", "db")

@@ -314,3 +314,9 @@ def test_a_network_of_another_service_is_that_ones(service: str, problem: str) -
     with pytest.raises(InvalidInput) as caught:
         parse(f"services: {{a: {{image: x, {service}}}, b: {{image: x}}}}")
     assert problem in str(caught.value)
+
+
+def test_an_app_does_not_take_all_networks_that_a_device_has() -> None:
+    names = ", ".join(f"n{i}: {{}}" for i in range(17))
+    with pytest.raises(InvalidInput, match=r"app:2: networks: more than 16"):
+        parse(f"services: {{a: {{image: x}}}}\nnetworks: {{{names}}}", "app")

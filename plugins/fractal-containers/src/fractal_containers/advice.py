@@ -9,6 +9,14 @@ _OLD = re.compile(
     re.IGNORECASE,
 )
 _FULL = re.compile(r"no space left on device|disk quota exceeded|ENOSPC", re.IGNORECASE)
+_CROWDED = re.compile(
+    r"address pools have been fully subnetted|non-overlapping IPv4 address pool|could not find free subnet",
+    re.IGNORECASE,
+)
+_POOLS = {
+    "docker": "`default-address-pools` in daemon.json",
+    "podman": "`default_subnet_pools` in containers.conf",
+}
 _GONE = "does the engine run?"
 _UNITS = {"docker": "docker", "podman": "podman.socket"}
 
@@ -20,6 +28,8 @@ def advised(message: str, engine: str, oldest: str) -> str:
             f"{message}; the disk on which {engine} keeps images and containers is full: free some of it "
             f"(`{engine} system df` shows what takes it), and it is tried again"
         )
+    if _CROWDED.search(message):
+        return f"{message}; the networks of the apps here take all addresses that {engine} has: give it more by {_POOLS.get(engine, 'its pools')}"
     if _OLD.search(message):
         return f"{message}; this {engine} does not fit: {oldest} or later is needed"
     if message.endswith(_GONE):

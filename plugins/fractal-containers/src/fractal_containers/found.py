@@ -101,6 +101,17 @@ class Container:
         except ValueError:
             return 10.0
 
+    def outlived(self, other: Container | None) -> bool:
+        """Whether the other one runs, and was started after this one."""
+        try:
+            return (
+                other is not None
+                and other.running
+                and datetime.fromisoformat(other.started) > datetime.fromisoformat(self.started)
+            )
+        except ValueError:
+            return False
+
     @property
     def exit_code(self) -> int | None:
         """None while it runs and before it was started."""

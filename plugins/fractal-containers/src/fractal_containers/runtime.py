@@ -29,7 +29,7 @@ from fractal_containers.found import Container, Network
 from fractal_containers.health import Watches, judged
 from fractal_containers.images import Images
 from fractal_containers.isolation import Isolation
-from fractal_containers.labels import APP, BOOT, DEVICE, EPOCH, GROUP, RUN, run_labels, run_name
+from fractal_containers.labels import APP, BOOT, DEVICE, EPOCH, GROUP, RUN, run_name
 from fractal_containers.networks import wanted_networks
 from fractal_containers.options import settings
 from fractal_containers.starting import COMPLETION, POLL, History, Start
@@ -147,16 +147,17 @@ class ContainerRuntime:
 
     async def _made_networks(self, run: AppRun) -> Mapping[str, Network]:
         """The run's networks by their names in the app's file, shut in."""
-        key, labels = run.key, run_labels(self._context.device, run)
+        key = run.key
         wanted = wanted_networks(self._context.device, run, self._allowed)
         async with self._isolating:
-            there = {network.name: network for network in await self._engine.networks(labels)}
+            # Those of all runs: where the table was cleared meanwhile, setting it for this one must open no other.
+            there = {network.name: network for network in await self._engine.networks(self._labels())}
             missing = [network for network in wanted.values() if network.name not in there]
             for network in missing:
                 making = self._engine.create_network(network, f"{key}: network {network.name}")
                 await self._change(key, making)
             if missing:
-                there = {network.name: network for network in await self._engine.networks(labels)}
+                there = {network.name: network for network in await self._engine.networks(self._labels())}
             await self._isolation.ensure(there.values())
         return {name: there[network.name] for name, network in wanted.items()}
 

@@ -89,11 +89,11 @@ class Start:
         make_volumes(self.run)
         networks = await self.networks()
         waiting: set[str] = set()
-        begun: set[str] = set()
         for order, spec in enumerate(self.run.spec.services):
-            found = {c.service: c for c in await self.containers()}.get(spec.name)
+            there = {c.service: c for c in await self.containers()}
+            found = there.get(spec.name)
             options = settings(spec.options, frozenset(self.place.config.capabilities))
-            if found is not None and found.running and options.shares_with in begun:
+            if found is not None and found.running and found.outlived(there.get(options.shares_with)):
                 found = await self._ended(found)  # what it has is the network of the other's earlier life
             if found is not None and found.running:
                 await self._after_start(spec)  # an agent that was killed in between left them out
@@ -111,7 +111,6 @@ class Start:
             self._mark(spec)
             own = [networks[name] for name, _ in joined(options)]
             await self._begin(spec, order, found, own, options.shares_with)
-            begun.add(spec.name)
             for network in own:
                 await self._shut_in(spec, network)
             await self._after_start(spec)
