@@ -52,7 +52,7 @@ def noticed(fetcher: Fetcher) -> list[Fault]:
     """What the store of a fetcher lacked for certain since the last call, and another gave."""
     found, fetcher.lacks = fetcher.lacks, {}
     return [
-        Fault(key=key, what=lack.why, ref=lack.ref, index=lack.index, standing=True)
+        Fault(key=key, what=lack.why, ref=lack.ref, index=lack.index, standing=lack.standing)
         for key, lack in found.items()
         if lack.certain
     ]

@@ -54,7 +54,7 @@ class Mirror:
     clock: Clock
     workers: Workers
     _sizes: dict[str, int] = field(default_factory=dict)
-    """Segments that are here, by the last listing and what was put since."""
+    """Segments of what counts that are here, by the last listing and what was put since."""
     _ours: Timeline | None = None
     _sweeper: Sweeper = field(init=False)
     _collector: Collector = field(init=False)
@@ -99,9 +99,11 @@ class Mirror:
         await self._require_apart()
         self._ours = await self.source.timeline()
         theirs = await self.records.timeline(strict=False)
-        prefix = layout.objects_prefix(self.group, self.app)
-        self._sizes = {info.key: info.size async for info in self.store.list(prefix)}
         counting = self._ours.counting
+        named = {key for record in counting.values() for key in self._keys(record.body.object)}
+        prefix = layout.objects_prefix(self.group, self.app)
+        # A store may make names up for ever: only those that count are kept in mind.
+        self._sizes = {info.key: info.size async for info in self.store.list(prefix) if info.key in named}
         return [counting[slot] for slot in sorted(counting) if not self._whole(counting[slot], theirs)]
 
     async def _require_apart(self) -> None:

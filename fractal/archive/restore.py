@@ -41,6 +41,8 @@ class Lack:
     """Name of the store that had it."""
     certain: bool
     """It is missing there or damaged; else the store only did not answer, which says nothing of what it has."""
+    standing: bool
+    """Something is there under its name, as far as is known."""
 
 
 @dataclass(kw_only=True)
@@ -109,6 +111,7 @@ class Fetcher:
                     why=str(why),
                     source=place.name,
                     certain=isinstance(why, Corrupt),
+                    standing=not isinstance(why.__cause__, NotFound),
                 )
                 return
         if isinstance(why, Corrupt):

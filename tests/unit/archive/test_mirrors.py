@@ -8,7 +8,7 @@ import pytest
 
 from fractal.api.errors import BackendError, Corrupt, NotFound
 from fractal.archive.epochs import Rollback
-from fractal.archive.layout import epoch_key, record_key
+from fractal.archive.layout import epoch_key, record_key, segment_key
 from fractal.core.model import Point, Timers
 from fractal.core.retention import Keep
 from fractal.testing.archive_world import APP, GROUP, Device, Files, Unruly, World
@@ -445,6 +445,31 @@ async def test_a_record_that_swelled_is_taken_from_a_mirror_though_it_follows_wh
     barn = world.device("Barn")
     barn.volumes.held["v"] = dict(kitchen.volumes.held["v"])
     assert await barn.fetch(two) == files(1)
+
+
+async def test_what_is_missing_in_a_store_that_deletes_nothing_is_put_back(
+    world: World, attic: Device
+) -> None:
+    (point,) = await saved(attic, 1)
+    await attic.fill("Cellar")
+    before = dict(world.objects)
+    world.store.deletes = False
+    del world.objects[segments(world.store)[0]]
+    await attic.volumes.delete("v", attic.names[point])
+    await attic.fetch(point)
+    done = await attic.archive.mend(attic.archive.noticed(), always)
+    assert [m.source for m in done] == ["Cellar"] and world.objects == before
+
+
+async def test_names_that_a_mirror_makes_up_are_not_kept_in_mind(world: World, attic: Device) -> None:
+    await saved(attic, 2)
+    await attic.fill("Cellar")
+    cellar = world.mirrors["Cellar"]
+    for number in range(50):
+        cellar.objects[segment_key(GROUP, APP, f"{number:032x}", 0)] = b"x"
+    mirror = attic.mirror("Cellar")
+    assert await mirror.look() == []
+    assert sorted(mirror._sizes) == segments(world.store)
 
 
 async def test_a_mirror_gets_back_what_rotted_in_it(world: World, attic: Device) -> None:
