@@ -98,7 +98,7 @@ class Home:
         until(lambda: bool(self.ask()), PATIENCE, "the app answers")
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(1500)  # with the making of the tree that it boots, once
 def test_agent_guard_and_app_under_systemd(machine: Booted, tmp_path: Path) -> None:
     home = Home(machine)
     home.set_up("homeserver agent install --dry-run")
@@ -160,7 +160,7 @@ def stays_unready_while_the_agent_is(home: Home) -> None:
     until(lambda: home.show("SubState") == "running", PATIENCE, "the agent is ready")
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1500)  # with the making of the tree that it boots, once
 def test_agent_without_rights_behind_walls(machine: Booted, tmp_path: Path) -> None:
     home = Home(machine)
     home.set_up("10-unprivileged.conf")
@@ -181,7 +181,7 @@ def test_agent_without_rights_behind_walls(machine: Booted, tmp_path: Path) -> N
     assert not home.app()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1500)  # with the making of the tree that it boots, once
 def test_freezing_where_there_is_nothing_but_cgroup_v2(machine: Booted) -> None:
     assert machine.run("stat", "--file-system", "--format=%T", "/sys/fs/cgroup") == "cgroup2fs"
     words = ["python3", "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", *FREEZER_TESTS]

@@ -42,7 +42,7 @@ rmdir $outer/fractal-0123-app.slice $outer
 """What the runtime and the guard do, by hand: no program of a container runs in a slice that was frozen before."""
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_an_engine_as_it_comes_keeps_the_runtimes_contract() -> None:
     if reason := missing():
         pytest.fail(reason) if os.environ.get("CI") == "true" else pytest.skip(reason)
