@@ -26,7 +26,7 @@ from fractal.api.errors import BackendError, FractalError, NotFound
 from fractal.api.runtime import Health, RunStatus
 from fractal.core.entries import AppRestored, Serving
 from fractal.core.lease import Right, right_to_run
-from fractal.core.model import App, Point
+from fractal.core.model import App, Point, Timers
 from fractal.core.placement import standbys, successors
 from fractal.core.plan import Step, View, next_step
 
@@ -66,6 +66,8 @@ class AppJob:
         self._started: tuple[int, float] | None = None
         """Epoch that is being started, and since when: each epoch has its own time to get healthy."""
         self._backoff = 0.0
+        self._shorter: tuple[Timers, int, Timers] | None = None
+        """The group's timers, the proof that the epoch object states, and the timers with that one: what `right` made of them last."""
         self._looked: tuple[Point | None, float] = (None, 0.0)
         """What the owner had said when the archive was looked into last, and when that was."""
         self._start_at = 0.0
@@ -110,7 +112,9 @@ class AppJob:
         timers = group.state.timers
         if mine is not None and 0 < mine.proof_ms < timers.proof:
             # Takers wait by what the epoch object says: an owner never counts on more.
-            timers = replace(timers, proof=mine.proof_ms)
+            if self._shorter is None or self._shorter[:2] != (timers, mine.proof_ms):
+                self._shorter = (timers, mine.proof_ms, replace(timers, proof=mine.proof_ms))
+            timers = self._shorter[2]
         return right_to_run(
             app,
             group.me,

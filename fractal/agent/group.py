@@ -51,6 +51,8 @@ class GroupAgent:
     def __init__(self, agent: Agent, group: str, journal: Journal) -> None:
         self.agent = agent
         self.id = group
+        self.me = agent.keys.id
+        """Id of this device."""
         self.journal = journal
         self.pulse = Pulse(agent.pulse)
         self.stores: dict[str, OpenStore] = {}
@@ -77,11 +79,6 @@ class GroupAgent:
     def state(self) -> GroupState:
         """The folded log."""
         return self.journal.state
-
-    @property
-    def me(self) -> str:
-        """Id of this device."""
-        return self.agent.keys.id
 
     @property
     def blind(self) -> bool:

@@ -9,7 +9,10 @@ FAULTS_FOR = 450.0
 """Simulated seconds in which faults begin."""
 BOUND = 150.0
 """Seconds after the last fault ended by which every app must run."""
-IDLE_FOR = 3600.0
+SETTLES = 300.0
+"""Seconds after which a group that was just made has said all that it has to say."""
+IDLE_FOR = 1500.0
+"""Seconds of nothing after that, whose log entries are counted."""
 UNSEEN = 75.0
 """Seconds for which a lying log server can keep a replaced owner running: 60 s between two listings of the store, one listing's
 time-out, the freeze (docs/explanation/simulation.md)."""
@@ -21,7 +24,7 @@ class Scene:
 
     kind: str = "hard"
     """`hard`: any fault. `gentle`: none that is a reason to move an app. `deaths`: owners die, or apps get sick where they go, and nothing else goes wrong.
-    `hostile`: any fault, and a log server that forks, reorders and withholds. `idle`: nothing happens for an hour."""
+    `hostile`: any fault, and a log server that forks, reorders and withholds. `idle`: nothing happens."""
     profile: str = "standard"
     size: int = 3
     apps: int = 1
@@ -70,5 +73,6 @@ def drawn(random: Random) -> Scene:
         store_lag=random.choice((2.0, 5.0, 10.0)) if lagging and random.random() < 0.6 else 0.0,
         log_lag=random.choice((0.5, 1.5)) if lagging and random.random() < 0.6 else 0.0,
         bent=random.random() < 0.1,
-        faults_for=IDLE_FOR if kind == "idle" else FAULTS_FOR,
+        faults_for=SETTLES if kind == "idle" else FAULTS_FOR,
+        rest=IDLE_FOR if kind == "idle" else BOUND,
     )
