@@ -75,7 +75,7 @@ async def _with_app(group: GroupAgent, app: str, step: Callable[[GroupAgent, App
 
 
 class Checkpoints:
-    """States one when enough was written: the first host that is there of those whose members may."""
+    """States one when enough was written: the first device that is there of those whose members may, hosts before others."""
 
     def __init__(self, group: GroupAgent) -> None:
         self._group = group
@@ -104,16 +104,13 @@ class Checkpoints:
     def _whose_turn(self) -> str:
         state = self._group.state
         admins = {m.id for m in state.members.values() if m.role is not Role.MEMBER and not m.removed}
-        there = (
-            d.id
+        there = [
+            d
             for d in state.devices.values()
-            # A gateway may have no way into the store, and would keep its turn for ever.
-            if d.member in admins
-            and DeviceRole.HOST in d.roles
-            and not d.removed
-            and self._group.online(d.id)
-        )
-        return min(there, default="")
+            if d.member in admins and not d.removed and self._group.online(d.id)
+        ]
+        # A gateway may have no way into the store, and would keep its turn for ever: only where no host could have it.
+        return min(((DeviceRole.HOST not in d.roles, d.id) for d in there), default=(False, ""))[1]
 
 
 async def _publish(group: GroupAgent) -> None:
