@@ -63,6 +63,7 @@ def saver(clock: Clocks, snapshots: Snapshots) -> tuple[Saver, LocalFacts]:
         group=group,
         health=lambda: None,
         id="a",
+        mirrors=SimpleNamespace(committed=lambda record: None),
         spec=SimpleNamespace(consistency="crash"),
     )
     return Saver(cast("AppJob", job)), facts
