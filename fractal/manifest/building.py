@@ -58,15 +58,19 @@ def reading(where: Where, service: str, image: str, platform: str) -> tuple[Imag
     if brings is None:
         return None, "its context is not brought along"
     ahead = replace(where, problems=Problems(""))
-    build = _read(ahead, image or service, platform)
+    _read(ahead, image or service, platform, [])
     if image and ahead.problems.refused:
         found = ahead.problems.refused[0]
         return None, f"{found.key.rpartition('.')[2]}: {found.text}"
-    build = _read(where, image or service, platform)
+    elsewhere: list[str] = []
+    build = _read(where, image or service, platform, elsewhere)
+    if build is not None and elsewhere:
+        return None, elsewhere[0]
     return build, brings(build) if build is not None else ""
 
 
-def _read(where: Where, name: str, platform: str) -> ImageBuild | None:
+def _read(where: Where, name: str, platform: str, elsewhere: list[str]) -> ImageBuild | None:
+    """What `build` says; to `elsewhere` goes what it takes from where nothing is taken along."""
     if isinstance(where.node, Scalar):
         if where.incomplete():
             return None
@@ -81,8 +85,8 @@ def _read(where: Where, name: str, platform: str) -> ImageBuild | None:
     before = len(where.problems.refused)
     build = ImageBuild(
         name=name,
-        context=_context(table["context"]) if "context" in table else ".",
-        dockerfile=_dockerfile(table["dockerfile"]) if "dockerfile" in table else "Dockerfile",
+        context=_context(table["context"], elsewhere) if "context" in table else ".",
+        dockerfile=_dockerfile(table["dockerfile"], elsewhere) if "dockerfile" in table else "Dockerfile",
         inline=table["dockerfile_inline"].resolved_clear(_text(table["dockerfile_inline"]))
         if "dockerfile_inline" in table
         else "",
@@ -115,27 +119,21 @@ def _text(where: Where) -> str:
     return ""
 
 
-def _context(where: Where) -> str:
+def _context(where: Where, elsewhere: list[str]) -> str:
     if where.incomplete():
         return "."
     text = where.text()
-    if _REMOTE.match(text):
-        where.wrong(
-            "not supported: only folders beside the manifest are built; fetch it there, or name an image"
-        )
-    elif _leads_out(text):
-        where.wrong(
-            f"{text[:80]!r} leads out of the manifest's folder: put the manifest above what it builds"
-        )
+    if _REMOTE.match(text) or _leads_out(text):
+        elsewhere.append(f"{text[:80]!r} is not in the manifest's folder")
     return posixpath.normpath(text or ".")
 
 
-def _dockerfile(where: Where) -> str:
+def _dockerfile(where: Where, elsewhere: list[str]) -> str:
     if where.incomplete():
         return "Dockerfile"
     text = where.text()
     if _leads_out(text):
-        where.wrong(f"{text[:80]!r} leads out of the context")
+        elsewhere.append(f"the Dockerfile {text[:80]!r} is not in the context")
     return posixpath.normpath(text or "Dockerfile")
 
 

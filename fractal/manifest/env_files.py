@@ -19,6 +19,9 @@ _DOUBLE = re.compile(r'"((?:[^"\\]|\\.)*)"\s*(?:#.*)?')
 _SINGLE = re.compile(r"'([^']*)'\s*(?:#.*)?")
 _ESCAPE = re.compile(r"\\(.)")
 _ESCAPED = {"n": "\n", "r": "\r", "t": "\t"}
+_UP = re.compile(r"(?:\./+)*\.\.(?:/+|$)")
+ABOVE = "above"
+"""Beside the manifest: what a manifest looks for above its own folder, once for each step up. No manifest names files elsewhere."""
 MAX_FILES = 64
 
 
@@ -57,13 +60,26 @@ def _paths(table: Table, key: str, inside: str) -> Iterator[str]:
 def _binds(service: Table) -> Iterator[str]:
     """Relative sources in `volumes`, some of which are files."""
     for source in _paths(service, "volumes", "source"):
-        if source.startswith(("./", "files/")):
+        if source.startswith(("./", "files/", f"{ABOVE}/")):
             yield posixpath.normpath(source.partition(":")[0])
 
 
 def beside(path: str) -> str:
-    """Where a file is to be beside the manifest: one of the stores of apps keeps it in `../files`, here that is `files`."""
-    return path.removeprefix("../") if path.startswith("../files/") else path
+    """Where a file is to be beside the manifest: one of the stores of apps keeps it in `../files`, here that is `files`; any other
+    `../x` is `above/x`."""
+    if path.startswith("../files/"):
+        return path.removeprefix("../")
+    steps = []
+    while up := _UP.match(path):
+        steps.append(ABOVE)
+        path = path[up.end() :]
+    return "/".join([*steps, path] if path else steps)
+
+
+def sought(path: str) -> str:
+    """What is to be said of a file that is not there, after its path."""
+    place = f", where `{ABOVE}` stands for the folder above it" if path.startswith(f"{ABOVE}/") else ""
+    return f"is to be beside the manifest{place}"
 
 
 def outside(path: str) -> bool:
@@ -89,7 +105,7 @@ def variables(where: Where | None, files: Mapping[str, str]) -> dict[str, str]:
         elif path in files:
             found |= _read(item, path, files[path])
         elif "required" not in table or table["required"].flag():
-            item.need(f"file {path}", "is to be beside the manifest, or its variables in `environment`")
+            item.need(f"file {path}", f"{sought(path)}, or its variables in `environment`")
     return found
 
 

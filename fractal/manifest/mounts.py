@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from fractal.api.app import Mount
 from fractal.manifest import rules
 from fractal.manifest.document import Scalar
-from fractal.manifest.env_files import beside
+from fractal.manifest.env_files import ABOVE, beside, sought
 from fractal.manifest.values import Where
 
 _MOUNT_KEYS = frozenset({"type", "source", "target", "read_only", "bind", "volume", "tmpfs", "consistency"})
@@ -166,11 +166,11 @@ def _place(
     if name is None:
         return
     if (
-        source.startswith((".", "files/"))
+        source.startswith((".", "files/", f"{ABOVE}/"))
         and _FILE.search(path)
         and posixpath.splitext(path)[1] == posixpath.splitext(target)[1]
     ):
-        where.need(f"file {path}", "is to be beside the manifest")
+        where.need(f"file {path}", sought(path))
         return
     found.mounts.append(Mount(volume=name, target=target, read_only=read_only))
 

@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Mapping
 
 from fractal.manifest import keys
-from fractal.manifest.env_files import beside, outside
+from fractal.manifest.env_files import beside, outside, sought
 from fractal.manifest.values import Where
 
 
@@ -74,5 +74,5 @@ def _file(where: Where) -> str:
     elif (path := posixpath.normpath(path)) in where.given.files:
         return where.given.files[path]
     else:
-        where.need(f"file {path}", "is to be beside the manifest")
+        where.need(f"file {path}", sought(path))
     return ""

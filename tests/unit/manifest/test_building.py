@@ -80,14 +80,6 @@ def test_a_dockerfile_may_stand_in_the_manifest() -> None:
 @pytest.mark.parametrize(
     ("build", "problem"),
     [
-        ("https://github.com/a/b.git", "only folders beside the manifest"),
-        ("git@github.com:a/b", "only folders beside the manifest"),
-        ("{context: 'service:base'}", "only folders beside the manifest"),
-        ("../other", "leads out of the manifest's folder"),
-        ("/srv/other", "leads out of the manifest's folder"),
-        ("a/../../b", "leads out of the manifest's folder"),
-        ("{context: ., dockerfile: ../Dockerfile}", "leads out of the context"),
-        ("{context: ., dockerfile: /etc/passwd}", "leads out of the context"),
         ("{context: ., dockerfile: A, dockerfile_inline: FROM x}", "only one of them"),
         ("{context: ., ssh: [default]}", "build.ssh: not supported"),
         ("{context: ., secrets: [a]}", "build.secrets: not supported"),
@@ -105,6 +97,38 @@ def test_what_is_not_built_is_refused_with_its_line(build: str, problem: str) ->
         parse(text, "app.yml", given=Given(brings=there))
     assert str(caught.value).startswith("app.yml:3: services.web.build")
     assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("build", "problem"),
+    [
+        ("https://github.com/a/b.git", "'https://github.com/a/b.git' is not in the manifest's folder"),
+        ("git@github.com:a/b", "'git@github.com:a/b' is not in the manifest's folder"),
+        ("{context: 'service:base'}", "'service:base' is not in the manifest's folder"),
+        ("../other", "'../other' is not in the manifest's folder"),
+        ("/srv/other", "'/srv/other' is not in the manifest's folder"),
+        ("a/../../b", "'a/../../b' is not in the manifest's folder"),
+        ("{context: .., dockerfile: docker/Dockerfile}", "'..' is not in the manifest's folder"),
+        ("{context: ., dockerfile: ../Dockerfile}", "'../Dockerfile' is not in the context"),
+        ("{context: ., dockerfile: /etc/passwd}", "'/etc/passwd' is not in the context"),
+    ],
+)
+def test_what_is_elsewhere_is_not_built_and_an_image_is_asked_for(build: str, problem: str) -> None:
+    text = f"services:\n  web:\n    build: {build}\n"
+    found = check(text, given=Given(brings=there))
+    ((option, need),) = found.needs
+    assert (option, need.line, found.refused, found.builds) == ("--image web=IMAGE", 3, (), {})
+    assert problem in need.text
+    named = parse(text, given=Given(brings=there, images={"web": "ada/web"}))
+    assert named.services[0].image == "ada/web"
+    beside = check(text + "    image: ada/web\n", given=Given(brings=there))
+    assert not beside.needs and problem in beside.idle[0].text
+
+
+def test_what_is_elsewhere_is_read_for_the_rest_of_its_keys_all_the_same() -> None:
+    text = "services: {web: {build: {context: .., contxt: x}}}"
+    (refused,) = checked(text).refused
+    assert refused.key == "services.web.build.contxt"
 
 
 def test_an_image_with_a_name_stands_in_for_what_cannot_be_built() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
+from fractal.cli.given import read_files
 from fractal.manifest import check, parse
 from fractal.manifest.env_files import named
 from fractal.manifest.values import Given
@@ -63,4 +65,43 @@ services:
     (web,) = parse(text, given=Given(files=files)).services
     assert web.env == {"A": "1"} and web.files == {"/etc/nginx.conf": "x"}
     assert [mount.volume for mount in web.mounts] == ["files-data"]
-    assert check(text.replace("../files/app.env", "../../files/app.env")).refused
+    assert check(text.replace("../files/app.env", "../a/../files/app.env")).refused
+
+
+def test_what_is_above_the_manifest_is_sought_in_a_folder_beside_it_and_nowhere_else(tmp_path: Path) -> None:
+    text = """
+services:
+  web:
+    image: x
+    env_file: ["../.env"]
+    volumes: ["../data/db:/db", "./../../src:/src", "..:/all", "../web.conf:/etc/web.conf"]
+    secrets: [key]
+secrets: {key: {file: ../../key}}
+x-homeserver: {data: {ignore: ["../data/db"]}}
+"""
+    folder = tmp_path / "one" / "two"
+    folder.mkdir(parents=True)
+    for path in ("one/.env", "one/web.conf", "key"):
+        (tmp_path / path).write_text("A=of the device\n")
+    manifest = folder / "compose.yaml"
+    manifest.write_text(text)
+    assert read_files(manifest) == {}
+    found = check(text)
+    assert not found.refused and found.spec is not None
+    wanted = {"above/.env", "above/web.conf", "above/above/key"}
+    assert {option for option, _ in found.needs} == {f"file {path}" for path in wanted}
+    assert all("the folder above" in need.text for _, need in found.needs)
+    assert [mount.volume for mount in found.spec.services[0].mounts] == [
+        "above-data-db",
+        "above-above-src",
+        "above",
+    ]
+    for path in wanted:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text("A=beside\n")
+    (folder / "above/web.conf").unlink()
+    (folder / "above/web.conf").symlink_to(tmp_path / "one/web.conf")
+    files = read_files(manifest)
+    assert files == {"above/.env": "A=beside\n", "above/above/key": "A=beside\n"}
+    (web,) = parse(text, given=Given(files={**files, "above/web.conf": "x"})).services
+    assert web.env == {"A": "beside"} and web.files["/run/secrets/key"] == "A=beside\n"
