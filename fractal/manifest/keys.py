@@ -15,7 +15,7 @@ OPTION_KEYS = frozenset(
         *("hostname", "init", "read_only", "tmpfs", "shm_size", "cap_add", "cap_drop", "dns", "expose"),
         *("labels", "logging", "mem_reservation", "platform", "privileged", "ulimits", "extra_hosts"),
         *("sysctls", "devices", "group_add", "cpu_shares", "security_opt", "stdin_open", "oom_score_adj"),
-        *("pid", "ipc"),
+        *("pid", "ipc", "dns_search", "dns_opt", "memswap_limit"),
     }
 )
 """Kept as they are for runtimes that honour them."""
@@ -28,6 +28,9 @@ IDLE = {
     "tty": "nobody has a terminal at it; its standard input stays open instead",
     "develop": "it is for working on an image",
     "userns_mode": "the engine's own way is taken",
+    "cgroup_parent": "where an app's processes are counted is the system's to say",
+    "cpuset": "devices have different processors; `cpus` says how many an app may use",
+    **dict.fromkeys(("mem_swappiness", "oom_kill_disable"), "cgroup v2 has no such setting"),
 }
 """Of services: key -> why it is without effect."""
 DEPLOY_IDLE = {
@@ -65,6 +68,8 @@ REMEDIES = {
     "external_links": "an app's networks are its own: put both services into one file",
     "label_file": "write them as `labels`",
     "isolation": "it is for Windows",
+    "cpu_count": "it is for Windows; write `cpus`",
+    "cpu_percent": "it is for Windows; write `cpus`",
     "credential_spec": "it is for Windows",
     "mac_address": "addresses are the engine's",
 }

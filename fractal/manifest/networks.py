@@ -17,7 +17,10 @@ DEFAULT = "default"
 MODES = {"bridge": "", "default": "", "none": "none", "host": "host"}
 """With `host` a service reaches all that the device does."""
 SERVICE = "service:"
-BELONGS = ("networks", "ports", "hostname", "domainname", "dns", "extra_hosts", "links")
+BELONGS = (
+    *("networks", "ports", "hostname", "domainname", "dns", "dns_search", "dns_opt", "extra_hosts"),
+    "links",
+)
 """Keys that say something of a network that belongs to another service."""
 MAX_NETWORKS = 16
 """Of a file."""

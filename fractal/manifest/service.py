@@ -47,7 +47,7 @@ SERVICE_KEYS = frozenset(
             "scale",
         ),
         *("configs", "secrets", "pull_policy", "volumes_from", "domainname", "gpus", "x-homeserver"),
-        *("runtime", "uts", "cgroup", "post_start", "pre_stop"),
+        *("runtime", "uts", "cgroup", "post_start", "pre_stop", "cpu_quota", "cpu_period"),
         *keys.OPTION_KEYS,
         *keys.IDLE,
     }
@@ -324,18 +324,40 @@ def _healthcheck(where: Where | None) -> HealthSpec | None:
 
 def _limits(table: Mapping[str, Where], deploy: Deployment) -> Limits:
     memory = table["mem_limit"].size() if "mem_limit" in table else deploy.memory
-    cpus = table["cpus"].number() if "cpus" in table else deploy.cpus
+    cpus = table["cpus"].number() if "cpus" in table else _processors(table) or deploy.cpus
     processes = (
         max(0, table["pids_limit"].integer(-1, 1 << 22)) if "pids_limit" in table else deploy.processes
     )
+    for key in ("cpu_quota", "cpu_period"):
+        if key in table and "cpus" in table:
+            table[key].wrong("and `cpus`: only one of them can be taken")
     for key, own, other in (
         ("mem_limit", memory, deploy.memory),
-        ("cpus", cpus, deploy.cpus),
+        ("cpus" if "cpus" in table else "cpu_quota", cpus, deploy.cpus),
         ("pids_limit", processes, deploy.processes),
     ):
         if other and own != other:
             table[key].wrong("`deploy.resources.limits` says otherwise")
+    _swap(table, memory)
     return Limits(memory=memory, cpus=cpus, processes=processes)
+
+
+def _processors(table: Mapping[str, Where]) -> float:
+    """`cpu_quota` of every `cpu_period`, both in microseconds, as a number of processors; 0 for no limit."""
+    quota = table["cpu_quota"].integer(-1, 1 << 40) if "cpu_quota" in table else 0
+    period = table["cpu_period"].integer(1_000, 1_000_000) if "cpu_period" in table else 100_000
+    return max(0, quota) / period
+
+
+def _swap(table: Mapping[str, Where], memory: int) -> None:
+    """Engines take a limit of memory and swap together only beside, and not below, one of memory."""
+    if not _filled(table, "memswap_limit") or table["memswap_limit"].text() in ("-1", "0"):
+        return
+    swap = table["memswap_limit"].size()
+    if 0 < swap < memory:
+        table["memswap_limit"].wrong("is of memory and swap together: it cannot be below `mem_limit`")
+    elif swap and not memory:
+        table["memswap_limit"].wrong("needs `mem_limit`")
 
 
 def _restart(where: Where) -> str:

@@ -59,6 +59,7 @@ services:
     shm_size: 32m
     ulimits: {{nofile: {{soft: 512, hard: 1024}}, nproc: 600}}
     mem_limit: 64m
+    memswap_limit: 96m
     cpus: 0.5
     pids_limit: 77
     platform: linux/amd64
@@ -79,6 +80,10 @@ services:
     image: {BUSYBOX}
     network_mode: bridge
     dns: [203.0.113.53]
+    dns_search: [oak.example, elm.example]
+    dns_opt: ["ndots:2", use-vc]
+    cpu_quota: 30000
+    cpu_period: 120000
     logging: {{driver: json-file, options: {{max-size: 1m, max-file: "3"}}}}
   able:
     image: "{BUSYBOX}"
@@ -271,6 +276,7 @@ def config(name: str) -> Callable[[Any], Any]:
         pytest.param("bounded", host("ShmSize"), 32 << 20, id="shm_size"),
         pytest.param("bounded", host("Memory"), 64 << 20, id="mem_limit"),
         pytest.param("bounded", host("NanoCpus"), 500_000_000, id="cpus"),
+        pytest.param("bounded", host("MemorySwap"), 96 << 20, id="memswap_limit"),
         pytest.param("bounded", host("PidsLimit"), 77, id="pids_limit"),
         pytest.param(
             "bounded",
@@ -298,6 +304,9 @@ def config(name: str) -> Callable[[Any], Any]:
         pytest.param("plainer", restart_label, "on-failure", id="deploy-restart_policy"),
         pytest.param("plainer", config("Image"), None, id="build-beside-image"),
         pytest.param("watched", host("Dns"), ["203.0.113.53"], id="dns"),
+        pytest.param("watched", host("DnsSearch"), ["oak.example", "elm.example"], id="dns_search"),
+        pytest.param("watched", host("DnsOptions"), ["ndots:2", "use-vc"], id="dns_opt"),
+        pytest.param("watched", cpus, 0.25, id="cpu_quota"),
         pytest.param(
             "watched", lambda c: c["HostConfig"]["NetworkMode"] == "none", False, id="network_mode-bridge"
         ),

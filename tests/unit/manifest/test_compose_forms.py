@@ -380,6 +380,34 @@ def test_no_catalog_is_needed_to_check_a_file(tmp_path: Path) -> None:
     assert '"understood": false' in found.stdout
 
 
+def test_limits_in_the_words_of_older_files() -> None:
+    service = one("mem_limit: 64m, memswap_limit: 1.5g, cpu_quota: 50000, cpu_period: 200000")
+    assert (service.limits.memory, service.limits.cpus) == (64 << 20, 0.25)
+    assert service.options["memswap_limit"] == '"1.5g"'
+    assert one("cpu_quota: 50000").limits.cpus == 0.5
+    assert one("cpu_quota: -1, cpu_period: 1000").limits.cpus == 0.0
+    assert one("memswap_limit: -1").options["memswap_limit"] == "-1"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("memswap_limit: 1g", "needs `mem_limit`"),
+        ("mem_limit: 1g, memswap_limit: 512m", "cannot be below `mem_limit`"),
+        ("memswap_limit: much", "expected a size"),
+        ("cpus: 1, cpu_quota: 50000", "only one of them"),
+        ("cpu_quota: half", "whole number"),
+        ("cpu_quota: 50000, cpu_period: 10", "whole number from 1000"),
+        ("cpu_quota: 50000, deploy: {resources: {limits: {cpus: '2'}}}", "says otherwise"),
+        ("cpu_count: 2", "write `cpus`"),
+        ("network_mode: 'service:main', dns_search: a.example", "belongs to the service whose network"),
+    ],
+)
+def test_limits_that_cannot_be_meant_are_refused_by_name(body: str, words: str) -> None:
+    found = check(f"services:\n  main:\n    image: x\n  other: {{image: x, {body}}}\n").refused
+    assert any(words in f.text and f.line == 4 for f in found), found
+
+
 def test_every_key_without_effect_is_documented() -> None:
     page = (Path(__file__).parents[3] / "docs/reference/manifest.md").read_text()
     listed = page.partition("## Without effect here")[2].partition("\n## ")[0]

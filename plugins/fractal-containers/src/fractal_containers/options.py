@@ -36,6 +36,10 @@ class Options:
     """(path on the device, path inside, some of `rwm`)."""
     dns: tuple[str, ...] = ()
     """Addresses of resolvers for names that are not the app's own."""
+    dns_options: tuple[str, ...] = ()
+    """As resolv.conf(5) has them: `ndots:1`."""
+    dns_search: tuple[str, ...] = ()
+    """Domains in which names without a dot are looked for; a dot alone: in none."""
     expose: tuple[tuple[int, str], ...] = ()
     extra_hosts: Mapping[str, str] = field(default_factory=dict)
     gpus: tuple[tuple[int, tuple[str, ...]], ...] = ()
@@ -53,6 +57,8 @@ class Options:
     """Files that are kept of it; 0: the device's."""
     mem_reservation: int = 0
     """Bytes."""
+    mem_swap: int = 0
+    """Bytes of memory and swap together; -1: as much swap as there is; 0: the engine's default."""
     no_health: bool = False
     """Not even the image's own check."""
     networks: tuple[tuple[str, bool], ...] = ()
@@ -104,13 +110,14 @@ Found = dict[str, Any]
 MAX_LOG_BYTES, MAX_LOG_FILES = 64 << 20, 10
 """What an app's logs may take of a device at most, per service."""
 _CAPABILITY = re.compile(r"(?:CAP_)?([A-Z][A-Z0-9_]{1,30})")
-_SIZE = re.compile(r"(\d{1,15})\s*(b|k|kb|kib|m|mb|mib|g|gb|gib)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*(b|k|kb|kib|m|mb|mib|g|gb|gib)?", re.IGNORECASE)
 _UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
 _ADDRESS = re.compile(r"[0-9A-Fa-f:.]{2,45}|host-gateway")
 _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _NETWORK = re.compile(r"[^\0-\x1f]{1,200}")
 MAX_NETWORKS = 16
+_RESOLVING = re.compile(r"[a-z][a-z0-9-]{1,40}(:\d{1,6})?")
 _PLATFORM = re.compile(r"[a-z0-9]+(/[a-z0-9_]+(/[a-z0-9]+)?)?")
 _TMPFS = re.compile(r"(rw|ro|noexec|exec|nosuid|nodev|size=\d+[kmgKMG%]?|mode=[0-7]{3,4}|uid=\d+|gid=\d+)")
 
@@ -203,7 +210,7 @@ def _size(value: Any) -> int:
     match = _SIZE.fullmatch(str(value)) if isinstance(value, str | int) else None
     if match is None:
         raise ValueError(f"{str(value)[:40]!r} is not a size such as 64m")
-    return int(match[1]) * _UNITS[(match[2] or "b")[0].lower()]
+    return int(float(match[1]) * _UNITS[(match[2] or "b")[0].lower()])
 
 
 def _read_shm_size(value: Any, found: Found) -> None:
@@ -233,6 +240,20 @@ def _read_logging(value: Any, found: Found) -> None:
 
 def _read_dns(value: Any, found: Found) -> None:
     found["dns"] = tuple(str(ipaddress.ip_address(word)) for word in _words(value))
+
+
+def _read_dns_search(value: Any, found: Found) -> None:
+    found["dns_search"] = tuple(
+        word if word == "." else _matching(_HOST, word, "a domain") for word in _words(value)
+    )
+
+
+def _read_dns_options(value: Any, found: Found) -> None:
+    found["dns_options"] = tuple(_matching(_RESOLVING, word, "a resolver's option") for word in _words(value))
+
+
+def _read_swap(value: Any, found: Found) -> None:
+    found["mem_swap"] = -1 if str(value) == "-1" else _size(value)
 
 
 def _read_privileged(value: Any, found: Found) -> None:
@@ -336,6 +357,8 @@ READERS: Mapping[str, Callable[[Any, Found], None]] = {
     "cpu_shares": reaching.read_shares,
     "devices": reaching.read_devices,
     "dns": _read_dns,
+    "dns_opt": _read_dns_options,
+    "dns_search": _read_dns_search,
     "expose": _read_expose,
     "extra_hosts": _read_hosts,
     "gpus": reaching.read_gpus,
@@ -347,6 +370,7 @@ READERS: Mapping[str, Callable[[Any, Found], None]] = {
     "labels": _read_labels,
     "logging": _read_logging,
     "mem_reservation": _read_mem_reservation,
+    "memswap_limit": _read_swap,
     "network_mode": _read_network_mode,
     "networks": _read_networks,
     "oom_score_adj": reaching.read_oom,

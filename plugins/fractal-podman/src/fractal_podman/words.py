@@ -44,6 +44,8 @@ def payload(wanted: Wanted) -> dict[str, Any]:
         },
         **_reaching(options),
         "dns_server": list(options.dns),
+        "dns_option": list(options.dns_options),
+        "dns_search": list(options.dns_search),
         "privileged": options.privileged,
         "portmappings": [
             {"container_port": number, "protocol": protocol, "host_ip": LOOPBACK}
@@ -141,6 +143,8 @@ def _limits(wanted: Wanted) -> dict[str, Any]:
         found["memory"] = {"limit": limits.memory}
     if reserved := wanted.options.mem_reservation:
         found["memory"] = {**found.get("memory", {}), "reservation": reserved}
+    if swap := wanted.options.mem_swap:
+        found["memory"] = {**found.get("memory", {}), "swap": swap}
     if limits.cpus:
         found["cpu"] = {"quota": round(limits.cpus * PERIOD), "period": PERIOD}
     if shares := wanted.options.cpu_shares:
