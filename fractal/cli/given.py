@@ -188,8 +188,11 @@ def read_text(path: Path) -> str:
     """Text of a file of the caller's own. Raises click's usage error."""
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"{path}: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
+    except OSError as error:
+        raise click.UsageError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise click.UsageError(f"{path}:{line}: not UTF-8 text") from error
 
 
 def read_files(manifest: Path) -> dict[str, str]:

@@ -104,16 +104,17 @@ def _read(text: str, problems: Problems, given: Given, form: list[FormField] | N
         tables[key].idle(keys.TOP_IDLE[key])
     section = app_section(tables.get("x-homeserver"))
     declared, devices = top.volumes(tables.get("volumes"))
-    running, absent = whole.services(tables["services"]) if "services" in tables else ({}, frozenset())
+    running, absent = whole.services(tables["services"]) if "services" in tables else ({}, {})
     around = Around(
         names=frozenset(running),
-        absent=absent,
+        absent=frozenset(absent),
         networks=networks.declared(tables.get("networks")),
         devices=devices,
         configs=top.texts(tables.get("configs")),
         secrets=top.texts(tables.get("secrets")),
     )
     services = [service(where, around) for where in running.values()]
+    _look_through(absent, around, problems)
     services = with_aliases(networks.settled(services), problems.aliases, problems)
     if not services:
         problems.add(root.node.line, "services", "an app needs at least one service")
@@ -145,6 +146,17 @@ def _read(text: str, problems: Problems, given: Given, form: list[FormField] | N
     if not problems.lines:
         _check(spec, problems, root.node)
     return None if problems.lines else spec
+
+
+def _look_through(absent: Mapping[str, Where], around: Around, problems: Problems) -> None:
+    """Services that no chosen profile starts: what they need is not needed, but what is refused of them is, as another choice
+    may start them."""
+    everyone = replace(around, names=around.names | absent.keys(), absent=frozenset())
+    for where in absent.values():
+        aside = Problems(problems.source)
+        service(replace(where, problems=aside), everyone)
+        problems.lines += aside.lines
+        problems.refused += aside.refused
 
 
 def describe(text: str, source: str = "manifest") -> Mapping[str, str]:

@@ -148,6 +148,8 @@ def _place(
     *,
     shared: bool = False,
 ) -> None:
+    if not target and where.incomplete():
+        return
     if not target.startswith("/") or ".." in target.split("/"):
         where.wrong(f"{target[:80]!r} is not an absolute path inside the service")
         return

@@ -18,6 +18,7 @@ from fractal.manifest.env_files import variables
 from fractal.manifest.homeserver import ServiceSection, service_section
 from fractal.manifest.lifecycle import commands
 from fractal.manifest.mounts import mounted
+from fractal.manifest.option_forms import formed
 from fractal.manifest.ports import ports
 from fractal.manifest.reaching import gpus, reach
 from fractal.manifest.values import Where
@@ -432,6 +433,7 @@ def _option(where: Where, key: str) -> str:
     """A value kept for the runtime, as canonical JSON text."""
     if key in keys.FLAG_OPTIONS:
         return "true" if where.flag() else "false"
+    formed(where, key)
     try:
         return _text(_value(where))
     except InvalidInput as error:

@@ -14,20 +14,20 @@ PROFILES = "COMPOSE_PROFILES"
 """The variable by which Compose is told what profiles to take."""
 
 
-def services(where: Where) -> tuple[dict[str, Where], frozenset[str]]:
-    """The services that run, with what they extend; and the names of those whose profiles are not chosen."""
+def services(where: Where) -> tuple[dict[str, Where], dict[str, Where]]:
+    """The services that run, with what they extend; and those whose profiles are not chosen."""
     tables = where.table()
     chosen = {p.strip() for p in where.given.values.get(PROFILES, "").split(",") if p.strip()}
     found: dict[str, Where] = {}
-    absent = set()
+    absent: dict[str, Where] = {}
     for name, item in tables.items():
         whole = replace(item, node=_extended(item, name, tables, ()))
         if _chosen(whole, chosen):
             found[name] = whole
         else:
-            absent.add(name)
+            absent[name] = whole
     # Of the volumes that are written in each, not of those that it has from others: else a few lines would stand for billions.
-    return {n: replace(w, node=_with_volumes(w, found)) for n, w in found.items()}, frozenset(absent)
+    return {n: replace(w, node=_with_volumes(w, found)) for n, w in found.items()}, absent
 
 
 def _chosen(where: Where, chosen: set[str]) -> bool:

@@ -124,6 +124,15 @@ def test_binds_of_app_stores_are_folders_of_the_app(volume: str, folder: str) ->
     assert (mount.volume, mount.host, spec.volumes, spec.allowed) == (folder, "", (folder,), ())
 
 
+def test_a_place_inside_that_a_variable_is_to_say_is_needed() -> None:
+    text = "services: {main: {image: x, volumes: ['/srv/keys:${PLACE}']}}"
+    found = check(text)
+    assert not found.refused and "--set PLACE=VALUE" in dict(found.needs)
+    spec = parse(text, given=Given(values={"PLACE": "/keys"}, allowed=frozenset({"host-path:/srv/keys"})))
+    assert spec.services[0].mounts[0].target == "/keys"
+    assert check(text.replace("${PLACE}", "keys")).refused
+
+
 def test_the_long_form_of_volumes() -> None:
     body = """volumes: [
       {type: bind, source: data, target: /a, bind: {create_host_path: true}},
@@ -292,6 +301,23 @@ services:
             parse(f"services: {{main: {{image: x, extends: {wrong}}}}}")
 
 
+def test_a_service_that_does_not_run_needs_nothing_but_is_refused_for_what_no_file_may_say() -> None:
+    text = """services:
+  a: {image: x, links: [b]}
+  b: {image: x, profiles: [debug], privileged: true, environment: ["A=${B:?why}"], network_mode: "service:c"}
+  c: {build: ./c, profiles: [debug]}
+"""
+    found = check(text, "app.yml")
+    assert not found.refused and not found.needs
+    for wrong, line in (
+        ("image: x, prots: []", 3),
+        ("image: x, restart: perhaps", 3),
+        ("image: 'x y'", 3),
+    ):
+        (refused,) = check(text.replace("b: {image: x", f"b: {{{wrong}"), "app.yml").refused
+        assert (refused.line, refused.key.partition(".b.")[0]) == (line, "services")
+
+
 def test_profiles_are_chosen_as_in_compose() -> None:
     text = "services: {a: {image: x}, b: {image: x, profiles: [debug]}}"
     assert [s.name for s in parse(text).services] == ["a"]
@@ -378,6 +404,9 @@ def test_no_catalog_is_needed_to_check_a_file(tmp_path: Path) -> None:
     assert (found.exit_code, f"{bad}:4: services.a.prots: refused" in found.stderr) == (1, True)
     found = CliRunner().invoke(cli, ["app", "check", "--json", str(bad)])
     assert '"understood": false' in found.stdout
+    bad.write_bytes(b"services:\n  a: {image: \xff}\n")
+    found = CliRunner().invoke(cli, ["app", "check", str(bad)])
+    assert (found.exit_code, f"{bad}:2: not UTF-8 text" in found.stderr) == (2, True)
 
 
 def test_limits_in_the_words_of_older_files() -> None:
@@ -406,6 +435,46 @@ def test_limits_in_the_words_of_older_files() -> None:
 def test_limits_that_cannot_be_meant_are_refused_by_name(body: str, words: str) -> None:
     found = check(f"services:\n  main:\n    image: x\n  other: {{image: x, {body}}}\n").refused
     assert any(words in f.text and f.line == 4 for f in found), found
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("shm_size: lots", "expected a size"),
+        ("mem_reservation: [1m]", "expected text"),
+        ("hostname: {a: b}", "expected text"),
+        ("platform: [linux/amd64]", "expected text"),
+        ("cap_drop: ALL", "expected a list"),
+        ("group_add: [[44]]", "expected text"),
+        ("expose: {80: 80}", "expected a list"),
+        ("dns: {a: 192.0.2.1}", "expected text"),
+        ("tmpfs: [{path: /tmp}]", "expected text"),
+        ("labels: on", "expected a mapping"),
+        ("labels: {a: {b: c}}", "expected text"),
+        ("extra_hosts: 7", "expected a mapping"),
+        ("sysctls: {net.core.somaxconn: [[1]]}", "expected text"),
+        ("cpu_shares: many", "expected a whole number"),
+        ("oom_score_adj: 2000", "expected a whole number"),
+        ("ulimits: [nofile]", "expected a mapping"),
+        ("ulimits: {nofile: many}", "expected a whole number"),
+        ("ulimits: {nofile: [1, 2]}", "expected text"),
+        ("ulimits: {nofile: {soft: 1}}", "`soft` and `hard`"),
+        ("ulimits: {nofile: {soft: 1, hard: 2, firm: 3}}", "not supported"),
+    ],
+)
+def test_a_form_that_no_runtime_takes_is_refused_with_its_line(body: str, words: str) -> None:
+    (found, *_) = check(f"services:\n  main:\n    image: x\n    {body}\n", "app.yml").refused
+    assert found.line == 4 and found.key.startswith(f"services.main.{body.partition(chr(58))[0]}")
+    assert words in found.text, found
+
+
+def test_forms_that_compose_takes_are_taken() -> None:
+    service = one(
+        """group_add: [44, audio], expose: [80, "90-92/udp"], dns: 192.0.2.1, tmpfs: /tmp, labels: {a: true, b: 1, c: },
+        extra_hosts: {oak: 10.1.2.3}, sysctls: [net.core.somaxconn=1], cpu_shares: "77", ulimits: {nofile: "9", core: {soft: 0, hard: -1}},
+        shm_size: 1.5gb, hostname: 7"""
+    )
+    assert {"group_add", "expose", "dns", "labels", "ulimits", "shm_size"} <= service.options.keys()
 
 
 def test_every_key_without_effect_is_documented() -> None:
