@@ -39,6 +39,29 @@ def test_gpus_are_asked_for_in_each_engines_words() -> None:
     assert podman_words(asked)["devices"] == [{"path": "nvidia.com/gpu=0"}, {"path": "nvidia.com/gpu=1"}]
 
 
+def test_swap_and_resolving_are_said_in_the_words_of_both_engines() -> None:
+    (service,) = parse(
+        "services: {a: {image: x, mem_limit: 64m, memswap_limit: 1.5g, dns_search: oak.example, dns_opt: ['ndots:2']}}"
+    ).services
+    asked = Wanted(
+        name="x",
+        image="x",
+        labels={},
+        networks=("n",),
+        alias="a",
+        cgroup_parent="/p",
+        log_bytes=1,
+        limits=service.limits,
+        options=settings(service.options),
+    )
+    host = docker_words(asked)["host_config"]
+    assert (host["Memory"], host["MemorySwap"]) == (64 << 20, 3 << 29)
+    assert (host["DnsSearch"], host["DnsOptions"]) == (["oak.example"], ["ndots:2"])
+    made = podman_words(asked)
+    assert made["resource_limits"]["memory"] == {"limit": 64 << 20, "swap": 3 << 29}
+    assert (made["dns_search"], made["dns_option"]) == (["oak.example"], ["ndots:2"])
+
+
 def test_every_option_of_the_manifest_is_known_here() -> None:
     assert set(READERS) == compose.OPTION_KEYS | {
         "healthcheck.disable",

@@ -5,11 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from fractal_containers.options import Options
 from fractal_containers.wanted import Wanted
 from fractal_docker.words import container, payload
-
-from fractal.api.app import Limits
 
 FOUND: dict[str, Any] = {
     "Id": "c" * 64,
@@ -59,14 +56,3 @@ def test_what_nobody_asked_for_is_not_said_and_what_must_be_is() -> None:
     assert host["RestartPolicy"] == {"Name": "no"}
     assert host["SecurityOpt"] == ["no-new-privileges"]
     assert host["PortBindings"] == {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": ""}]}
-
-
-def test_limits_and_resolving_in_its_words() -> None:
-    options = Options(mem_swap=96 << 20, dns_search=("oak.example",), dns_options=("ndots:2",))
-    wanted = Wanted(
-        name="n", image="i", labels={}, networks=("net",), alias="main", cgroup_parent="/x", log_bytes=4096,
-        limits=Limits(memory=64 << 20), options=options,
-    )  # fmt: skip
-    host = payload(wanted)["host_config"]
-    assert (host["Memory"], host["MemorySwap"]) == (64 << 20, 96 << 20)
-    assert (host["DnsSearch"], host["DnsOptions"]) == (["oak.example"], ["ndots:2"])

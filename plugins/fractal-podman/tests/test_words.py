@@ -9,8 +9,6 @@ from fractal_containers.options import Options
 from fractal_containers.wanted import Wanted
 from fractal_podman.words import container, payload, qualified, signal_number
 
-from fractal.api.app import Limits
-
 FOUND: dict[str, Any] = {
     "Id": "c" * 64,
     "State": {
@@ -96,14 +94,3 @@ def test_what_nobody_asked_for_is_not_said_and_what_must_be_is() -> None:
     assert made["expose"] == {53: "tcp,udp"}
     assert [m["host_ip"] for m in made["portmappings"]] == ["127.0.0.1", "127.0.0.1"]
     assert (made["image_os"], made["image_arch"], made["image_variant"]) == ("linux", "arm", "v7")
-
-
-def test_limits_and_resolving_in_its_words() -> None:
-    options = Options(mem_swap=96 << 20, dns_search=("oak.example",), dns_options=("ndots:2",))
-    wanted = Wanted(
-        name="n", image="i", labels={}, networks=("net",), alias="main", cgroup_parent="/x", log_bytes=4096,
-        limits=Limits(memory=64 << 20), options=options,
-    )  # fmt: skip
-    made = payload(wanted)
-    assert made["resource_limits"]["memory"] == {"limit": 64 << 20, "swap": 96 << 20}
-    assert (made["dns_search"], made["dns_option"]) == (["oak.example"], ["ndots:2"])
