@@ -386,7 +386,8 @@ class RuntimeContract(Contract[Runtime]):
         """Exit code, both outputs, stdin, the service's environment."""
         run = self.app(tmp_path, self.named("main", POLITE, env={"COLOUR": "blue"}))
         await self.up(backend, run)
-        source = "import os, sys; print(os.environ['COLOUR'], sys.stdin.read()); print('err', file=sys.stderr); sys.exit(4)"
+        # One write each: an unbuffered program's parts may come with the other stream's between them.
+        source = "import os, sys; sys.stdout.write(os.environ['COLOUR'] + ' ' + sys.stdin.read()); sys.stderr.write('err'); sys.exit(4)"
         result = await backend.exec(run.key, "main", ["python3", "-c", source], stdin=b"given")
         assert result.exit_code == 4
         assert b"blue given" in result.output
