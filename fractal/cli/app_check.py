@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def check(session: Session, file: str, as_json: bool, **options: Any) -> None:
     """Say what a Compose file's keys come to: honoured, without effect here, or refused; what it needs, and what will come of it.
 
-    Exits with 0 if every key is understood and every service has an image or a process. Needs no agent and changes nothing. FILE may
-    be the name of an app of a catalog too, which the agent is asked for.
+    Exits with 0 if every key is understood, whatever `app install` needs besides. Needs no agent and changes nothing. FILE may be the
+    name of an app of a catalog too, which the agent is asked for.
     """
     from fractal.manifest import check as check_manifest
 
@@ -39,7 +39,7 @@ def check(session: Session, file: str, as_json: bool, **options: Any) -> None:
         text, files = session.call("catalog.show", {"app": file})["manifest"], {}
     checked = check_manifest(text, file, as_given({**given_values(options), "files": files}, brings))
     show_json(_plain(checked)) if as_json else _show(checked)
-    if checked.refused or any(option.startswith("--image ") for option, _ in checked.needs):
+    if checked.refused:
         click.get_current_context().exit(ExitCode.FAILED)
 
 

@@ -186,7 +186,7 @@ def test_an_image_that_is_given_is_not_built() -> None:
 def test_a_file_is_checked_with_what_is_beside_it(tmp_path: Path) -> None:
     (tmp_path / "app.yml").write_text("services:\n  web:\n    build: {context: ./web, ssh: []}\n")
     told = CliRunner().invoke(cli, ["app", "check", str(tmp_path / "app.yml"), "--json"])
-    assert told.exit_code == 1
+    assert told.exit_code == 0, "every key is understood; what is built is needed by who installs it"
     (need,) = json.loads(told.stdout)["needs"]
     assert (need["line"], need["option"]) == (3, "--image web=IMAGE")
     assert "is no folder beside the manifest" in need["reason"]
