@@ -204,6 +204,7 @@ async def test_what_a_server_checks_where_is_found_out(
             with suppress(NotFound):
                 await once(client, "head_object", what, Key=parameters["Key"])
                 raise Refused(f"{what}: exists already")
+            await asyncio.sleep(0.3)  # between look and write, so that two of a time both look first
         return await once(client, operation, what, **parameters)
 
     monkeypatch.setattr(Client, "once", look_first)

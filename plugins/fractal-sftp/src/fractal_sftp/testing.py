@@ -270,12 +270,12 @@ def free_port(address: str = "127.0.0.1") -> int:
 def _descendants(pid: int) -> list[int]:
     """Children of a process and theirs, the youngest first."""
     found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            children = [int(word) for word in task.read_text().split()]
-        except OSError:
-            continue  # it ended meanwhile
-        for child in children:
+    try:
+        tasks = [task.read_text() for task in Path(f"/proc/{pid}/task").glob("*/children")]
+    except OSError:
+        return []  # it ended meanwhile
+    for children in tasks:
+        for child in map(int, children.split()):
             found += [*_descendants(child), child]
     return found
 
