@@ -176,7 +176,8 @@ class Copy:
     async def _collect_images(self) -> None:
         """Images belong to all apps of a store: the owner of the first of them looks after them, as where they are archived."""
         job, apps = self._job, self._job.group.state.apps.values()
-        if job.id == min(a.id for a in apps if self.store in (a.store, *a.mirrors) and not a.removed):
+        users = (a.id for a in apps if self.store in (a.store, *a.mirrors) and not a.removed)
+        if job.id == min(users, default=""):  # nobody's, if it ceased to be a mirror this very moment
             images = await job.group.images(self.store)
             await images.collect_orphans(job.care.thinning.owns_highest)
 
