@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fractal.agent.app_data import AppData
@@ -21,7 +20,7 @@ from fractal.agent.manifest_use import ManifestUse
 from fractal.agent.mending import Mending
 from fractal.agent.mirrors import Mirrors
 from fractal.agent.saver import Saver
-from fractal.api.app import AppRun, AppSpec, run_key
+from fractal.api.app import AppSpec, run_key
 from fractal.api.errors import BackendError, FractalError, NotFound
 from fractal.api.runtime import Health, RunStatus
 from fractal.core.entries import AppRestored, Serving
@@ -404,28 +403,10 @@ class AppJob:
     async def _finish_wait(self) -> None:
         self.facts.change(waited=self.app.epoch)
 
-    def coming_run(self) -> AppRun:
-        """What the runtime prepares for: its volumes need not be here yet."""
-        return AppRun(
-            group=self.group.id,
-            app=self.id,
-            epoch=self.app.epoch,
-            spec=self.spec,
-            volume_root=Path("/nonexistent"),
-            secrets=self.data.secrets(),
-            images=self.images.digests(),
-        )
-
-    async def app_run(self) -> AppRun:
-        """What the runtime is given to start. Raises BackendError if there is no volume root."""
-        root = await self.data.root()
-        ignored = self.data.ignored_root() if self.spec.ignored else None
-        return replace(self.coming_run(), volume_root=root, ignored_root=ignored)
-
     async def _start(self) -> None:
         agent = self.group.agent
         await self.data.require_root()
-        run = await self.app_run()
+        run = await self.bringing.whole_run()
         await agent.guard.register(await agent.runtime.freezable(run))
         right = self.right()
         if right.deadline is None or right.deadline <= agent.clock.boottime():

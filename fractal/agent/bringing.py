@@ -7,8 +7,11 @@ image.
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fractal.api.app import AppRun
 from fractal.api.errors import FractalError
 
 if TYPE_CHECKING:
@@ -53,6 +56,27 @@ class Bringing:
         job = self._job
         return job.app.epoch, job.app.spec, job.images.digests()
 
+    @property
+    def coming_run(self) -> AppRun:
+        """What the runtime prepares for: its volumes need not be here yet."""
+        job = self._job
+        return AppRun(
+            group=job.group.id,
+            app=job.id,
+            epoch=job.app.epoch,
+            spec=job.spec,
+            volume_root=Path("/nonexistent"),
+            secrets=job.data.secrets(),
+            images=job.images.digests(),
+        )
+
+    async def whole_run(self) -> AppRun:
+        """What the runtime is given to start. Raises BackendError if there is no volume root."""
+        data = self._job.data
+        root = await data.root()
+        ignored = data.ignored_root() if self._job.spec.ignored else None
+        return replace(self.coming_run, volume_root=root, ignored_root=ignored)
+
     async def begin(self) -> None:
         """Begin, if that was not done. `step` takes in what came of it."""
         wanted = self._wanted
@@ -87,7 +111,7 @@ class Bringing:
 
     async def _bring(self) -> None:
         await self._job.images.bring()
-        await self._job.group.agent.runtime.prepare(self._job.coming_run())
+        await self._job.group.agent.runtime.prepare(self.coming_run)
 
     def forget(self) -> None:
         """What was brought may be gone: look anew before the next start."""
