@@ -75,6 +75,7 @@ async def test_a_mirror_by_sftp_survives_a_pulled_cable_and_the_loss_of_the_firs
         points.append(await attic.save(1, f"t-{number}", files(number), points[-1] if points else None))
     filling = asyncio.create_task(fill(attic, friend))
     while not any("/object/" in key for key in await keys(friend)):
+        assert not filling.done()
         await asyncio.sleep(0.01)
     own_cable.pull()
     with pytest.raises(BackendError, match=r"store Friend|sftp"):
