@@ -16,34 +16,9 @@ from fractal.api.app import REACHING_OUT, AppSpec, ServiceSpec
 from fractal.manifest import Given, compose, parse
 
 
-def test_gpus_are_asked_for_in_each_engines_words() -> None:
-    """No GPU is here to run with."""
-    (service,) = parse(
-        "services: {a: {image: x, deploy: {resources: {reservations: {devices: [{driver: nvidia, count: 2, capabilities: [gpu]}]}}}}}",
-        given=Given(allowed=frozenset({"gpu"})),
-    ).services
-    options = settings(service.options)
-    assert (options.gpus, options.ties) == (((2, ()),), ("gpu",))
-    asked = Wanted(
-        name="x",
-        image="x",
-        labels={},
-        networks=("n",),
-        alias="a",
-        cgroup_parent="/p",
-        log_bytes=1,
-        options=options,
-    )
-    (request,) = docker_words(asked)["host_config"]["DeviceRequests"]
-    assert (request["Driver"], request["Count"], request["Capabilities"]) == ("nvidia", 2, [["gpu"]])
-    assert podman_words(asked)["devices"] == [{"path": "nvidia.com/gpu=0"}, {"path": "nvidia.com/gpu=1"}]
-
-
-def test_swap_and_resolving_are_said_in_the_words_of_both_engines() -> None:
-    (service,) = parse(
-        "services: {a: {image: x, mem_limit: 64m, memswap_limit: 1.5g, dns_search: oak.example, dns_opt: ['ndots:2']}}"
-    ).services
-    asked = Wanted(
+def wanted(service: ServiceSpec) -> Wanted:
+    """What an engine is asked for; names and places are nothing that these tests look at."""
+    return Wanted(
         name="x",
         image="x",
         labels={},
@@ -54,6 +29,27 @@ def test_swap_and_resolving_are_said_in_the_words_of_both_engines() -> None:
         limits=service.limits,
         options=settings(service.options),
     )
+
+
+def test_gpus_are_asked_for_in_each_engines_words() -> None:
+    """No GPU is here to run with."""
+    (service,) = parse(
+        "services: {a: {image: x, deploy: {resources: {reservations: {devices: [{driver: nvidia, count: 2, capabilities: [gpu]}]}}}}}",
+        given=Given(allowed=frozenset({"gpu"})),
+    ).services
+    options = settings(service.options)
+    assert (options.gpus, options.ties) == (((2, ()),), ("gpu",))
+    asked = wanted(service)
+    (request,) = docker_words(asked)["host_config"]["DeviceRequests"]
+    assert (request["Driver"], request["Count"], request["Capabilities"]) == ("nvidia", 2, [["gpu"]])
+    assert podman_words(asked)["devices"] == [{"path": "nvidia.com/gpu=0"}, {"path": "nvidia.com/gpu=1"}]
+
+
+def test_swap_and_resolving_are_said_in_the_words_of_both_engines() -> None:
+    (service,) = parse(
+        "services: {a: {image: x, mem_limit: 64m, memswap_limit: 1.5g, dns_search: oak.example, dns_opt: ['ndots:2']}}"
+    ).services
+    asked = wanted(service)
     host = docker_words(asked)["host_config"]
     assert (host["Memory"], host["MemorySwap"]) == (64 << 20, 3 << 29)
     assert (host["DnsSearch"], host["DnsOptions"]) == (["oak.example"], ["ndots:2"])

@@ -1,0 +1,83 @@
+"""Values of keys that are passed on to runtimes, and limits: what no runtime takes is refused with its line."""
+
+from __future__ import annotations
+
+import pytest
+
+from fractal.api.app import ServiceSpec
+from fractal.manifest import check, from_plain_spec, parse, to_plain_spec
+
+
+def one(body: str) -> ServiceSpec:
+    spec = parse(f"services: {{main: {{image: x, {body}}}}}\n")
+    assert from_plain_spec(to_plain_spec(spec)) == spec
+    (service,) = spec.services
+    return service
+
+
+def test_limits_in_the_words_of_older_files() -> None:
+    service = one("mem_limit: 64m, memswap_limit: 1.5g, cpu_quota: 50000, cpu_period: 200000")
+    assert (service.limits.memory, service.limits.cpus) == (64 << 20, 0.25)
+    assert service.options["memswap_limit"] == '"1.5g"'
+    assert one("cpu_quota: 50000").limits.cpus == 0.5
+    assert one("cpu_quota: -1, cpu_period: 1000").limits.cpus == 0.0
+    assert one("memswap_limit: -1").options["memswap_limit"] == "-1"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("memswap_limit: 1g", "needs `mem_limit`"),
+        ("mem_limit: 1g, memswap_limit: 512m", "cannot be below `mem_limit`"),
+        ("memswap_limit: much", "expected a size"),
+        ("cpus: 1, cpu_quota: 50000", "only one of them"),
+        ("cpu_quota: half", "whole number"),
+        ("cpu_quota: 50000, cpu_period: 10", "whole number from 1000"),
+        ("cpu_quota: 50000, deploy: {resources: {limits: {cpus: '2'}}}", "says otherwise"),
+        ("cpu_count: 2", "write `cpus`"),
+        ("network_mode: 'service:main', dns_search: a.example", "belongs to the service whose network"),
+    ],
+)
+def test_limits_that_cannot_be_meant_are_refused_by_name(body: str, words: str) -> None:
+    found = check(f"services:\n  main:\n    image: x\n  other: {{image: x, {body}}}\n").refused
+    assert any(words in f.text and f.line == 4 for f in found), found
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("shm_size: lots", "expected a size"),
+        ("mem_reservation: [1m]", "expected text"),
+        ("hostname: {a: b}", "expected text"),
+        ("platform: [linux/amd64]", "expected text"),
+        ("cap_drop: ALL", "expected a list"),
+        ("group_add: [[44]]", "expected text"),
+        ("expose: {80: 80}", "expected a list"),
+        ("dns: {a: 192.0.2.1}", "expected text"),
+        ("tmpfs: [{path: /tmp}]", "expected text"),
+        ("labels: on", "expected a mapping"),
+        ("labels: {a: {b: c}}", "expected text"),
+        ("extra_hosts: 7", "expected a mapping"),
+        ("sysctls: {net.core.somaxconn: [[1]]}", "expected text"),
+        ("cpu_shares: many", "expected a whole number"),
+        ("oom_score_adj: 2000", "expected a whole number"),
+        ("ulimits: [nofile]", "expected a mapping"),
+        ("ulimits: {nofile: many}", "expected a whole number"),
+        ("ulimits: {nofile: [1, 2]}", "expected text"),
+        ("ulimits: {nofile: {soft: 1}}", "`soft` and `hard`"),
+        ("ulimits: {nofile: {soft: 1, hard: 2, firm: 3}}", "not supported"),
+    ],
+)
+def test_a_form_that_no_runtime_takes_is_refused_with_its_line(body: str, words: str) -> None:
+    (found, *_) = check(f"services:\n  main:\n    image: x\n    {body}\n", "app.yml").refused
+    assert found.line == 4 and found.key.startswith(f"services.main.{body.partition(chr(58))[0]}")
+    assert words in found.text, found
+
+
+def test_forms_that_compose_takes_are_taken() -> None:
+    service = one(
+        """group_add: [44, audio], expose: [80, "90-92/udp"], dns: 192.0.2.1, tmpfs: /tmp, labels: {a: true, b: 1, c: },
+        extra_hosts: {oak: 10.1.2.3}, sysctls: [net.core.somaxconn=1], cpu_shares: "77", ulimits: {nofile: "9", core: {soft: 0, hard: -1}},
+        shm_size: 1.5gb, hostname: 7"""
+    )
+    assert {"group_add", "expose", "dns", "labels", "ulimits", "shm_size"} <= service.options.keys()
