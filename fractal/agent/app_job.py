@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fractal.agent.app_data import AppData
@@ -24,7 +23,7 @@ from fractal.api.app import AppSpec, run_key
 from fractal.api.errors import BackendError, FractalError, NotFound
 from fractal.api.runtime import Health, RunStatus
 from fractal.core.entries import AppRestored, Serving
-from fractal.core.lease import Right, right_to_run
+from fractal.core.lease import Right, paced, right_to_run
 from fractal.core.model import App, Point, Timers
 from fractal.core.placement import standbys, successors
 from fractal.core.plan import Step, View, next_step
@@ -66,7 +65,7 @@ class AppJob:
         """Epoch that is being started, and since when: each epoch has its own time to get healthy."""
         self._backoff = 0.0
         self._shorter: tuple[Timers, int, Timers] | None = None
-        """The group's timers, the proof that the epoch object states, and the timers with that one: what `right` made of them last."""
+        """The group's timers, the proof that the epoch object states, and what `timers` made of them last."""
         self._looked: tuple[Point | None, float] = (None, 0.0)
         """What the owner had said when the archive was looked into last, and when that was."""
         self._start_at = 0.0
@@ -103,21 +102,24 @@ class AppJob:
         """Newest point of the main line that a local snapshot holds."""
         return self.data.fetched
 
+    @property
+    def timers(self) -> Timers:
+        """The group's, or shorter ones: takers wait by what the epoch object says, so an owner never counts on more."""
+        timers, mine = self.group.state.timers, self.group.stored(self.app).get(self.app.epoch)
+        if mine is None or not 0 < mine.proof_ms < timers.proof:
+            return timers
+        if self._shorter is None or self._shorter[:2] != (timers, mine.proof_ms):
+            self._shorter = (timers, mine.proof_ms, paced(timers, mine.proof_ms))
+        return self._shorter[2]
+
     def right(self) -> Right:
         """Until when the app may run here."""
         group, app = self.group, self.app
         store = group.stores.get(app.store)
-        mine = group.stored(app).get(app.epoch)
-        timers = group.state.timers
-        if mine is not None and 0 < mine.proof_ms < timers.proof:
-            # Takers wait by what the epoch object says: an owner never counts on more.
-            if self._shorter is None or self._shorter[:2] != (timers, mine.proof_ms):
-                self._shorter = (timers, mine.proof_ms, replace(timers, proof=mine.proof_ms))
-            timers = self._shorter[2]
         return right_to_run(
             app,
             group.me,
-            timers=timers,
+            timers=self.timers,
             proofs=group.proofs(app),
             standing=self.facts.now.standing,
             stored=store.highest(app.id) if store else 0,

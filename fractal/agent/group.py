@@ -21,7 +21,7 @@ from fractal.api.store import Store
 from fractal.archive.epochs import EpochRecord, Epochs
 from fractal.archive.images import Images
 from fractal.core.lease import Proofs, Seen, Suspicion
-from fractal.core.model import App, DeviceRole, GroupState
+from fractal.core.model import App, DeviceRole, GroupState, Timers
 
 if TYPE_CHECKING:
     from fractal.agent.agent import Agent
@@ -124,6 +124,12 @@ class GroupAgent:
         store = self.stores.get(app.store)
         return store.listed.get(app.id, {}) if store else {}
 
+    @property
+    def pace(self) -> Timers:
+        """The timers by which log and stores are read: often enough for whichever app here has the shortest proofs."""
+        owned = (job.timers for job in self.jobs.values() if job.owns)
+        return min(owned, key=lambda timers: timers.proof, default=self.state.timers)
+
     async def store(self, store: str) -> OpenStore:
         """A store of the group, opened on first use. Raises NotFound, BackendError."""
         # One store that does not answer keeps nobody from another.
@@ -188,7 +194,7 @@ class GroupAgent:
         opened = await self.store(store)
         sent = self.agent.clock.boottime()
         try:
-            async with asyncio.timeout(self.state.timers.read_timeout / 1000):
+            async with asyncio.timeout(self.pace.read_timeout / 1000):
                 listed = await opened.epochs.listing()
         except TimeoutError as error:
             opened.problem = f"listing store {self.state.stores[store].name!r} timed out"

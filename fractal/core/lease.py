@@ -81,6 +81,17 @@ def right_to_run(
     return Right(max(sent) + seconds(timers.proof), "proved")
 
 
+def paced(timers: Timers, proof: int) -> Timers:
+    """The timers of an owner whose epoch allows it proofs of `proof` ms only: it reads as much oftener as they are shorter.
+
+    Otherwise a group that is made more patient would starve the owners of before it.
+    """
+    if not 0 < proof < timers.proof:
+        return timers
+    read_timeout, poll = timers.read_timeout * proof // timers.proof, timers.poll * proof // timers.proof
+    return replace(timers, proof=proof, read_timeout=max(1, read_timeout), poll=max(1, poll))
+
+
 def wait_until(
     *,
     acknowledged: float,

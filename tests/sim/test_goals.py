@@ -67,6 +67,15 @@ def test_what_is_no_reason_to_move(kind: str) -> None:
     assert result.counts["epochs"] == 1
 
 
+@pytest.mark.parametrize("value", [0.3, 0.97], ids=["standard", "patient"])
+def test_who_runs_by_short_proofs_is_not_frozen_when_the_group_gets_patient(value: float) -> None:
+    """Nobody takes the app anew for that: its epoch allows proofs of 5 s as before, and its owner reads as often as before."""
+    script = [replace(fault("timers change", 1.0), value=value)]
+    result = simulate(1, script=script, scene=Scene(profile="fast", faults_for=120.0, rest=60.0))
+    assert not result.violations
+    assert not [line for line in result.timeline if "guard froze" in line]
+
+
 def test_a_group_that_idles_writes_nothing() -> None:
     result = simulate(1, script=[], scene=Scene(kind="idle", faults_for=120.0, rest=900.0))
     assert not result.violations

@@ -28,7 +28,7 @@ async def follow_log(group: GroupAgent) -> None:
     """Read the log for ever, each read a short long poll: a long one would hide its age."""
     clock = group.agent.clock
     while True:
-        timers = group.state.timers
+        timers = group.pace
         try:
             async with asyncio.timeout(seconds(timers.poll + timers.read_timeout)):
                 changed = await group.journal.poll(seconds(timers.poll))
@@ -80,7 +80,7 @@ def _due(group: GroupAgent, store: str) -> float:
     if opened is None or opened.sent is None:
         return 0.0
     log = group.journal.proof_sent
-    timers = group.state.timers
+    timers = group.pace
     # While all is well the proof is as old as two polls: that of the read before, while the next one is held by the server.
     late = 2 * seconds(timers.poll) + min(LOG_LATE, seconds(timers.proof) / 8)
     usual = opened.sent + (WATCH_INTERVAL if group.state.challenges else IDLE_INTERVAL)

@@ -19,6 +19,7 @@ from fractal.core.lease import (
     check_timers,
     clean_succession,
     observe,
+    paced,
     right_to_run,
     takes,
     to_challenge,
@@ -305,3 +306,20 @@ class TestTimers:
     )
     def test_broken_ones_are_named(self, broken: dict[str, int]) -> None:
         assert check_timers(replace(Timers(), **broken)) != ()  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("before", sorted(PROFILES))
+    @pytest.mark.parametrize("after", sorted(PROFILES))
+    def test_an_owner_of_before_a_change_reads_often_enough_for_its_own_proof(
+        self, before: str, after: str
+    ) -> None:
+        """Two polls and a look into the store fit in what its epoch allows it, as they do in each profile."""
+        proof = min(PROFILES[before].proof, PROFILES[after].proof)
+        timers = paced(PROFILES[after], PROFILES[before].proof)
+        assert timers.proof == proof
+        assert timers.read_timeout + timers.poll < proof
+        assert 2 * timers.poll < proof / 2
+        assert timers.poll <= PROFILES[after].poll
+
+    def test_a_longer_proof_of_before_changes_nothing(self) -> None:
+        assert paced(PROFILES["fast"], PROFILES["patient"].proof) is PROFILES["fast"]
+        assert paced(Timers(), 0) == Timers()
