@@ -47,6 +47,8 @@ class AppData:
         """Restores under way: what they brought so far is the parent of what they bring next."""
         self._open_until: dict[str, float] = {}
         """Local snapshots that people look into, and until when (boottime)."""
+        self.crowded = True
+        """Whether snapshots may be here that nothing needs: a restore in a hurry brings dozens, also one of an earlier agent."""
         self._clearing = asyncio.Lock()
         self._bases: dict[int, Point] = {}
         self._archive: tuple[object, Archive] | None = None
@@ -242,6 +244,7 @@ class AppData:
                 self._restoring -= 1
             name = snapshot.name
         facts.put(facts.now.named(point, name))
+        self.crowded = True
         await self._name_parents()
         if prune or len(held) > ROOM:
             await self.prune(keep={name})
@@ -266,6 +269,7 @@ class AppData:
                 await snapshotter.delete(self.volume, snapshot.name)
         needed = self._needed(keep)
         facts.change(names={k: n for k, n in facts.now.names.items() if n in needed})
+        self.crowded = False
 
     def _spared(self, name: str) -> bool:
         return name.startswith("stray-") or (self._restoring > 0 and name.startswith(RESTORED))
@@ -312,7 +316,7 @@ class AppData:
         elif base == EMPTY:
             await snapshotter.create_root(self.volume)
         else:
-            name = await self._restore(base, prune=False)  # the first snapshot that is stored makes room
+            name = await self._restore(base, prune=False)  # what is stored first makes room, or the app's leaving
             await snapshotter.checkout(self.volume, name)
         await self._forget_ignored()
         await self._make_folders()

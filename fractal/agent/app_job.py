@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fractal.agent.app_data import AppData
@@ -250,6 +251,7 @@ class AppJob:
             Step.HAND_OVER: self.handover.hand_over,
             Step.RELEASE: self.handover.release,
             Step.TICK: self.saver.tick,
+            Step.MAKE_ROOM: partial(self.data.prune, keep=set()),
             Step.CLEAN_UP: self.data.clean_up,
         }
         try:
@@ -264,7 +266,7 @@ class AppJob:
             self._backoff = min(10.0, max(0.5, self._backoff * 2))
             await clock.sleep(self._backoff)
         else:
-            if step not in (Step.TICK, Step.BRING):
+            if step not in (Step.TICK, Step.BRING, Step.MAKE_ROOM):
                 self.logger.info("%s: %s: done", self.app.name, step.value)
             self.trouble, self._backoff = "", 0.0
 
@@ -300,6 +302,7 @@ class AppJob:
             fetched=self.data.fetched,
             newest=self._newest(),
             standby=not self.owns and group.me in standbys(group.state, app),
+            crowded=self.data.crowded and group.hosts,
             started=self._since(app.epoch),
             start_limit=self._start_limit(),
             tick_due=self._tick_due(),

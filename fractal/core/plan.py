@@ -40,6 +40,7 @@ class Step(Enum):
     HAND_OVER = "stop, take the last snapshot and release"
     RELEASE = "announce a release that was noted but not sent"
     TICK = "take a snapshot"
+    MAKE_ROOM = "delete snapshots that nothing needs"
     CLEAN_UP = "remove what is left of an app that was removed"
 
 
@@ -62,6 +63,8 @@ class View:
     """Newest snapshot of the main line that is known of."""
     standby: bool = False
     """This device keeps a warm copy."""
+    crowded: bool = False
+    """Snapshots may be here that nothing needs. An owner deletes them when it has stored one more."""
     started: float | None = None
     """When the present run was started, or could first not be prepared."""
     start_limit: float = 120.0
@@ -112,7 +115,9 @@ def next_step(view: View) -> Step:
     if ours and given_up and app.release is None:
         return Step.RELEASE
     if not ours or given_up:
-        return Step.FETCH if view.standby and _fetchable(view) else Step.IDLE
+        if view.standby and _fetchable(view):
+            return Step.FETCH
+        return Step.MAKE_ROOM if view.crowded else Step.IDLE
     if view.standing.waited != app.epoch:
         return _waiting(view)
     if view.standing.root != app.epoch:

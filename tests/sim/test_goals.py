@@ -76,6 +76,15 @@ def test_who_runs_by_short_proofs_is_not_frozen_when_the_group_gets_patient(valu
     assert not [line for line in result.timeline if "guard froze" in line]
 
 
+@pytest.mark.parametrize("seed", [5, 10])
+def test_who_gives_an_app_back_before_it_stored_anything_keeps_no_long_chain(seed: int) -> None:
+    """It fetched the whole chain to begin with, and is no standby, so that nothing else makes room there."""
+    scene = Scene(interval=10_000, faults_for=560.0, rest=90.0)
+    result = simulate(seed, script=[fault("moves to where it does not start", 160.0, at=390.0)], scene=scene)
+    assert not result.violations
+    assert result.counts["take: did not get healthy on its owner"] == 1
+
+
 def test_a_group_that_idles_writes_nothing() -> None:
     result = simulate(1, script=[], scene=Scene(kind="idle", faults_for=120.0, rest=900.0))
     assert not result.violations
