@@ -22,7 +22,12 @@ _ESCAPED = {"n": "\n", "r": "\r", "t": "\t"}
 _UP = re.compile(r"(?:\./+)*\.\.(?:/+|$)")
 ABOVE = "above"
 """Beside the manifest: what a manifest looks for above its own folder, once for each step up. No manifest names files elsewhere."""
+ROOT, HOME = "root", "home"
+"""Beside the manifest: what it would read at an absolute path of the device, and in its user's own folder."""
 MAX_FILES = 64
+
+
+_STANDS = {ABOVE: "the folder above it", ROOT: "/", HOME: "~"}
 
 
 def named(text: str) -> tuple[str, ...]:
@@ -37,12 +42,13 @@ def named(text: str) -> tuple[str, ...]:
         path
         for _, service in (services.entries.values() if isinstance(services, Table) else ())
         if isinstance(service, Table)
-        for path in (*_paths(service, "env_file", "path"), *_binds(service))
+        for path in (*map(brought, _paths(service, "env_file", "path")), *_binds(service))
     ]
     for key in ("configs", "secrets"):
         _, table = root.entries.get(key, (0, None))
         for _, item in table.entries.values() if isinstance(table, Table) else ():
-            found += map(posixpath.normpath, _paths(item, "file", "file")) if isinstance(item, Table) else ()
+            paths = map(brought, _paths(item, "file", "file")) if isinstance(item, Table) else ()
+            found += map(posixpath.normpath, paths)
     return tuple(dict.fromkeys(found))[:MAX_FILES]
 
 
@@ -54,12 +60,12 @@ def _paths(table: Table, key: str, inside: str) -> Iterator[str]:
         if isinstance(item, Table):
             _, item = item.entries.get(inside, (0, item))
         if isinstance(item, Scalar) and item.text:
-            yield beside(item.text)
+            yield item.text
 
 
 def _binds(service: Table) -> Iterator[str]:
     """Relative sources in `volumes`, some of which are files."""
-    for source in _paths(service, "volumes", "source"):
+    for source in map(beside, _paths(service, "volumes", "source")):
         if source.startswith(("./", "files/", f"{ABOVE}/")):
             yield posixpath.normpath(source.partition(":")[0])
 
@@ -76,9 +82,19 @@ def beside(path: str) -> str:
     return "/".join([*steps, path] if path else steps)
 
 
+def brought(path: str) -> str:
+    """As `beside`, for a file that is only read: `/a/x` is `root/a/x`, and `~/x` is `home/x`."""
+    if path.startswith("/"):
+        return f"{ROOT}/{path.lstrip('/')}"
+    return f"{HOME}/{path[2:]}" if path.startswith("~/") else beside(path)
+
+
 def sought(path: str) -> str:
     """What is to be said of a file that is not there, after its path."""
-    place = f", where `{ABOVE}` stands for the folder above it" if path.startswith(f"{ABOVE}/") else ""
+    place = next(
+        (f", where `{top}` stands for {what}" for top, what in _STANDS.items() if path.startswith(f"{top}/")),
+        "",
+    )
     return f"is to be beside the manifest{place}"
 
 
@@ -94,16 +110,19 @@ def variables(where: Where | None, files: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for item in where.items() if isinstance(where.node, Items) else [where]:
         table = (
-            item.table(frozenset({"path", "required"})) if isinstance(item.node, Table) else {"path": item}
+            item.table(frozenset({"path", "required", "format"}))
+            if isinstance(item.node, Table)
+            else {"path": item}
         )
         if "path" not in table:
             item.wrong("needs `path`")
             continue
-        path = beside(table["path"].text())
+        raw = "format" in table and table["format"].choice(frozenset({"raw"})) == "raw"
+        path = brought(table["path"].text())
         if outside(path):
             item.wrong(f"{path[:80]!r} leads out of the manifest's folder")
         elif path in files:
-            found |= _read(item, path, files[path])
+            found |= _read(item, path, files[path], raw=raw)
         elif "required" not in table or table["required"].flag():
             item.need(f"file {path}", f"{sought(path)}, or its variables in `environment`")
     return found
@@ -128,7 +147,8 @@ def given(text: str, source: str) -> dict[str, str]:
     return found
 
 
-def _read(where: Where, path: str, text: str) -> dict[str, str]:
+def _read(where: Where, path: str, text: str, *, raw: bool) -> dict[str, str]:
+    """`raw` values mean what they say, quotes and dollar signs too: `format: raw`."""
     found = {}
     for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1):
         line = line.strip()
@@ -142,7 +162,7 @@ def _read(where: Where, path: str, text: str) -> dict[str, str]:
                 f"{path[:80]}:{number}: {match[1][:80]} has no value; an app sees nothing of the device's own environment"
             )
         else:
-            found[match[1]] = _quoted(match[2].strip(), where.resolved)
+            found[match[1]] = match[2] if raw else _quoted(match[2].strip(), where.resolved)
     return found
 
 

@@ -15,7 +15,7 @@ OPTION_KEYS = frozenset(
         *("hostname", "init", "read_only", "tmpfs", "shm_size", "cap_add", "cap_drop", "dns", "expose"),
         *("labels", "logging", "mem_reservation", "platform", "privileged", "ulimits", "extra_hosts"),
         *("sysctls", "devices", "group_add", "cpu_shares", "security_opt", "stdin_open", "oom_score_adj"),
-        *("pid", "ipc", "dns_search", "dns_opt", "memswap_limit"),
+        *("pid", "ipc", "uts", "cgroup", "dns_search", "dns_opt", "memswap_limit", "device_cgroup_rules"),
     }
 )
 """Kept as they are for runtimes that honour them."""
@@ -30,6 +30,8 @@ IDLE = {
     "userns_mode": "the engine's own way is taken",
     "cgroup_parent": "where an app's processes are counted is the system's to say",
     "cpuset": "devices have different processors; `cpus` says how many an app may use",
+    "blkio_config": "devices have different disks, and most of them know no weights",
+    "storage_opt": "what a container writes beside its volumes is nothing that is kept, and its engine's to bound",
     **dict.fromkeys(("mem_swappiness", "oom_kill_disable"), "cgroup v2 has no such setting"),
 }
 """Of services: key -> why it is without effect."""

@@ -5,11 +5,13 @@ What a runtime makes of a value is its own to say. https://github.com/compose-sp
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 
 from fractal.manifest.document import Items, Scalar, Table
 from fractal.manifest.values import Where
 
+_PORT = re.compile(r"\d{1,5}(-\d{1,5})?(/(tcp|udp|sctp))?")
 MAX_LIMIT = (1 << 63) - 1
 
 
@@ -30,6 +32,14 @@ def _text(where: Where) -> None:
 def _list(where: Where) -> None:
     for item in where.items():
         item.text()
+
+
+def _ports(where: Where) -> None:
+    for item in where.items():
+        if not item.incomplete() and not _PORT.fullmatch(item.text()):
+            item.wrong(
+                f"{item.text()[:40]!r} is not a port inside, or a range of them: nothing is published by it"
+            )
 
 
 def _text_or_list(where: Where) -> None:
@@ -70,7 +80,8 @@ def _limits(where: Where) -> None:
 FORMS: Mapping[str, Callable[[Where], None]] = {
     **dict.fromkeys(("shm_size", "mem_reservation"), _size),
     **dict.fromkeys(("hostname", "platform"), _text),
-    **dict.fromkeys(("cap_drop", "dns_opt", "expose", "group_add"), _list),
+    **dict.fromkeys(("cap_drop", "dns_opt", "group_add"), _list),
+    "expose": _ports,
     **dict.fromkeys(("tmpfs", "dns", "dns_search"), _text_or_list),
     **dict.fromkeys(("labels", "extra_hosts", "sysctls"), _pairs),
     "cpu_shares": _whole(0, 262144),

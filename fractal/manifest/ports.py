@@ -13,6 +13,7 @@ _PORT_KEYS = frozenset({"name", "target", "published", "protocol", "host_ip", "m
 _RANGE = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 MAX_RANGE = 1000
 PUBLISHED = "routes publish; no port of the device is taken"
+NOT_ROUTED = "routes carry TCP and UDP; the app's own services reach it by SCTP"
 
 
 def ports(where: Where) -> tuple[Port, ...]:
@@ -59,8 +60,11 @@ def _made(where: Where, number: str, name: str, protocol: str) -> list[Port]:
     if not 1 <= first <= last <= 65535 or last - first >= MAX_RANGE:
         where.wrong(f"{number[:40]!r} is not a port from 1 to 65535, or a range of at most {MAX_RANGE}")
         return []
+    if protocol == "sctp":
+        where.idle(NOT_ROUTED)
+        return []
     if protocol not in ("tcp", "udp"):
-        where.wrong(f"protocol {protocol[:20]!r} is not tcp or udp")
+        where.wrong(f"protocol {protocol[:20]!r} is not tcp, udp or sctp")
         return []
     suffix = "" if protocol == "tcp" else "-udp"
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from fractal.api import canonical
@@ -9,6 +10,14 @@ from fractal.api.app import REACHING_OUT
 from fractal.manifest.document import Items, Scalar
 from fractal.manifest.values import Where
 
+_SHARED = {
+    "pid": "it sees, and can reach, what others on the device run",
+    "ipc": "it sees, and can reach, what others on the device run",
+    "uts": "it has the device's name, and with a capability can change it",
+    "cgroup": "it sees how the device's processes are counted",
+}
+"""Namespace -> what it means to have the device's own."""
+_RULE = re.compile(r"[abc] (\d{1,7}|\*):(\d{1,7}|\*) [rwm]{1,3}")
 UNPROTECTED = frozenset({"seccomp=unconfined", "apparmor=unconfined", "label=disable"})
 
 
@@ -16,24 +25,38 @@ def reach(table: Mapping[str, Where], found: dict[str, str]) -> None:
     """Look through a service's options; those that ask for nothing are taken out of `found`."""
     if found.get("privileged") == "true":
         table["privileged"].allowed("privileged", "it can do all that the device can")
-    for key in ("pid", "ipc"):
+    for key, why in _SHARED.items():
         if key in found and (mode := table[key].text()) == "host":
-            table[key].allowed(f"host-{key}", "it sees, and can reach, what others on the device run")
+            table[key].allowed(f"host-{key}", why)
         elif key in found:
             del found[key]
             if mode not in ("", "private", "shareable"):
                 table[key].wrong(f"{mode[:40]!r} is not supported: services do not look into each other")
+    if "uts" in found and "hostname" in found:
+        table["uts"].wrong("and `hostname`: the device's own name is not the app's to set")
+    _devices(table, found)
+    for item in table["cap_add"].items() if "cap_add" in found else ():
+        name = item.text().removeprefix("CAP_")
+        if name in REACHING_OUT:
+            item.allowed(f"capability:{name}", "with it a program can reach the device itself")
+    _protection(table, found)
+
+
+def _devices(table: Mapping[str, Where], found: Mapping[str, str]) -> None:
     for item in table["devices"].items() if "devices" in found else ():
         path = item.text().partition(":")[0] if isinstance(item.node, Scalar) else ""
         if not path.startswith("/dev/") or ".." in path.split("/"):
             item.wrong("expected a device's path such as /dev/dri")
         else:
             item.allowed(f"device:{path}", "it is the device's, and another one may have none")
-    for item in table["cap_add"].items() if "cap_add" in found else ():
-        name = item.text().removeprefix("CAP_")
-        if name in REACHING_OUT:
-            item.allowed(f"capability:{name}", "with it a program can reach the device itself")
-    _protection(table, found)
+    for item in table["device_cgroup_rules"].items() if "device_cgroup_rules" in found else ():
+        if _RULE.fullmatch(item.text()):
+            name = item.text().replace(" ", ":")
+            item.allowed(
+                f"device-rule:{name}", "such devices are the device's, and another one may have none"
+            )
+        else:
+            item.wrong("expected a kind of devices such as `c 189:* rmw`")
 
 
 def gpus(table: Mapping[str, Where], reserved: Where | None) -> str:

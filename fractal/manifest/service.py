@@ -48,7 +48,7 @@ SERVICE_KEYS = frozenset(
             "scale",
         ),
         *("configs", "secrets", "pull_policy", "volumes_from", "domainname", "gpus", "x-homeserver"),
-        *("runtime", "uts", "cgroup", "post_start", "pre_stop", "cpu_quota", "cpu_period"),
+        *("runtime", "post_start", "pre_stop", "cpu_quota", "cpu_period"),
         *keys.OPTION_KEYS,
         *keys.IDLE,
     }
@@ -182,11 +182,6 @@ def _fixed(table: Mapping[str, Where]) -> None:
     """Keys of which only what is so anyway is taken."""
     if "scale" in table and table["scale"].text() not in ("0", "1"):
         table["scale"].idle("a service of an app runs once")
-    for key in ("uts", "cgroup"):
-        if key in table and table[key].text() not in ("private", ""):
-            table[key].wrong(
-                f"{table[key].text()[:40]!r} is not supported: an app would see more than its own"
-            )
     if "runtime" in table and table["runtime"].text() not in (
         "runc",
         "crun",
@@ -324,7 +319,7 @@ def _healthcheck(where: Where | None) -> HealthSpec | None:
 
 
 def _limits(table: Mapping[str, Where], deploy: Deployment) -> Limits:
-    memory = table["mem_limit"].size() if "mem_limit" in table else deploy.memory
+    memory = _memory(table["mem_limit"]) if "mem_limit" in table else deploy.memory
     cpus = table["cpus"].number() if "cpus" in table else _processors(table) or deploy.cpus
     processes = (
         max(0, table["pids_limit"].integer(-1, 1 << 22)) if "pids_limit" in table else deploy.processes
@@ -341,6 +336,10 @@ def _limits(table: Mapping[str, Where], deploy: Deployment) -> Limits:
             table[key].wrong("`deploy.resources.limits` says otherwise")
     _swap(table, memory)
     return Limits(memory=memory, cpus=cpus, processes=processes)
+
+
+def _memory(where: Where) -> int:
+    return 0 if where.loose_text() == "-1" else where.size()
 
 
 def _processors(table: Mapping[str, Where]) -> float:

@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Mapping
 
 from fractal.manifest import keys
-from fractal.manifest.env_files import beside, outside, sought
+from fractal.manifest.env_files import brought, outside, sought
 from fractal.manifest.values import Where
 
 
@@ -68,7 +68,7 @@ def _text(where: Where, table: Mapping[str, Where]) -> str:
 def _file(where: Where) -> str:
     if where.incomplete():
         return ""
-    path = beside(where.text())
+    path = brought(where.text())
     if outside(path):
         where.wrong(f"{path[:80]!r} leads out of the manifest's folder")
     elif (path := posixpath.normpath(path)) in where.given.files:

@@ -87,7 +87,7 @@ services:
     logging: {{driver: json-file, options: {{max-size: 1m, max-file: "3"}}}}
   able:
     image: "{BUSYBOX}"
-    cap_add: [NET_RAW, CAP_NET_ADMIN]
+    cap_add: [NET_RAW, CAP_NET_ADMIN, MKNOD]
     cap_drop: [CHOWN]
     networks: {{default: {{aliases: [strong.example]}}}}
   reaching:
@@ -107,6 +107,17 @@ services:
     secrets: [held]
     command: [sh, -c, "echo ${{PASSWORD}} > /tmp/shown; cat"]
     healthcheck: {{test: "grep -q ${{PASSWORD}} /tmp/shown"}}
+  alike:
+    image: {BUSYBOX}
+    uts: host
+    cgroup: host
+    cap_add: [MKNOD]
+    device_cgroup_rules: ["c 10:237 rwm"]
+    mem_limit: -1
+    ports: ["9899:9899/sctp"]
+    expose: ["7000-7002"]
+    env_file: [{{path: /srv/raw.env, format: raw}}, ~/own.env]
+    secrets: [theirs]
   at-home: {{image: "{BUSYBOX}", network_mode: host, ports: ["8123:8123"]}}
   unwatched: {{image: "{BUSYBOX}", healthcheck: {{disable: true}}}}
 configs:
@@ -114,6 +125,7 @@ configs:
   whole: {{file: ./whole.conf}}
 secrets:
   held: {{environment: GIVEN}}
+  theirs: {{file: /srv/secrets/theirs.txt}}
 """
 ENV_FILE = """\
 # what a file beside the manifest holds
@@ -125,7 +137,14 @@ LINK=db://${PASSWORD}@db
 ALLOWED = frozenset(
     {"device:/dev/fuse", "security-opt:seccomp=unconfined", "host-pid", "host-ipc", "host-network"}
     | {"capability:SYS_PTRACE", "visible-secret:PASSWORD"}
+    | {"host-uts", "host-cgroup", "device-rule:c:10:237:rwm"}
 )
+BESIDE = {
+    "given.env": ENV_FILE,
+    "root/srv/raw.env": "RAW='kept' $HOME\n",
+    "home/own.env": "OWN='taken off'\n",
+    "root/srv/secrets/theirs.txt": "from afar",
+}
 CHOWN, NET_ADMIN, NET_RAW = 0, 12, 13
 """Bits of capability sets, capabilities(7)."""
 PASSWORD, TOKEN = "correct-horse", "battery-staple"
@@ -150,12 +169,12 @@ def world(engine: TestEngine, tmp_path_factory: pytest.TempPathFactory) -> Itera
     folder = tmp_path_factory.mktemp("keys")
     root = folder / "root"
     root.mkdir()
-    assert set(named(MANIFEST)) >= {"given.env", "absent.env"}
+    assert set(named(MANIFEST)) >= {"absent.env", *BESIDE}
     (folder / "theirs").mkdir()
     (folder / "theirs" / "film").write_text("moving")
     spec = parse(
         MANIFEST.replace("/HOST/PATH", str(folder / "theirs")),
-        files={"given.env": ENV_FILE, "whole.conf": "$all of it", "tool.sh": "#!/bin/sh\necho tooled\n"},
+        files={**BESIDE, "whole.conf": "$all of it", "tool.sh": "#!/bin/sh\necho tooled\n"},
         given=Given(values={"GIVEN": "given"}, allowed=ALLOWED | {f"host-path:{folder / 'theirs'}"}),
     )
     run = AppRun(
@@ -320,6 +339,14 @@ def config(name: str) -> Callable[[Any], Any]:
         pytest.param("reaching", host("CpuShares"), 77, id="cpu_shares"),
         pytest.param("reaching", host("OomScoreAdj"), 300, id="oom_score_adj"),
         pytest.param("reaching", config("OpenStdin"), True, id="tty-keeps-stdin-open"),
+        pytest.param("alike", host("UTSMode"), "host", id="uts"),
+        pytest.param("alike", host("Memory"), 0, id="mem_limit-none"),
+        pytest.param(
+            "alike",
+            lambda c: sorted(c["Config"]["ExposedPorts"]),
+            ["7000/tcp", "7001/tcp", "7002/tcp"],
+            id="expose-range",
+        ),
         pytest.param("at-home", host("NetworkMode"), "host", id="network_mode-host"),
         pytest.param("unwatched", config("Healthcheck"), {"Test": ["NONE"]}, id="healthcheck-disable"),
         pytest.param("plain", capabilities("CapDrop"), ["NET_RAW"], id="no-raw-sockets-unasked"),
@@ -385,6 +412,29 @@ def test_the_engine_was_told(world: World, service: str, seen: Callable[[Any], A
         pytest.param(
             "reaching", ["ls", "-l", "/proc/self/ns/ipc"], str(Path("/proc/self/ns/ipc").readlink()), id="ipc"
         ),
+        pytest.param("alike", ["sh", "-c", 'echo "$RAW/$OWN"'], "'kept' $HOME/taken off", id="env_file-raw"),
+        pytest.param("alike", ["cat", "/run/secrets/theirs"], "from afar", id="secrets-file-elsewhere"),
+        pytest.param(
+            "alike", ["ls", "-l", "/proc/self/ns/uts"], str(Path("/proc/self/ns/uts").readlink()), id="uts"
+        ),
+        pytest.param(
+            "alike",
+            ["ls", "-l", "/proc/self/ns/cgroup"],
+            str(Path("/proc/self/ns/cgroup").readlink()),
+            id="cgroup",
+        ),
+        pytest.param(
+            "alike",
+            ["sh", "-c", "mknod /tmp/x c 10 237; cat /tmp/x 2>&1 || true"],
+            "Invalid argument",
+            id="device_cgroup_rules",
+        ),
+        pytest.param(
+            "able",
+            ["sh", "-c", "mknod /tmp/x c 10 237; cat /tmp/x 2>&1 || true"],
+            "Operation not permitted",
+            id="no-devices-unasked",
+        ),
         pytest.param("reaching", ["ls", "-l", "/dev/fused"], "10, 229", id="devices"),
         pytest.param("bounded", ["sh", "-c", "touch /scratch/x && echo done"], "done", id="tmpfs"),
         pytest.param(
@@ -447,7 +497,11 @@ def test_a_device_gives_apps_nothing_of_its_own_unless_it_says_so(world: World) 
     """Whatever whoever installed the app allowed it."""
     found = {(r.service, r.key) for r in refusals(world.run.spec, EngineConfig())}
     keys = ("volumes", "devices", "security_opt", "pid", "ipc", "cap_add")
-    assert found == {*(("reaching", key) for key in keys), ("at-home", "network_mode")}
+    assert found == {
+        *(("reaching", key) for key in keys),
+        *(("alike", key) for key in ("uts", "cgroup", "device_cgroup_rules")),
+        ("at-home", "network_mode"),
+    }
     config = EngineConfig(allow=("host-path:/srv/", "device:/dev/dri", "host-pid"))
     assert config.allows("host-path:/srv/media") and config.allows("host-pid")
     assert not any(

@@ -58,6 +58,26 @@ def test_swap_and_resolving_are_said_in_the_words_of_both_engines() -> None:
     assert (made["dns_search"], made["dns_option"]) == (["oak.example"], ["ndots:2"])
 
 
+def test_what_is_the_devices_own_is_said_in_the_words_of_both_engines() -> None:
+    """A container sees of some of it only what cgroup v2 keeps apart."""
+    allowed = frozenset({"host-uts", "host-cgroup", "device-rule:c:188:*:rw", "device-rule:a:*:*:m"})
+    (service,) = parse(
+        "services: {a: {image: x, uts: host, cgroup: host, device_cgroup_rules: ['c 188:* rw', 'a *:* m']}}",
+        given=Given(allowed=allowed),
+    ).services
+    asked = wanted(service)
+    assert set(asked.options.ties) == allowed
+    host = docker_words(asked)["host_config"]
+    assert (host["UTSMode"], host["CgroupnsMode"]) == ("host", "host")
+    assert host["DeviceCgroupRules"] == ["c 188:* rw", "a *:* m"]
+    made = podman_words(asked)
+    assert made["utsns"] == made["cgroupns"] == {"nsmode": "host"}
+    assert made["device_cgroup_rule"] == [
+        {"allow": True, "type": "c", "access": "rw", "major": 188},
+        {"allow": True, "type": "a", "access": "m"},
+    ]
+
+
 def test_every_option_of_the_manifest_is_known_here() -> None:
     assert set(READERS) == compose.OPTION_KEYS | {
         "healthcheck.disable",
@@ -113,6 +133,12 @@ def test_every_option_of_the_manifest_is_known_here() -> None:
         ("init", '"yes"', "true or false"),
         ("read_only", "[]", "true or false"),
         ("expose", '["all"]', "port"),
+        ("expose", '["8000:8000"]', "port"),
+        ("expose", '["9-8"]', "port"),
+        ("uts", '"private"', "not supported"),
+        ("cgroup", '"host"', "allow"),
+        ("device_cgroup_rules", '["c 1:1"]', "kinds of devices"),
+        ("device_cgroup_rules", '["c 10:* rw"]', "allow"),
         ("platform", '"../x"', "platform"),
         ("ulimits", "7", "ulimits"),
     ],

@@ -266,7 +266,7 @@ def test_what_reaches_out_has_to_be_allowed_and_forbids_failover(body: str, need
         ("pid: 'service:db'", "not supported"),
         ("ipc: 'container:x'", "not supported"),
         ("security_opt: ['seccomp:./profile.json']", "not supported"),
-        ("uts: host", "not supported"),
+        ("uts: yours", "not supported"),
         ("runtime: sysbox", "not supported"),
         ("gpus: some", "not one of"),
     ],

@@ -105,3 +105,23 @@ x-homeserver: {data: {ignore: ["../data/db"]}}
     assert files == {"above/.env": "A=beside\n", "above/above/key": "A=beside\n"}
     (web,) = parse(text, given=Given(files={**files, "above/web.conf": "x"})).services
     assert web.env == {"A": "beside"} and web.files["/run/secrets/key"] == "A=beside\n"
+
+
+def test_what_is_at_an_absolute_path_is_sought_beside_the_manifest_and_not_read_there(tmp_path: Path) -> None:
+    (tmp_path / "theirs").write_text("A=of the device\n")
+    manifest = tmp_path / "app" / "compose.yaml"
+    manifest.parent.mkdir()
+    text = f"""
+services: {{web: {{image: x, env_file: {tmp_path}/theirs, secrets: [key]}}}}
+secrets: {{key: {{file: ~/.key}}}}
+"""
+    manifest.write_text(text)
+    assert read_files(manifest) == {}
+    found = check(text)
+    wanted = {f"root{tmp_path}/theirs", "home/.key"}
+    assert not found.refused and {option for option, _ in found.needs} == {f"file {path}" for path in wanted}
+    for path in wanted:
+        (manifest.parent / path).parent.mkdir(parents=True, exist_ok=True)
+        (manifest.parent / path).write_text("A=beside\n")
+    (web,) = parse(text, given=Given(files=read_files(manifest))).services
+    assert web.env == {"A": "beside"} and web.files["/run/secrets/key"] == "A=beside\n"

@@ -32,6 +32,8 @@ class Options:
     cap_add: tuple[str, ...] = ()
     cap_drop: tuple[str, ...] = ()
     cpu_shares: int = 0
+    device_rules: tuple[tuple[str, str, str, str], ...] = ()
+    """(`a`, `b` or `c`, major and minor number or `*`, some of `rwm`)."""
     devices: tuple[tuple[str, str, str], ...] = ()
     """(path on the device, path inside, some of `rwm`)."""
     dns: tuple[str, ...] = ()
@@ -45,9 +47,11 @@ class Options:
     gpus: tuple[tuple[int, tuple[str, ...]], ...] = ()
     """(how many, -1 for all; or 0 and their names)."""
     groups: tuple[str, ...] = ()
+    host_cgroup: bool = False
     host_ipc: bool = False
     host_network: bool = False
     host_pid: bool = False
+    host_uts: bool = False
     hostname: str = ""
     init: bool = False
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -86,10 +90,13 @@ class Options:
         found = [f"device:{path}" for path, _, _ in self.devices] + [
             f"security-opt:{o}" for o in self.unprotected
         ]
+        found += [f"device-rule:{':'.join(rule)}" for rule in self.device_rules]
         named = (
+            ("host-cgroup", self.host_cgroup),
             ("host-ipc", self.host_ipc),
             ("host-network", self.host_network),
             ("host-pid", self.host_pid),
+            ("host-uts", self.host_uts),
             ("gpu", self.gpus),
         )
         return (*found, *(name for name, has in named if has))
@@ -117,6 +124,8 @@ _ADDRESS = re.compile(r"[0-9A-Fa-f:.]{2,45}|host-gateway")
 _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _NETWORK = re.compile(r"[^\0-\x1f]{1,200}")
 MAX_NETWORKS = 16
+MAX_EXPOSED = 1000
+_EXPOSED = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?")
 _RESOLVING = re.compile(r"[a-z][a-z0-9-]{1,40}(:\d{1,6})?")
 _PLATFORM = re.compile(r"[a-z0-9]+(/[a-z0-9_]+(/[a-z0-9]+)?)?")
 _TMPFS = re.compile(r"(rw|ro|noexec|exec|nosuid|nodev|size=\d+[kmgKMG%]?|mode=[0-7]{3,4}|uid=\d+|gid=\d+)")
@@ -319,10 +328,11 @@ def _read_labels(value: Any, found: Found) -> None:
 def _read_expose(value: Any, found: Found) -> None:
     ports = []
     for item in value if isinstance(value, list) else [value]:
-        number, _, protocol = str(item).partition("/")
-        if not number.isdecimal() or not 1 <= int(number) <= 65535 or protocol not in ("", "tcp", "udp"):
-            raise ValueError(f"{str(item)[:40]!r} is not a port")
-        ports.append((int(number), protocol or "tcp"))
+        match = _EXPOSED.fullmatch(str(item))
+        first, last = (int(match[1]), int(match[2] or match[1])) if match is not None else (0, 0)
+        if match is None or not 1 <= first <= last <= 65535 or last - first >= MAX_EXPOSED:
+            raise ValueError(f"{str(item)[:40]!r} is not a port, or a range of at most {MAX_EXPOSED}")
+        ports += [(number, match[3] or "tcp") for number in range(first, last + 1)]
     found["expose"] = tuple(ports)
 
 
@@ -354,7 +364,9 @@ READERS: Mapping[str, Callable[[Any, Found], None]] = {
     "aliases": _read_aliases,
     "cap_add": _read_cap_add,
     "cap_drop": _read_cap_drop,
+    "cgroup": reaching.read_cgroup,
     "cpu_shares": reaching.read_shares,
+    "device_cgroup_rules": reaching.read_rules,
     "devices": reaching.read_devices,
     "dns": _read_dns,
     "dns_opt": _read_dns_options,
@@ -384,5 +396,6 @@ READERS: Mapping[str, Callable[[Any, Found], None]] = {
     "sysctls": reaching.read_sysctls,
     "tmpfs": _read_tmpfs,
     "ulimits": _read_ulimits,
+    "uts": reaching.read_uts,
 }
 """Every option that is honoured."""

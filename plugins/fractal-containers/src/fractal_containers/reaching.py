@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 _DEVICE = re.compile(r"/dev(/[A-Za-z0-9_.+-]+){1,4}")
+_RULE = re.compile(r"([abc]) (\d{1,7}|\*):(\d{1,7}|\*) ([rwm]{1,3})")
 _GPU = re.compile(r"[A-Za-z0-9][A-Za-z0-9:-]{0,63}")
 _GROUP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}")
 _SYSCTL = re.compile(
@@ -46,6 +47,14 @@ def _device(word: str) -> tuple[str, str, str]:
     if not re.fullmatch(r"r?w?m?", mode):
         raise ValueError(f"{mode[:10]!r} is not some of rwm")
     return path, inside, mode
+
+
+def read_rules(value: Any, found: Found) -> None:
+    """`device_cgroup_rules`."""
+    matches = [_RULE.fullmatch(str(word)) for word in value]
+    if not all(matches):
+        raise ValueError("expected kinds of devices such as c 189:* rmw")
+    found["device_rules"] = tuple((m[1], m[2], m[3], m[4]) for m in matches if m is not None)
 
 
 def read_gpus(value: Any, found: Found) -> None:
@@ -98,6 +107,16 @@ def read_pid(value: Any, found: Found) -> None:
 def read_ipc(value: Any, found: Found) -> None:
     """`ipc`."""
     found["host_ipc"] = _host(value)
+
+
+def read_uts(value: Any, found: Found) -> None:
+    """`uts`."""
+    found["host_uts"] = _host(value)
+
+
+def read_cgroup(value: Any, found: Found) -> None:
+    """`cgroup`."""
+    found["host_cgroup"] = _host(value)
 
 
 def _host(value: Any) -> bool:

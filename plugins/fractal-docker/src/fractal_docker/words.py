@@ -98,6 +98,12 @@ def _host(wanted: Wanted) -> HostConfig:
         oom_score_adj=options.oom_score_adj or None,
         pid_mode="host" if options.host_pid else None,
         ipc_mode="host" if options.host_ipc else None,
+        uts_mode="host" if options.host_uts else None,
+        cgroupns="host" if options.host_cgroup else None,
+        device_cgroup_rules=[
+            f"{kind} {major}:{minor} {how}" for kind, major, minor, how in options.device_rules
+        ]
+        or None,
         mem_reservation=options.mem_reservation or None,
         memswap_limit=options.mem_swap or None,
         cap_add=list(options.cap_add),

@@ -98,10 +98,19 @@ def _reaching(options: Options) -> dict[str, Any]:
         "groups": list(options.groups),
         "pidns": {"nsmode": "host"} if options.host_pid else {},
         "ipcns": {"nsmode": "host"} if options.host_ipc else {},
+        "utsns": {"nsmode": "host"} if options.host_uts else {},
+        "cgroupns": {"nsmode": "host"} if options.host_cgroup else {},
+        "device_cgroup_rule": [_rule(*rule) for rule in options.device_rules],
         "seccomp_profile_path": "unconfined" if "seccomp=unconfined" in off else "",
         "apparmor_profile": "unconfined" if "apparmor=unconfined" in off else "",
         "selinux_opts": ["disable"] if "label=disable" in off else [],
     }
+
+
+def _rule(kind: str, major: str, minor: str, how: str) -> dict[str, Any]:
+    """As the OCI runtime specification has them: without a number, all of them."""
+    numbers = {key: int(text) for key, text in (("major", major), ("minor", minor)) if text != "*"}
+    return {"allow": True, "type": kind, "access": how, **numbers}
 
 
 def _gpus(options: Options) -> Iterator[str]:
