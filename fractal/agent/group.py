@@ -194,7 +194,7 @@ class GroupAgent:
         opened = await self.store(store)
         sent = self.agent.clock.boottime()
         try:
-            async with asyncio.timeout(self.pace.read_timeout / 1000):
+            async with asyncio.timeout(self.state.timers.read_timeout / 1000):
                 listed = await opened.epochs.listing()
         except TimeoutError as error:
             opened.problem = f"listing store {self.state.stores[store].name!r} timed out"

@@ -15,6 +15,8 @@ from fractal.core.placement import eligible, refusal, successors
 MAX_PATIENCE = 600.0
 UNTRIED_GRACE = 300.0
 """Seconds for which an app that got unhealthy here waits for devices that have not tried it."""
+POLLS = 5
+"""Into how many polls a proof is divided at least, where an owner's is shorter than the group's: `fast` divides its own so."""
 MOVE_GRACE = 15.0
 """Seconds for which a planned move's target is alone in taking a released app."""
 
@@ -82,14 +84,14 @@ def right_to_run(
 
 
 def paced(timers: Timers, proof: int) -> Timers:
-    """The timers of an owner whose epoch allows it proofs of `proof` ms only: it reads as much oftener as they are shorter.
+    """The timers of an owner whose epoch allows it proofs of `proof` ms only: it polls so often that each comes before the last ran out.
 
-    Otherwise a group that is made more patient would starve the owners of before it.
+    Otherwise a group that is made more patient would starve the owners of before it. Time-outs stay as long as the group's: an
+    answer too late to prove anything still tells of a challenge.
     """
     if not 0 < proof < timers.proof:
         return timers
-    read_timeout, poll = timers.read_timeout * proof // timers.proof, timers.poll * proof // timers.proof
-    return replace(timers, proof=proof, read_timeout=max(1, read_timeout), poll=max(1, poll))
+    return replace(timers, proof=proof, poll=max(1, min(timers.poll, proof // POLLS)))
 
 
 def wait_until(

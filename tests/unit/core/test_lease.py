@@ -316,9 +316,10 @@ class TestTimers:
         proof = min(PROFILES[before].proof, PROFILES[after].proof)
         timers = paced(PROFILES[after], PROFILES[before].proof)
         assert timers.proof == proof
-        assert timers.read_timeout + timers.poll < proof
         assert 2 * timers.poll < proof / 2
         assert timers.poll <= PROFILES[after].poll
+        # What is slow now, and is why somebody wanted patience, is not given up sooner for that.
+        assert timers.read_timeout == PROFILES[after].read_timeout
 
     def test_a_longer_proof_of_before_changes_nothing(self) -> None:
         assert paced(PROFILES["fast"], PROFILES["patient"].proof) is PROFILES["fast"]
