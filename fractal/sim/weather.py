@@ -19,6 +19,8 @@ class Bucket:
 class Weather:
     """Read at every call; changed by faults."""
 
+    over: bool = False
+    """Nothing goes wrong any more, whatever begins late."""
     cut: dict[tuple[str, str], int] = field(default_factory=dict)
     """(device, service) -> how many faults keep them apart."""
     loss: float = 0.0
@@ -49,7 +51,7 @@ class Weather:
 
     def apart(self, device: str, service: str) -> bool:
         """Whether nothing gets through."""
-        return self.cut.get((device, service), 0) > 0
+        return not self.over and self.cut.get((device, service), 0) > 0
 
     def granted(self, device: str, now: float) -> float:
         """Takes one append from the device's allowance; how many seconds to wait if there is none, else 0."""
@@ -64,8 +66,8 @@ class Weather:
         return 0.0
 
     def clear(self) -> None:
-        """All is well."""
-        self.cut = dict.fromkeys(self.cut, -1000)
+        """All is well. An owner that is unheard until it is cut off as well would be so only after this, where no count is yet."""
+        self.over = True
         self.muted = dict.fromkeys(self.muted, -1000)
         self.loss = self.twice = self.slow = self.lying = self.belated = self.slow_log = self.slow_store = 0.0
         self.limited = -1000

@@ -76,6 +76,17 @@ def test_who_runs_by_short_proofs_is_not_frozen_when_the_group_gets_patient(valu
     assert not [line for line in result.timeline if "guard froze" in line]
 
 
+def test_no_fault_begins_when_all_have_ended() -> None:
+    """This one would cut the owner off 16 s after it began, for so long that another takes the app."""
+    result = simulate(
+        1,
+        script=[fault("unheard, then cut off", 60.0, at=55.0)],
+        scene=Scene(faults_for=60.0, rest=100.0),
+    )
+    assert not result.violations
+    assert result.counts["epochs"] == 1
+
+
 @pytest.mark.parametrize("seed", [5, 10])
 def test_who_gives_an_app_back_before_it_stored_anything_keeps_no_long_chain(seed: int) -> None:
     """It fetched the whole chain to begin with, and is no standby, so that nothing else makes room there."""
