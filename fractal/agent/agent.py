@@ -296,6 +296,7 @@ class Agent:
             notes=self.notes,
             clock=self.clock,
             entropy=self.entropy,
+            logger=self.logger.getChild(group[:8]),
         )
         opened = self.groups[group] = GroupAgent(self, group, journal)
         opened.start()
