@@ -35,8 +35,22 @@ class Mount:
     target: str
     """Absolute path inside the service (for the process runtime: only a name, see `ProcessSpec`)."""
     read_only: bool = False
+    engine: Mapping[str, str] = field(default_factory=dict)
+    """Instead of either, what the engine mounts: `type` (`nfs`, `nfs4`, `cifs` or `tmpfs`), `device` and `o` as mount(8) has
+    them, and `volume`, its name in the app's file."""
     shared: bool = False
     """Whether what is mounted below it inside is seen on the device too; only with `host`."""
+
+    @property
+    def needs(self) -> str:
+        """What `AppSpec.allowed` has to name for it; "" for what is the app's own."""
+        if self.host:
+            return f"host-path:{self.host}"
+        kind, device = self.engine.get("type", ""), self.engine.get("device", "")
+        if kind in ("", "tmpfs"):
+            return ""
+        words = dict(word.partition("=")[::2] for word in self.engine.get("o", "").split(","))
+        return f"mount:{kind}:{words.get('addr', '') if device.startswith(':') else ''}{device}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

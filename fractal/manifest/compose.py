@@ -103,13 +103,14 @@ def _read(text: str, problems: Problems, given: Given, form: list[FormField] | N
     for key in keys.TOP_IDLE.keys() & tables.keys():
         tables[key].idle(keys.TOP_IDLE[key])
     section = app_section(tables.get("x-homeserver"))
-    declared, devices = top.volumes(tables.get("volumes"))
+    declared, devices, engine = top.volumes(tables.get("volumes"))
     running, absent = whole.services(tables["services"]) if "services" in tables else ({}, {})
     around = Around(
         names=frozenset(running),
         absent=frozenset(absent),
         networks=networks.declared(tables.get("networks")),
         devices=devices,
+        engine=engine,
         configs=top.texts(tables.get("configs")),
         secrets=top.texts(tables.get("secrets")),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from fractal.api.app import Mount
@@ -36,11 +37,15 @@ class Mounted:
     """Path inside -> text of a file beside the manifest."""
     tmpfs: list[str] = field(default_factory=list)
     """As the key `tmpfs` has them."""
+    engine: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Volumes that the engine mounts."""
 
 
-def mounted(where: Where, service: str, devices: dict[str, str]) -> Mounted:
-    """Every mount of a service. `devices` are top-level volumes that are folders of the device."""
-    found = Mounted()
+def mounted(
+    where: Where, service: str, devices: Mapping[str, str], engine: Mapping[str, Mapping[str, str]]
+) -> Mounted:
+    """Every mount of a service. `devices` are top-level volumes that are folders of the device, `engine` those that it mounts."""
+    found = Mounted(engine=engine)
     for item in where.items():
         if isinstance(item.node, Scalar):
             _short(item, service, devices, found)
@@ -49,11 +54,11 @@ def mounted(where: Where, service: str, devices: dict[str, str]) -> Mounted:
     return found
 
 
-def _short(where: Where, service: str, devices: dict[str, str], found: Mounted) -> None:
+def _short(where: Where, service: str, devices: Mapping[str, str], found: Mounted) -> None:
     if not isinstance(where.node, Scalar) or where.node.value is None:
         where.wrong("expected text")
         return
-    parts = _with_root(where, where.node.text).split(":")
+    parts = rooted(where).split(":")
     if len(parts) == 1:
         _place(where, _anonymous(service, parts[0]), parts[0], False, devices, found)
         return
@@ -67,8 +72,9 @@ def _short(where: Where, service: str, devices: dict[str, str], found: Mounted) 
     _place(where, parts[0], parts[1], "ro" in flags, devices, found, shared=shared)
 
 
-def _with_root(where: Where, text: str) -> str:
+def rooted(where: Where) -> str:
     """A source's text, resolved; a variable without value at its beginning stands for a folder of the app's own."""
+    text = where.node.text if isinstance(where.node, Scalar) else ""
     casa = _CASA.match(text)
     rest = text[casa.end() :].lstrip("/") if casa is not None else text
     match = _ROOT.match(rest)
@@ -84,7 +90,7 @@ def _anonymous(service: str, target: str) -> str:
     return f"./{service}/{target.strip('/')}"
 
 
-def _long(where: Where, service: str, devices: dict[str, str], found: Mounted) -> None:
+def _long(where: Where, service: str, devices: Mapping[str, str], found: Mounted) -> None:
     table = where.table(_MOUNT_KEYS, extensions=True)
     kind = table["type"].choice(frozenset({"volume", "bind", "tmpfs"})) if "type" in table else "volume"
     if "target" not in table:
@@ -105,7 +111,7 @@ def _long(where: Where, service: str, devices: dict[str, str], found: Mounted) -
     if node is not None and not (isinstance(node, Scalar) and node.value is not None):
         table["source"].wrong("expected text")
         return
-    source = _with_root(table["source"], node.text) if node is not None else _anonymous(service, target)
+    source = rooted(table["source"]) if node is not None else _anonymous(service, target)
     if kind == "bind" and source and not source.startswith(("/", ".", "~")):
         source = f"./{source}"
     _place(where, source, target, read_only, devices, found, shared=shared)
@@ -143,7 +149,7 @@ def _place(
     source: str,
     target: str,
     read_only: bool,
-    devices: dict[str, str],
+    devices: Mapping[str, str],
     found: Mounted,
     *,
     shared: bool = False,
@@ -152,6 +158,14 @@ def _place(
         return
     if not target.startswith("/") or ".." in target.split("/"):
         where.wrong(f"{target[:80]!r} is not an absolute path inside the service")
+        return
+    if source in found.engine:
+        if not found.engine[source]:
+            return  # a variable in it is needed
+        mount = Mount(volume="", engine=found.engine[source], target=target, read_only=read_only)
+        if mount.needs:
+            where.allowed(mount.needs, "what is there is not the app's, and is not snapshotted")
+        found.mounts.append(mount)
         return
     source = devices.get(source, source)
     if source.startswith("/"):

@@ -43,6 +43,12 @@ def report(checked: Checked) -> dict[str, Any]:
                 for m in s.mounts
                 if m.host
             ),
+            *(
+                f"{s.name}: {m.target} ({m.needs.removeprefix('mount:') or 'memory'})"
+                for s in spec.services
+                for m in s.mounts
+                if m.engine
+            ),
             *(f"{s.name}: tmpfs {s.options['tmpfs']}" for s in spec.services if "tmpfs" in s.options),
             *(f"{f.key}: {f.text}" for f in checked.idle if ".volumes[" in f.key),
         ],

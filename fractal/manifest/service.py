@@ -82,6 +82,8 @@ class Around:
     """Whether each has no way out."""
     devices: Mapping[str, str] = field(default_factory=dict)
     """Volumes that are folders of the device."""
+    engine: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Volumes that the engine mounts."""
     configs: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict)
     """Their texts, by name."""
@@ -102,7 +104,7 @@ def service(where: Where, around: Around) -> ServiceSpec:
     own = service_section(table.get("x-homeserver"))
     deploy = deployment(table.get("deploy"))
     _fixed(table)
-    volumes = mounted(table["volumes"], name, dict(around.devices)) if "volumes" in table else None
+    volumes = mounted(table["volumes"], name, around.devices, around.engine) if "volumes" in table else None
     env = {**variables(table.get("env_file"), where.given.files), **_environment(table.get("environment"))}
     read = ServiceSpec(
         name=name,

@@ -5,14 +5,15 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Mapping
 
-from fractal.manifest import keys
+from fractal.manifest import keys, rules
 from fractal.manifest.env_files import brought, outside, sought
+from fractal.manifest.mounts import rooted
 from fractal.manifest.values import Where
 
 
-def volumes(where: Where | None) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Names of folders of the app; and volumes that are folders of the device -> path."""
-    found, devices = [], {}
+def volumes(where: Where | None) -> tuple[tuple[str, ...], dict[str, str], dict[str, dict[str, str]]]:
+    """Names of folders of the app; volumes that are folders of the device -> path; and what the engine mounts -> how."""
+    found, devices, engine = [], dict[str, str](), dict[str, dict[str, str]]()
     for name, item in where.table().items() if where is not None else ():
         table = item.table(frozenset({"driver", "driver_opts", *keys.VOLUME_IDLE}), extensions=True)
         for key in keys.VOLUME_IDLE.keys() & table.keys():
@@ -23,15 +24,22 @@ def volumes(where: Where | None) -> tuple[tuple[str, ...], dict[str, str]]:
             )
         options = table["driver_opts"].table() if "driver_opts" in table else {}
         texts = {key: option.loose_text() for key, option in options.items()}
-        if texts.get("type", "none") in ("none", "bind") and "bind" in texts.get("o", "").split(","):
-            devices[name] = texts.get("device", "")
+        if texts.get("type", "none") in ("none", "bind") and {"bind", "rbind"} & {
+            *texts.get("o", "").split(",")
+        }:
+            own = "device" in options and rooted(options["device"])
+            devices[name] = own or texts.get("device", "")
+            continue
+        if any(option.incomplete() for option in options.values()):
+            engine[name] = {}
             continue
         if texts:
-            table["driver_opts"].wrong(
-                "not supported: mount it on the device, and write its path in `volumes`"
-            )
+            if reason := rules.mounting(texts):
+                table["driver_opts"].wrong(reason)
+            engine[name] = {**texts, "volume": name}
+            continue
         found.append(name)
-    return tuple(found), devices
+    return tuple(found), devices, engine
 
 
 def texts(where: Where | None) -> dict[str, str]:

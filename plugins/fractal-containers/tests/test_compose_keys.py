@@ -118,8 +118,13 @@ services:
     expose: ["7000-7002"]
     env_file: [{{path: /srv/raw.env, format: raw}}, ~/own.env]
     secrets: [theirs]
+    volumes: ["desk:/desk"]
+    command: [sh, -c, "echo penned > /desk/note; sleep 1000"]
+  beside: {{image: "{BUSYBOX}", volumes: ["desk:/shared:ro"], depends_on: [alike]}}
   at-home: {{image: "{BUSYBOX}", network_mode: host, ports: ["8123:8123"]}}
   unwatched: {{image: "{BUSYBOX}", healthcheck: {{disable: true}}}}
+volumes:
+  desk: {{driver_opts: {{type: tmpfs, device: tmpfs, o: "size=2m,mode=0755"}}}}
 configs:
   greeting: {{content: "hello ${{PASSWORD}}"}}
   whole: {{file: ./whole.conf}}
@@ -434,6 +439,14 @@ def test_the_engine_was_told(world: World, service: str, seen: Callable[[Any], A
             ["sh", "-c", "mknod /tmp/x c 10 237; cat /tmp/x 2>&1 || true"],
             "Operation not permitted",
             id="no-devices-unasked",
+        ),
+        pytest.param("alike", ["grep", " /desk ", "/proc/mounts"], "size=2048k", id="driver_opts-tmpfs"),
+        pytest.param("beside", ["cat", "/shared/note"], "penned", id="driver_opts-shared"),
+        pytest.param(
+            "beside",
+            ["sh", "-c", "touch /shared/x 2>&1 || true"],
+            "Read-only file system",
+            id="driver_opts-ro",
         ),
         pytest.param("reaching", ["ls", "-l", "/dev/fused"], "10, 229", id="devices"),
         pytest.param("bounded", ["sh", "-c", "touch /scratch/x && echo done"], "done", id="tmpfs"),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fractal_containers.options import Options
 from fractal_containers.wanted import Wanted
-from fractal_podman.words import container, payload, qualified, signal_number
+from fractal_podman.words import container, payload, qualified, signal_number, volume_options
 
 FOUND: dict[str, Any] = {
     "Id": "c" * 64,
@@ -94,3 +94,13 @@ def test_what_nobody_asked_for_is_not_said_and_what_must_be_is() -> None:
     assert made["expose"] == {53: "tcp,udp"}
     assert [m["host_ip"] for m in made["portmappings"]] == ["127.0.0.1", "127.0.0.1"]
     assert (made["image_os"], made["image_arch"], made["image_variant"]) == ("linux", "arm", "v7")
+
+
+def test_memory_that_services_share_is_bounded_in_pages() -> None:
+    """Podman would take `size` for a quota."""
+    options = {"type": "tmpfs", "device": "tmpfs", "o": "size=5000,uid=7"}
+    assert volume_options(options, 4096)["o"] == "nr_blocks=2,uid=7"
+    assert volume_options({**options, "o": "size=2M"}, 16384)["o"] == "nr_blocks=128"
+    share = {"type": "nfs", "device": ":/x", "o": "addr=a"}
+    assert volume_options(share, 4096) == share
+    assert volume_options({"type": "tmpfs"}, 4096) == {"type": "tmpfs"}

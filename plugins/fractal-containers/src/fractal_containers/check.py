@@ -28,7 +28,7 @@ def refusals(spec: AppSpec, config: EngineConfig) -> Iterator[Refusal]:
 
 def _of_the_device(service: ServiceSpec, config: EngineConfig) -> Iterator[Refusal]:
     """What it would have of this device, which says by `allow` what it gives to apps."""
-    wanted = {f"host-path:{mount.host}": "volumes" for mount in service.mounts if mount.host}
+    wanted = {mount.needs: "volumes" for mount in service.mounts if mount.needs}
     if any(mount.shared for mount in service.mounts):
         wanted["shared-mounts"] = "volumes"
     for key, option in service.options.items():

@@ -166,6 +166,20 @@ class Engine(ABC):
         """Remove it."""
 
     @abstractmethod
+    async def volumes(self, labels: Mapping[str, str]) -> list[str]:
+        """Names of those that have all these labels."""
+
+    @abstractmethod
+    async def create_volume(
+        self, name: str, options: Mapping[str, str], labels: Mapping[str, str], what: str
+    ) -> None:
+        """Make a volume of the `local` driver, by the options that it takes (`type`, `device`, `o`). One of that name stays."""
+
+    @abstractmethod
+    async def remove_volume(self, name: str, what: str) -> None:
+        """Remove it."""
+
+    @abstractmethod
     async def fill(self, filling: Filling, what: str) -> Path:
         """Make a volume of the engine's, holding what an image has at a place; its folder on this device.
 

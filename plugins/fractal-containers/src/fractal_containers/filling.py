@@ -28,8 +28,8 @@ HALF = "~filling"
 async def fill(context: Context, engine: Engine, run: AppRun, service: ServiceSpec, image: str) -> None:
     """Fill those of the service's volumes that are empty. Raises BackendError."""
     for mount in service.mounts:
-        if mount.host:
-            continue  # it is as the device has it
+        if not mount.volume:
+            continue  # it is as the device, or the engine, has it
         folder = run.folder(mount.volume)
         with os.scandir(folder) as entries:
             if any(entries):

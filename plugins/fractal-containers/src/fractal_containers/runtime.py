@@ -17,6 +17,7 @@ from fractal.api.building import ImageBuild
 from fractal.api.context import Context
 from fractal.api.errors import BackendError, NotFound
 from fractal.api.runtime import ExecResult, Freezable, Health, Refusal, RunStatus, ServiceStatus, Terminal
+from fractal_containers import elsewhere
 from fractal_containers.building import built
 from fractal_containers.cgroup import RunCgroup
 from fractal_containers.check import refusals
@@ -279,6 +280,7 @@ class ContainerRuntime:
             for container in sorted(await self._containers(key), key=lambda c: c.order, reverse=True):
                 await self._remove_container(container)
             await drop(self._context, self._engine, key)
+            await elsewhere.remove(self._engine, self._labels(key), key)
             await self._remove_networks(key)
             shutil.rmtree(self._folder("secrets", key), ignore_errors=True)
             for kind in ("ended", "paused"):

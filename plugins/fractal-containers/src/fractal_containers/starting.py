@@ -12,6 +12,7 @@ from fractal.api.app import AppRun, Command, ServiceSpec
 from fractal.api.context import Context
 from fractal.api.errors import BackendError, Misconfigured
 from fractal.api.runtime import ExecResult
+from fractal_containers import elsewhere
 from fractal_containers.ending import DYING, strike
 from fractal_containers.engine import Engine
 from fractal_containers.files import make_volumes, refuse_detours, write_files, write_secrets
@@ -216,7 +217,9 @@ class Start:
         self._go_on()
         joins = {c.service: c.id for c in await self.containers()}[other] if other else ""
         names = sorted(network.name for network in own)
-        container = wanted(self.place, self.run, spec, order, image, files, names, joins)
+        await elsewhere.make(self.context, self.engine, self.run, spec)
+        volumes = elsewhere.attached(self.place.device, self.run, spec)
+        container = wanted(self.place, self.run, spec, order, image, files, names, joins, volumes)
         what = f"{self.run.key}: service {spec.name}"
         return await self.change(self.run.key, self.engine.create(container, what))
 

@@ -31,6 +31,15 @@ class Bind:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Attached:
+    """A volume of the engine's inside a container."""
+
+    name: str
+    target: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
     """A container to make.
 
@@ -61,6 +70,7 @@ class Wanted:
     """Name by which the others in its networks find it."""
     cgroup_parent: str
     binds: tuple[Bind, ...] = ()
+    attached: tuple[Attached, ...] = ()
     ports: tuple[tuple[int, str], ...] = ()
     """(number inside, `tcp` or `udp`) to publish."""
     limits: Limits = field(default_factory=Limits)
@@ -108,6 +118,7 @@ def wanted(
     files: Mapping[str, Path],
     networks: Sequence[str],
     joins: str = "",
+    attached: Sequence[Attached] = (),
 ) -> Wanted:
     """The container of a service. `files` of ours are bound by their paths inside. Raises BackendError, ValueError."""
     service = _visible(run, service)
@@ -115,6 +126,7 @@ def wanted(
     binds = [
         Bind(Path(m.host) if m.host else run.folder(m.volume), m.target, m.read_only, m.shared)
         for m in service.mounts
+        if not m.engine
     ]
     binds += [Bind(path, target, read_only=True) for target, path in files.items()]
     health = service.health
@@ -138,6 +150,7 @@ def wanted(
         alias=service.name,
         cgroup_parent=place.cgroup.parent,
         binds=tuple(binds),
+        attached=tuple(attached),
         ports=()
         if options.host_network or options.shares_with
         else tuple(dict.fromkeys((port.container, port.protocol) for port in service.ports)),

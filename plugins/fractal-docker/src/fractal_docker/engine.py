@@ -163,6 +163,21 @@ class DockerEngine(Engine):
         """As `Engine.remove_network`."""
         await self.ask(what, self.api.remove_network, name)
 
+    async def volumes(self, labels: Mapping[str, str]) -> list[str]:
+        """As `Engine.volumes`."""
+        found = await self.ask("volumes", self.api.volumes, filters={"label": _filter(labels)})
+        return [str(item["Name"]) for item in found["Volumes"] or ()]
+
+    async def create_volume(
+        self, name: str, options: Mapping[str, str], labels: Mapping[str, str], what: str
+    ) -> None:
+        """As `Engine.create_volume`."""
+        await self.ask(what, self.api.create_volume, name, "local", dict(options), dict(labels))
+
+    async def remove_volume(self, name: str, what: str) -> None:
+        """As `Engine.remove_volume`."""
+        await self.ask(what, self.api.remove_volume, name)
+
     async def fill(self, filling: Filling, what: str) -> Path:
         """As `Engine.fill`: Docker fills the volumes of a container when it is made."""
         mount = Mount(filling.target, filling.name, type="volume")

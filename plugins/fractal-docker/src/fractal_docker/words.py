@@ -10,7 +10,7 @@ from docker.types import Ulimit as DockerUlimit
 from docker.types.containers import HostConfig
 from docker.types.networks import EndpointConfig
 from fractal_containers.found import Checked, Container, lived
-from fractal_containers.wanted import Bind, Wanted
+from fractal_containers.wanted import Attached, Bind, Wanted
 
 from fractal.api.app import HealthSpec
 
@@ -48,6 +48,10 @@ def _bind(bind: Bind) -> Mount:
     return Mount(bind.target, str(bind.source), type="bind", read_only=bind.read_only, propagation=how)
 
 
+def _volume(volume: Attached) -> Mount:
+    return Mount(volume.target, volume.name, type="volume", read_only=volume.read_only)
+
+
 def _gpu(count: int, ids: Sequence[str]) -> DeviceRequest:
     return DeviceRequest(driver="nvidia", count=count, device_ids=list(ids), capabilities=[["gpu"]])
 
@@ -76,7 +80,7 @@ def _host(wanted: Wanted) -> HostConfig:
     return HostConfig(
         version=API,
         network_mode=_mode(wanted),
-        mounts=[_bind(bind) for bind in wanted.binds],
+        mounts=[*map(_bind, wanted.binds), *map(_volume, wanted.attached)],
         port_bindings={f"{number}/{protocol}": (LOOPBACK, None) for number, protocol in wanted.ports},
         cgroup_parent=wanted.cgroup_parent,
         restart_policy={"Name": "no"},  # an engine that restarts apps would start them without a lease

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from podman.api.client import APIClient
 from fractal.api.backend import Probe
 from fractal.api.errors import BackendError, Conflict, NotFound
 from fractal_podman.config import PodmanConfig
-from fractal_podman.words import LIBPOD, container, payload, qualified
+from fractal_podman.words import LIBPOD, container, payload, qualified, volume_options
 
 THERE = "/proc/self/exe"
 """A program that every container has. It never runs: a container that is ready to run is removed."""
@@ -170,6 +171,30 @@ class PodmanEngine(Engine):
     async def remove_network(self, name: str, what: str) -> None:
         """As `Engine.remove_network`."""
         self._none_failed(await self.ask(what, self._json, "DELETE", f"/networks/{name}"), what)
+
+    async def volumes(self, labels: Mapping[str, str]) -> list[str]:
+        """As `Engine.volumes`."""
+        found = await self.ask("volumes", self._json, "GET", "/volumes/json", filters=_filter(labels))
+        return [str(item["Name"]) for item in found or ()]
+
+    async def create_volume(
+        self, name: str, options: Mapping[str, str], labels: Mapping[str, str], what: str
+    ) -> None:
+        """As `Engine.create_volume`."""
+        with contextlib.suppress(NotFound):
+            await self.ask(what, self._json, "GET", f"/volumes/{name}/json")
+            return
+        body = {
+            "Name": name,
+            "Driver": "local",
+            "Options": volume_options(options, os.sysconf("SC_PAGE_SIZE")),
+            "Label": dict(labels),
+        }
+        await self.ask(what, self._json, "POST", "/volumes/create", body)
+
+    async def remove_volume(self, name: str, what: str) -> None:
+        """As `Engine.remove_volume`."""
+        await self.ask(what, self._json, "DELETE", f"/volumes/{name}")
 
     async def fill(self, filling: Filling, what: str) -> Path:
         """As `Engine.fill`: Podman fills the volumes of a container when it is readied to run."""

@@ -17,6 +17,8 @@ from fractal.api.app import HealthSpec
 LIBPOD = "4.0.0"
 """Version of the API that is asked for; every Podman since 4.0 answers it."""
 LOOPBACK = "127.0.0.1"
+_MEMORY = re.compile(r"size=(\d{1,12})([kmg]?)", re.IGNORECASE)
+_TIMES = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 NANO = 1_000_000_000
 PERIOD = 100_000
 """Microseconds in which a quota of processor time is counted: the kernel's default."""
@@ -52,6 +54,10 @@ def payload(wanted: Wanted) -> dict[str, Any]:
             for number, protocol in wanted.ports
         ],
         "expose": _exposed(wanted),
+        "volumes": [
+            {"Name": one.name, "Dest": one.target, "Options": ["ro" if one.read_only else "rw"]}
+            for one in wanted.attached
+        ],
         "mounts": [_bind(bind) for bind in wanted.binds],
         "cgroup_parent": wanted.cgroup_parent,
         # What watches a container must not be frozen, nor killed, with it.
@@ -111,6 +117,22 @@ def _rule(kind: str, major: str, minor: str, how: str) -> dict[str, Any]:
     """As the OCI runtime specification has them: without a number, all of them."""
     numbers = {key: int(text) for key, text in (("major", major), ("minor", minor)) if text != "*"}
     return {"allow": True, "type": kind, "access": how, **numbers}
+
+
+def volume_options(options: Mapping[str, str], page: int) -> dict[str, str]:
+    """Options of a volume. Podman takes `size` for a quota of its own, on file systems that have them, also of memory: there it
+    is said in pages, tmpfs(5)."""
+    words = options.get("o", "").split(",")
+    if options.get("type") != "tmpfs" or not words[0]:
+        return dict(options)
+    return {**options, "o": ",".join(_in_pages(word, page) for word in words)}
+
+
+def _in_pages(word: str, page: int) -> str:
+    match = _MEMORY.fullmatch(word)
+    if match is None:
+        return word
+    return f"nr_blocks={-(-int(match[1]) * _TIMES[match[2].lower()] // page)}"
 
 
 def _gpus(options: Options) -> Iterator[str]:
