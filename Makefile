@@ -11,7 +11,7 @@ LONG := containers wireguard matrix s3
 CONTRACTS := $(addprefix contract-,$(filter $(PLUGINS),$(LONG)) $(filter-out $(LONG),$(PLUGINS)))
 
 .PHONY: help demo wheels dev test lint unit unit-agent unit-other property contract contract-suites $(CONTRACTS) cli docs packaging \
-  stack stack-real stack-agents sim soak bench bench-archive bench-takeover generate clean system
+  stack stack-real stack-agents sim soak bench bench-archive bench-merge bench-takeover generate clean system
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -104,6 +104,9 @@ bench: dev ## figures, as ratios measured side by side
 
 bench-archive: dev ## as root: the archive on a real btrfs against btrfs send, restic and borg; SIZE=MB TICK=MB TICKS=N
 	@$(BIN)/python contrib/bench/archive_real.py --size $${SIZE:-2400} --tick $${TICK:-20} --ticks $${TICKS:-13}
+
+bench-merge: dev ## as root: a merge on a real btrfs beside its ticks, by the kernel alone and without what the parent has; SIZE=MB TICK=MB TICKS=N
+	@$(BIN)/python contrib/bench/merge_real.py --size $${SIZE:-256} --tick $${TICK:-1} --ticks $${TICKS:-60}
 
 bench-takeover: dev ## as root: how long it takes a standby with a warm copy to bring up a volume, by size: SIZES="100 1000 4000" MB
 	@$(BIN)/python contrib/bench/takeover_real.py $${SIZES:-100 1000 4000}

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-from fractal.api.snapshot import Snapshot, Snapshotter, Usage
+from fractal.api.snapshot import Snapshot, Snapshotter, SupportsLean, Usage
 
 
 class OneAtATime(Snapshotter):
@@ -68,6 +68,12 @@ class OneAtATime(Snapshotter):
 
     def send(self, volume: str, name: str, parent: str | None = None) -> AsyncIterator[bytes]:
         """As the backend does it, beside other calls: an upload may take hours and must hold up no snapshot."""
+        return self._backend.send(volume, name, parent)
+
+    def send_lean(self, volume: str, name: str, parent: str) -> AsyncIterator[bytes]:
+        """As the backend does it, if it can; else as it sends everything."""
+        if isinstance(self._backend, SupportsLean):
+            return self._backend.send_lean(volume, name, parent)
         return self._backend.send(volume, name, parent)
 
     async def receive(

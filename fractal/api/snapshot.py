@@ -104,6 +104,14 @@ class SupportsClone(Protocol):
         """A writable root of volume `target` out of a snapshot of `volume`. Raises Conflict, NotFound."""
 
 
+@runtime_checkable
+class SupportsLean(Protocol):
+    """Leaves out of a stream what its receiver has in the parent already, for streams that are kept long: it costs more time."""
+
+    def send_lean(self, volume: str, name: str, parent: str) -> AsyncIterator[bytes]:
+        """As `send` with a parent, in the same format and to the same effect, and never larger. Raises NotFound."""
+
+
 class SnapshotOffer(Offer):
     """A `SnapshotBackend` of any config type: what `fractal_snapshotters` yields."""
 

@@ -151,7 +151,7 @@ class Backup:
 
         seal = ObjectSeal.of(object_key, object_header(self.group, self.app, source.epoch, body))
         writer = self._writer(folder)
-        chunks = source.snapshotter.send(source.volume, source.name, source.parent_name)
+        chunks = self._chunks(source)
         uploading = asyncio.create_task(self.uploader.ahead(ref.id, writer, ahead))
         try:
             async with aclosing(frames_of(chunks)) as frames:
@@ -164,6 +164,10 @@ class Backup:
             uploading.cancel()
             await asyncio.wait([uploading])
         return plan, writer.held
+
+    def _chunks(self, source: Source) -> AsyncIterator[bytes]:
+        """The stream that is sealed."""
+        return source.snapshotter.send(source.volume, source.name, source.parent_name)
 
     def _writer(self, folder: Path) -> spool.ObjectWriter:
         """Where the sealed object goes."""

@@ -6,12 +6,13 @@ than what it replaces: one that would be is given up while it is sealed, before 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fractal.api.errors import Ambiguous, Corrupt, FractalError, NotFound
 from fractal.api.plain import to_plain
+from fractal.api.snapshot import SupportsLean
 from fractal.archive import layout, spool
 from fractal.archive.backup import RECHECK, Backup, Source
 from fractal.archive.keyring import AppKeyring
@@ -105,6 +106,12 @@ class Merging(Backup):
                 break
             check, ahead = True, set()
         return await self._put_level(moment, plan)
+
+    def _chunks(self, source: Source) -> AsyncIterator[bytes]:
+        """Between snapshots far apart some file systems send much that did not change, and a merge is kept for long."""
+        if source.parent_name is not None and isinstance(source.snapshotter, SupportsLean):
+            return source.snapshotter.send_lean(source.volume, source.name, source.parent_name)
+        return super()._chunks(source)
 
     def _writer(self, folder: Path) -> spool.ObjectWriter:
         return spool.ObjectWriter(folder) if self._limit is None else LimitedWriter(folder, self._limit)

@@ -7,8 +7,8 @@ its place, and attributes, each of a kind u16, length u16 and its bytes. All lit
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from fractal.api.errors import Corrupt
@@ -19,7 +19,8 @@ MAX_COMMAND = 65_536
 """Bytes of a command's attributes; the kernel's own bound in protocol 1."""
 MAX_PATH = 4096
 _MAGIC = b"btrfs-stream\0"
-_START = len(_MAGIC) + 4
+START = _MAGIC + b"\1\0\0\0"
+"""What a stream begins with."""
 _HEAD = struct.Struct("<IHI")
 _FIELD = struct.Struct("<HH")
 
@@ -81,6 +82,8 @@ class Command:
 
     kind: Kind
     fields: dict[int, bytes]
+    raw: memoryview = field(default=memoryview(b""), repr=False, compare=False)
+    """As it is in the stream."""
 
     def data(self, field: Field) -> bytes:
         """The bytes of an attribute."""
@@ -127,6 +130,13 @@ class Command:
         return path
 
 
+def encode(kind: Kind, fields: Mapping[Field, bytes]) -> bytes:
+    """A command as it is in a stream."""
+    body = b"".join(_FIELD.pack(name, len(data)) + data for name, data in fields.items())
+    head = _HEAD.pack(len(body), kind, 0)
+    return _HEAD.pack(len(body), kind, crc32c(head + body)) + body
+
+
 class Decoder:
     """`feed` chunks of any size, then `finish`."""
 
@@ -140,11 +150,11 @@ class Decoder:
         # Large, and there are many: nothing is copied but what a command is about.
         view, at = memoryview(self._buffer + chunk if self._buffer else chunk), 0
         if not self._started:
-            if len(view) < _START:
+            if len(view) < len(START):
                 self._buffer = bytes(view)
                 return
             self._start(view)
-            at = _START
+            at = len(START)
         while len(view) - at >= _HEAD.size:
             length, kind, crc = _HEAD.unpack_from(view, at)
             if self._ended or length > MAX_COMMAND:
@@ -167,7 +177,7 @@ class Decoder:
     def _start(self, view: memoryview) -> None:
         if view[: len(_MAGIC)] != _MAGIC:
             raise Corrupt(f"{FORMAT} stream: it does not begin as one")
-        version = int.from_bytes(view[len(_MAGIC) : _START], "little")
+        version = int.from_bytes(view[len(_MAGIC) : len(START)], "little")
         if version != 1:
             raise Corrupt(f"{FORMAT} stream: it is of protocol {version}")
         self._started = True
@@ -177,7 +187,7 @@ class Decoder:
         if crc32c(head + raw[_HEAD.size :]) != crc:
             raise Corrupt(f"{FORMAT} stream: a command's checksum does not match")
         try:
-            command = Command(Kind(kind), _fields(raw))
+            command = Command(Kind(kind), _fields(raw), raw)
         except ValueError:
             raise Corrupt(f"{FORMAT} stream: unknown command {kind}") from None
         self._ended = command.kind is Kind.END

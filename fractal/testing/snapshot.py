@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import pytest
 
 from fractal.api.errors import Conflict, InvalidInput, NotFound
-from fractal.api.snapshot import Snapshotter, SupportsClone
+from fractal.api.snapshot import Snapshotter, SupportsClone, SupportsLean
 from fractal.testing.streams import StreamContract
 from fractal.testing.suite import requires
 from fractal.testing.trees import again, alter, describe, tree
@@ -25,7 +25,10 @@ BAD_NAMES = ("", ".", "..", "a/b", "/a", "../a", "A", "a b", "a\0", "a\n", "ä",
 class SnapshotContract(StreamContract):
     """What every snapshotter must do. See `fractal.api.snapshot.Snapshotter` for the words behind each test."""
 
-    optional: ClassVar[dict[str, type[Any]]] = {"SupportsClone": SupportsClone}
+    optional: ClassVar[dict[str, type[Any]]] = {
+        "SupportsClone": SupportsClone,
+        "SupportsLean": SupportsLean,
+    }
     histories: ClassVar[int] = 12
     """How many random histories to run."""
 
@@ -262,6 +265,30 @@ class SnapshotContract(StreamContract):
             await backend.clone("app", "s1", "fork")
         with pytest.raises(NotFound):
             await backend.clone("app", "s2", "third")
+
+    @requires("SupportsLean")
+    async def test_a_lean_stream_brings_the_same(self, backend: Snapshotter) -> None:
+        assert isinstance(backend, SupportsLean)
+        root = await self.planted(backend)
+        await backend.snapshot("app", "s1")
+        await self.copied(backend, "s1")
+        alter(root)
+        (root / "data" / "big.db").rename(root / "moved.db")
+        with (root / "moved.db").open("r+b") as file:
+            same = file.read(60_000)
+            file.seek(0)
+            file.write(same)
+        altered = tree(root)
+        await backend.snapshot("app", "s2")
+        chunks = [chunk async for chunk in backend.send_lean("app", "s2", "s1")]
+        assert max(map(len, chunks)) <= 1 << 20
+        whole = await self.sent(backend, "app", "s2", "s1")
+        assert sum(map(len, chunks)) <= sum(map(len, whole))
+        made = await backend.receive("copy", "s2", again(*chunks), stream_format=backend.format, parent="s1")
+        assert tree(made.path) == altered
+        for name, parent in (("s2", "s3"), ("s3", "s1")):
+            with pytest.raises(NotFound):
+                await anext(aiter(backend.send_lean("app", name, parent)))
 
     async def test_random_histories_are_kept(self, backend: Snapshotter) -> None:
         from fractal.testing.chains import run_histories

@@ -11,7 +11,7 @@ from fractal.testing.snapshot import SnapshotContract
 class TestBtrfs(SnapshotContract):
     """Everything that a snapshotter must do."""
 
-    capabilities = frozenset({"SupportsClone"})
+    capabilities = frozenset({"SupportsClone", "SupportsLean"})
 
     @pytest.fixture
     async def backend(self, snapshotter: BtrfsSnapshotter) -> BtrfsSnapshotter:

@@ -21,7 +21,7 @@ def fractal_snapshotters() -> Iterable[SnapshotOffer]:
         config=BtrfsConfig,
         open=_open,
         probe=_probe,
-        capabilities=frozenset({"SupportsClone"}),
+        capabilities=frozenset({"SupportsClone", "SupportsLean"}),
         instant=True,
     )
 

@@ -20,9 +20,12 @@ from typing import TypeVar
 from fractal.api.context import Workers
 from fractal_btrfs import ioctls
 from fractal_btrfs.blocking import in_worker
+from fractal_btrfs.lean import Lean
 
 T = TypeVar("T")
 CHUNK = 1 << 20
+_LEAN_CHUNK = CHUNK - (128 << 10)
+"""With what was left of the chunk before, no more than a chunk."""
 
 
 class _Thread(Workers):
@@ -40,8 +43,11 @@ class _Thread(Workers):
         self._pool.shutdown(wait=False)
 
 
-async def sent(subvolume: int, parent: int | None) -> AsyncGenerator[bytes, None]:
-    """The stream of a read-only subvolume, by its descriptor; `parent` is an id. Raises OSError, BackendError."""
+async def sent(subvolume: int, parent: int | None, lean: Lean | None = None) -> AsyncGenerator[bytes, None]:
+    """The stream of a read-only subvolume, by its descriptor; `parent` is an id. Raises OSError, BackendError, Corrupt.
+
+    What goes through `lean` comes out shorter; whoever gave it closes it.
+    """
     loop = asyncio.get_running_loop()
     reader, writer = os.pipe2(os.O_CLOEXEC)
     with suppress(PermissionError):  # the limit of pipes' sizes; a small pipe is slower, not wrong
@@ -54,19 +60,25 @@ async def sent(subvolume: int, parent: int | None) -> AsyncGenerator[bytes, None
     reading = _Thread()
     try:
         # By the event loop, each 48 KiB would cost two changes of what it waits for: as much again as the kernel's own work.
-        while chunk := await in_worker(reading, "reading a stream", _chunk, reader):
-            yield chunk
+        size = CHUNK if lean is None else _LEAN_CHUNK
+        while chunk := await in_worker(reading, "reading a stream", _chunk, reader, size):
+            if lean is not None:
+                chunk = await in_worker(reading, "comparing with the parent", lean.feed, chunk)
+            if chunk:
+                yield chunk
     finally:
         reading.end()
         os.close(reader)
         error = await _outlast(ended)
     if error is not None:
         raise error
+    if lean is not None:
+        lean.finish()
 
 
-def _chunk(reader: int) -> bytes:
+def _chunk(reader: int, size: int) -> bytes:
     """A whole chunk, less only at the end: the kernel writes 48 KiB at a time, and each chunk costs whoever handles it."""
-    parts, missing = [], CHUNK
+    parts, missing = [], size
     while missing and (part := os.read(reader, missing)):
         parts.append(part)
         missing -= len(part)

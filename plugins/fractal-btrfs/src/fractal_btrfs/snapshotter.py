@@ -18,6 +18,7 @@ from fractal.streams.replay import FOLDER, Receiver
 from fractal_btrfs import ioctls
 from fractal_btrfs.blocking import explained, in_worker, opened
 from fractal_btrfs.config import BtrfsConfig
+from fractal_btrfs.lean import Lean
 from fractal_btrfs.pool import Place, open_place
 from fractal_btrfs.sending import sent
 from fractal_btrfs.volumes import Volume, Volumes, delete_subvolume
@@ -97,6 +98,26 @@ class BtrfsSnapshotter(Snapshotter):
                         yield chunk
         except OSError as error:
             raise explained(f"{volume}: sending {name}", error) from error
+
+    async def send_lean(self, volume: str, name: str, parent: str) -> AsyncGenerator[bytes, None]:
+        """Without the pages that equal the parent's, of which the kernel's `send` has many when the two are far apart."""
+        place = self._volume(volume)
+        check_name(name, "snapshot")
+        check_name(parent, "snapshot")
+        what = f"{volume}: sending {name}"
+
+        def warn(problem: str) -> None:
+            self._context.logger.warning("snapshot btrfs: %s: %s", what, problem)
+
+        try:
+            with ExitStack() as stack:
+                snapshot, before = (stack.enter_context(opened(place.path_of(n))) for n in (name, parent))
+                lean = stack.enter_context(closing(Lean(before, warn)))
+                async with aclosing(sent(snapshot, ioctls.describe(before).id, lean)) as chunks:
+                    async for chunk in chunks:
+                        yield chunk
+        except OSError as error:
+            raise explained(what, error) from error
 
     async def receive(
         self,
