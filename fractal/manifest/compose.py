@@ -109,6 +109,7 @@ def _read(text: str, problems: Problems, given: Given, form: list[FormField] | N
         names=frozenset(running),
         absent=frozenset(absent),
         networks=networks.declared(tables.get("networks")),
+        called=whole.called({**absent, **running}),
         devices=devices,
         engine=engine,
         configs=top.texts(tables.get("configs")),

@@ -10,7 +10,7 @@ from fractal.api import canonical
 from fractal.api.app import ServiceSpec
 from fractal.manifest.document import Problems
 
-NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9])?")
+NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
 MAX_ALIASES = 32
 """Of a service."""
 
@@ -27,6 +27,8 @@ def with_aliases(
         for line, key, name in asked.get(one.name, ()):
             owner = taken.setdefault(name, one.name)
             if not NAME.fullmatch(name):
+                if key.endswith("container_name"):
+                    continue  # nobody finds it by that then, as in Compose
                 problems.add(line, key, f"{name[:80]!r} cannot be a name in a network")
             elif (name in names and name != one.name) or owner != one.name:
                 if not key.endswith("container_name"):  # without effect anyway

@@ -16,7 +16,7 @@ DEFAULT = "default"
 """The network of services that name none."""
 MODES = {"bridge": "", "default": "", "none": "none", "host": "host"}
 """With `host` a service reaches all that the device does."""
-SERVICE = "service:"
+SERVICE, CONTAINER = "service:", "container:"
 BELONGS = (
     *("networks", "ports", "hostname", "domainname", "dns", "dns_search", "dns_opt", "extra_hosts"),
     "links",
@@ -43,26 +43,41 @@ def declared(where: Where | None) -> dict[str, bool]:
 
 
 def read(
-    table: Mapping[str, Where], known: Mapping[str, bool], names: frozenset[str], found: dict[str, str]
+    table: Mapping[str, Where],
+    known: Mapping[str, bool],
+    names: frozenset[str],
+    found: dict[str, str],
+    called: Mapping[str, str],
 ) -> None:
-    """`network_mode` and `networks` of a service, as options."""
-    mode = _mode(table["network_mode"], table, names) if "network_mode" in table else ""
+    """`network_mode` and `networks` of a service, as options. `called` is container_name -> service."""
+    mode = _mode(table["network_mode"], table, names, called) if "network_mode" in table else ""
     if mode:
         found["network_mode"] = _text(mode)
     else:
         found["networks"] = _text({name: known.get(name, False) for name in _joined(table, known)})
 
 
-def shared_with(table: Mapping[str, Where]) -> dict[str, str]:
+def shared_with(table: Mapping[str, Where], called: Mapping[str, str]) -> dict[str, str]:
     """The service whose network this one has is started before it."""
-    text = table["network_mode"].loose_text() if "network_mode" in table else ""
+    text = _of_service(table["network_mode"].loose_text(), called) if "network_mode" in table else ""
     return {text.removeprefix(SERVICE): "started"} if text.startswith(SERVICE) else {}
 
 
-def _mode(where: Where, table: Mapping[str, Where], names: frozenset[str]) -> str:
+def _of_service(mode: str, called: Mapping[str, str]) -> str:
+    """A container that the file names is one of its services."""
+    service = called.get(mode.removeprefix(CONTAINER)) if mode.startswith(CONTAINER) else None
+    return f"{SERVICE}{service}" if service else mode
+
+
+def _mode(where: Where, table: Mapping[str, Where], names: frozenset[str], called: Mapping[str, str]) -> str:
     if where.incomplete():
         return ""
-    text = where.loose_text()
+    text = _of_service(where.loose_text(), called)
+    if text.startswith(CONTAINER):
+        where.wrong(
+            f"{text[:80]!r} is no container of this file: put that service here too, and write `service:NAME`"
+        )
+        return ""
     if text.startswith(SERVICE):
         if text.removeprefix(SERVICE) not in names:
             where.wrong(f"{text.removeprefix(SERVICE)[:80]!r} is no service of this file")
@@ -94,6 +109,8 @@ def _joined(table: Mapping[str, Where], known: Mapping[str, bool]) -> list[str]:
                 else:
                     below.idle(keys.NETWORK)
     for name, item in given.items():
+        if not name and item.incomplete():
+            continue
         if name != DEFAULT and name not in known:
             item.wrong(f"{name[:80]!r} is not among the file's `networks`")
     if len(given) > MAX_NETWORKS:

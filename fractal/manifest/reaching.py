@@ -36,7 +36,7 @@ def reach(table: Mapping[str, Where], found: dict[str, str]) -> None:
         table["uts"].wrong("and `hostname`: the device's own name is not the app's to set")
     _devices(table, found)
     for item in table["cap_add"].items() if "cap_add" in found else ():
-        name = item.text().removeprefix("CAP_")
+        name = item.text().upper().removeprefix("CAP_")
         if name in REACHING_OUT:
             item.allowed(f"capability:{name}", "with it a program can reach the device itself")
     _protection(table, found)

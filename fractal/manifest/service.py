@@ -80,6 +80,8 @@ class Around:
     """Services whose profiles are not chosen."""
     networks: Mapping[str, bool] = field(default_factory=dict)
     """Whether each has no way out."""
+    called: Mapping[str, str] = field(default_factory=dict)
+    """container_name -> service."""
     devices: Mapping[str, str] = field(default_factory=dict)
     """Volumes that are folders of the device."""
     engine: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
@@ -117,7 +119,7 @@ def service(where: Where, around: Around) -> ServiceSpec:
         ports=_all_ports(ports(table["ports"]) if "ports" in table else (), own),
         depends_on={
             **_links(table.get("links"), around),
-            **networks.shared_with(table),
+            **networks.shared_with(table, around.called),
             **_depends(table.get("depends_on"), around),
         },
         health=own.health or _healthcheck(table.get("healthcheck")),
@@ -391,7 +393,7 @@ def _options(
     if "domainname" in table:
         host = table["hostname"].text() if "hostname" in table else table["domainname"].key.split(".")[1]
         found["hostname"] = _text(f"{host}.{table['domainname'].text()}")
-    networks.read(table, around.networks, around.names, found)
+    networks.read(table, around.networks, around.names, found, around.called)
     if "healthcheck" in table and _switched_off(table["healthcheck"]):
         found["healthcheck.disable"] = "true"  # not the same as saying nothing: an image may bring a check
     if "tty" in table and table["tty"].flag():

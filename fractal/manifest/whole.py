@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from fractal.manifest.document import Items, Node, Scalar, Table
@@ -28,6 +29,20 @@ def services(where: Where) -> tuple[dict[str, Where], dict[str, Where]]:
             absent[name] = whole
     # Of the volumes that are written in each, not of those that it has from others: else a few lines would stand for billions.
     return {n: replace(w, node=_with_volumes(w, found)) for n, w in found.items()}, absent
+
+
+def called(services: Mapping[str, Where]) -> dict[str, str]:
+    """container_name -> service."""
+    found = {}
+    for name, where in services.items():
+        _, node = (
+            where.node.entries.get("container_name", (0, None))
+            if isinstance(where.node, Table)
+            else (0, None)
+        )
+        if isinstance(node, Scalar) and node.value is not None:
+            found[where.resolved_clear(node.text)] = name
+    return found
 
 
 def _chosen(where: Where, chosen: set[str]) -> bool:

@@ -87,7 +87,7 @@ services:
     logging: {{driver: json-file, options: {{max-size: 1m, max-file: "3"}}}}
   able:
     image: "{BUSYBOX}"
-    cap_add: [NET_RAW, CAP_NET_ADMIN, MKNOD]
+    cap_add: [NET_RAW, cap_net_admin, MKNOD]
     cap_drop: [CHOWN]
     networks: {{default: {{aliases: [strong.example]}}}}
   reaching:
@@ -120,7 +120,8 @@ services:
     secrets: [theirs]
     volumes: ["desk:/desk"]
     command: [sh, -c, "echo penned > /desk/note; sleep 1000"]
-  beside: {{image: "{BUSYBOX}", volumes: ["desk:/shared:ro"], depends_on: [alike]}}
+  lodger: {{image: "{BUSYBOX}", network_mode: "container:the_host_", depends_on: [beside]}}
+  beside: {{container_name: the_host_, image: "{BUSYBOX}", volumes: ["desk:/shared:ro"], depends_on: [alike]}}
   at-home: {{image: "{BUSYBOX}", network_mode: host, ports: ["8123:8123"]}}
   unwatched: {{image: "{BUSYBOX}", healthcheck: {{disable: true}}}}
 volumes:
@@ -441,6 +442,7 @@ def test_the_engine_was_told(world: World, service: str, seen: Callable[[Any], A
             id="no-devices-unasked",
         ),
         pytest.param("alike", ["grep", " /desk ", "/proc/mounts"], "size=2048k", id="driver_opts-tmpfs"),
+        pytest.param("lodger", ["nslookup", "the_host_"], "Name:\tthe_host_", id="container_name-as-it-is"),
         pytest.param("beside", ["cat", "/shared/note"], "penned", id="driver_opts-shared"),
         pytest.param(
             "beside",

@@ -121,7 +121,7 @@ def test_every_option_of_the_manifest_is_known_here() -> None:
         ("mem_reservation", '"some"', "size"),
         ("cap_add", '["SYS_ADMIN"]', "reach"),
         ("cap_add", '["ALL"]', "reach"),
-        ("cap_add", '["nonsense"]', "capability"),
+        ("cap_add", '["no sense"]', "capability"),
         ("labels", '{"org.fractal-homeserver.run":"x"}', "not the app's"),
         ("labels", '["a={secret.PASSWORD}"]', "secret"),
         ("tmpfs", '["relative"]', "absolute"),

@@ -304,7 +304,7 @@ networks: {front: {external: true}, back: {internal: true}}
     [
         ("network_mode: 'service:c'", "'c' is no service of this file"),
         ("network_mode: 'service:a'", "need each other in a circle"),
-        ("network_mode: 'container:c'", "is not one of"),
+        ("network_mode: 'container:c'", "is no container of this file"),
         ("network_mode: 'service:b', ports: [80]", "ports: belongs to the service whose network this is"),
         ("network_mode: 'service:b', networks: [default]", "networks: belongs to the service"),
         ("network_mode: 'service:b', hostname: x", "hostname: belongs to the service"),

@@ -125,3 +125,16 @@ secrets: {{key: {{file: ~/.key}}}}
         (manifest.parent / path).write_text("A=beside\n")
     (web,) = parse(text, given=Given(files=read_files(manifest))).services
     assert web.env == {"A": "beside"} and web.files["/run/secrets/key"] == "A=beside\n"
+
+
+def test_a_container_of_this_file_is_one_of_its_services() -> None:
+    """Also where its name can be none in a network: by that nobody finds it, in Compose neither."""
+    text = """
+services:
+  main: {image: x, network_mode: "container:${WHO}", container_name: main_}
+  vpn: {image: x, container_name: the.vpn-}
+"""
+    spec = parse(text, given=Given(values={"WHO": "the.vpn-"}))
+    vpn, main = spec.services
+    assert (main.options["network_mode"], main.depends_on) == ('"service:vpn"', {"vpn": "started"})
+    assert "aliases" not in vpn.options

@@ -185,7 +185,7 @@ def _matching(pattern: re.Pattern[str], value: Any, what: str) -> str:
 
 
 def _capability(value: str) -> str:
-    match = _CAPABILITY.fullmatch(value)
+    match = _CAPABILITY.fullmatch(value.upper())
     if match is None:
         raise ValueError(f"{value[:40]!r} is not a capability")
     return match[1]
