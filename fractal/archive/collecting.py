@@ -16,6 +16,7 @@ from fractal.archive.epochs import Notes
 from fractal.archive.orphans import GRACE, Ages, Proof
 from fractal.archive.reading import Records
 from fractal.archive.records import Record
+from fractal.archive.standing import keys_of, sizes_of
 from fractal.archive.timeline import Timeline
 from fractal.core.retention import Slot
 
@@ -82,18 +83,16 @@ class Sweeper:
         return gone
 
     async def _delete_object(self, record: Record) -> None:
-        for index in range(len(record.body.object.segments)):
-            await self.store.delete(layout.segment_key(self.group, self.app, record.body.object.id, index))
+        for key in keys_of(self.group, self.app, record.body.object):
+            await self.store.delete(key)
 
     async def _require_all(self, timeline: Timeline) -> None:
         """Nothing goes while something that stays cannot be restored, or lacks a byte: what goes may be its only rescue."""
         timeline.require_whole()
-        sizes = {
-            info.key: info.size async for info in self.store.list(layout.objects_prefix(self.group, self.app))
-        }
+        sizes = await sizes_of(self.store, self.group, self.app, timeline.counting.values())
         for record in timeline.counting.values():
-            for index, segment in enumerate(record.body.object.segments):
-                key = layout.segment_key(self.group, self.app, record.body.object.id, index)
+            ref = record.body.object
+            for key, segment in zip(keys_of(self.group, self.app, ref), ref.segments, strict=True):
                 if sizes.get(key) != segment.size:
                     raise Corrupt(f"nothing is removed while {key}, which is needed, is missing or cut")
 

@@ -21,6 +21,7 @@ from fractal.archive.reading import Records
 from fractal.archive.records import ObjectRef, Record
 from fractal.archive.restore import Fetcher
 from fractal.archive.sealed import create
+from fractal.archive.standing import keys_of, sizes_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,14 +76,12 @@ class Healer:
     async def faults(self, counting: Sequence[Record], *, deep: bool) -> list[Fault]:
         """Segments that are missing or of another size; with `deep` also those of other bytes. Raises BackendError."""
         await self.fetcher.keep_only(())  # left by a repair that was killed
-        prefix = layout.objects_prefix(self.group, self.app)
-        sizes = {info.key: info.size async for info in self.store.list(prefix)}
+        sizes = await sizes_of(self.store, self.group, self.app, counting)
         found: list[Fault] = []
         for record in counting:
             ref = record.body.object
-            for index, segment in enumerate(ref.segments):
-                key = layout.segment_key(self.group, self.app, ref.id, index)
-                standing = key in sizes
+            for index, key in enumerate(keys_of(self.group, self.app, ref)):
+                segment, standing = ref.segments[index], key in sizes
                 if not standing:
                     what = "this segment is missing"
                 elif sizes[key] != segment.size:

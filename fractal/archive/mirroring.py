@@ -26,6 +26,7 @@ from fractal.archive.reading import Records
 from fractal.archive.records import ObjectRef, Record
 from fractal.archive.restore import Fetcher
 from fractal.archive.sealed import create, read_small
+from fractal.archive.standing import keys_of, sizes_of
 from fractal.archive.timeline import Timeline
 
 SEGMENT_LIMIT = 3600.0
@@ -100,10 +101,7 @@ class Mirror:
         self._ours = await self.source.timeline()
         theirs = await self.records.timeline(strict=False)
         counting = self._ours.counting
-        named = {key for record in counting.values() for key in self._keys(record.body.object)}
-        prefix = layout.objects_prefix(self.group, self.app)
-        # A store may make names up for ever: only those that count are kept in mind.
-        self._sizes = {info.key: info.size async for info in self.store.list(prefix) if info.key in named}
+        self._sizes = await sizes_of(self.store, self.group, self.app, counting.values())
         return [counting[slot] for slot in sorted(counting) if not self._whole(counting[slot], theirs)]
 
     async def _require_apart(self) -> None:
@@ -125,7 +123,7 @@ class Mirror:
         )
 
     def _keys(self, ref: ObjectRef) -> Iterable[str]:
-        return (layout.segment_key(self.group, self.app, ref.id, index) for index in range(len(ref.segments)))
+        return keys_of(self.group, self.app, ref)
 
     async def copy(self, record: Record) -> None:
         """Have one record here, its segments first. What is here already is not sent again.

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from fractal.api.context import Clock
 from fractal.api.errors import Corrupt
 from fractal.api.store import Store
-from fractal.archive import layout
 from fractal.archive.epochs import Notes
 from fractal.archive.reading import Records
+from fractal.archive.standing import unnamed
 
 GRACE = 24 * 3600.0
 """Seconds for which an object must have been seen as an orphan before it may go."""
@@ -85,9 +85,10 @@ class Collector:
         self._ages = Ages(self.notes, self.clock, f"archive/{self.group}/{self.app}/orphan{self.place}/")
 
     async def look(self) -> list[Orphan]:
-        """Orphans and their age. Raises Corrupt if it cannot be told what is one."""
-        # Objects first: one that gets its name between the two looks is seen with it, not without.
-        objects = await self._objects()
+        """Orphans and their age, at most so many as are kept in mind. Raises Corrupt if it cannot be told what is one."""
+        # Once before, so that of a listing without end only what has no name is kept in mind; and once after: an object that gets its
+        # name meanwhile is seen with it, not without.
+        objects = await unnamed(self.store, self.group, self.app, await self.named())
         named = await self.named()
         orphans = {id_: keys for id_, keys in objects.items() if id_ not in named}
         ages = self._ages.look(orphans)
@@ -106,13 +107,6 @@ class Collector:
             self._ages.forget(orphan.id)
             deleted.append(orphan)
         return deleted
-
-    async def _objects(self) -> dict[str, dict[str, int]]:
-        found: dict[str, dict[str, int]] = {}
-        async for info in self.store.list(layout.objects_prefix(self.group, self.app)):
-            if (parsed := layout.parse_segment_key(self.group, self.app, info.key)) is not None:
-                found.setdefault(parsed[0], {})[info.key] = info.size
-        return found
 
 
 async def named_by_records(records: Records) -> Collection[str]:

@@ -12,7 +12,7 @@ from fractal.archive import layout, trims
 from fractal.archive.epochs import Notes, Rollback
 from fractal.archive.places import Places, nowhere
 from fractal.archive.records import KIND, Record, record_of
-from fractal.archive.rescue import Rescued, asked_for, rescue
+from fractal.archive.rescue import InVain, Rescued, asked_for, rescue
 from fractal.archive.sealed import GroupKey, SignKeyOf, listed, open_statement, read_small
 from fractal.archive.timeline import Timeline, name
 from fractal.archive.trims import Trim, TrimBody, trim_of
@@ -58,6 +58,7 @@ class Records:
         self._owner_of = owner_of
         self._line = line
         self._mirrors = mirrors
+        self._in_vain = InVain(clock)
         self.rescued: dict[Slot, Rescued] = {}
         """What the store lacks and a mirror gave."""
         self._known: dict[Slot, Record] = {}
@@ -161,6 +162,7 @@ class Records:
 
     async def reread(self) -> None:
         """Look at every known record's bytes again, as listings do not. What is not there any more is forgotten, and looked for anew."""
+        self._in_vain = InVain(self._clock)
         waiting = [record for record in self._known.values() if record.slot not in self.rescued]
 
         async def read() -> None:
@@ -196,7 +198,14 @@ class Records:
         wanted = asked_for(timeline, dict(map(self._read_note, noted)))
         if not wanted:
             return timeline
-        found = await rescue(timeline, wanted, self._mirrors, key_of=self._key, authentic=self.authentic)
+        found = await rescue(
+            timeline,
+            wanted,
+            self._mirrors,
+            key_of=self._key,
+            authentic=self.authentic,
+            in_vain=self._in_vain,
+        )
         for slot, (record, source) in found.items():
             self._known[slot] = record
             self._raw.pop(self._key(slot), None)

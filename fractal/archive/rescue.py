@@ -10,8 +10,9 @@ import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from fractal.api.errors import BackendError, Corrupt
-from fractal.archive.places import Places
+from fractal.api.context import Clock
+from fractal.api.errors import BackendError, Corrupt, NotFound
+from fractal.archive.places import Place, Places
 from fractal.archive.records import Record
 from fractal.archive.sealed import read_small
 from fractal.archive.timeline import Timeline
@@ -20,8 +21,14 @@ from fractal.core.retention import Slot
 
 LIMIT = 10.0
 """Seconds for which mirrors are asked: a slow one must not hold up who takes an app over."""
+ANSWER = 4.0
+"""Seconds that one mirror may take to give one record: one that hangs leaves time for the next."""
+AGAIN = 60.0
+"""Seconds for which a mirror that did not answer is not asked at all, and one that lacks a record is not asked for that one."""
 MOST = 1000
 """Records that are looked for at a time."""
+MOST_VAIN = 10 * MOST
+"""Answers that are remembered; what a hostile store makes one look for must not fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,36 @@ class Rescued:
     """Name of the mirror."""
     damaged: bool
     """Something else stands under its name in the app's store; else nothing does."""
+
+
+class InVain:
+    """What mirrors were asked for in vain a moment ago: each look at a timeline would ask, and wait, anew."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._until: dict[tuple[str, Slot | None, bytes], float] = {}
+        """By mirror, and record if it is about one; oldest first."""
+
+    def silent(self, place: Place) -> None:
+        """It did not answer."""
+        self._note((place.id, None, b""))
+
+    def lacks(self, place: Place, slot: Slot, digest: bytes) -> None:
+        """It has no such record, or another one."""
+        self._note((place.id, slot, digest))
+
+    def covers(self, place: Place, slot: Slot, digest: bytes) -> bool:
+        """Whether it need not be asked for this now."""
+        now = self._clock.boottime()
+        keys = ((place.id, None, b""), (place.id, slot, digest))
+        return any(self._until.get(key, now) > now for key in keys)
+
+    def _note(self, key: tuple[str, Slot | None, bytes]) -> None:
+        now = self._clock.boottime()
+        self._until.pop(key, None)
+        while self._until and (len(self._until) >= MOST_VAIN or next(iter(self._until.values())) <= now):
+            del self._until[next(iter(self._until))]
+        self._until[key] = now + AGAIN
 
 
 def asked_for(timeline: Timeline, noted: Mapping[Point, bytes]) -> dict[Slot, bytes]:
@@ -67,32 +104,52 @@ async def rescue(
     *,
     key_of: Callable[[Slot], str],
     authentic: Callable[[Slot, bytes], Record],
+    in_vain: InVain,
 ) -> dict[Slot, tuple[Record, str]]:
     """What mirrors have of what is asked for, and of what that asks for, each with the mirror's name; in bounded time."""
     found: dict[Slot, tuple[Record, str]] = {}
     asked: set[Slot] = set()
-
-    async def look(slot: Slot, digest: bytes) -> None:
-        for place in mirrors():
-            try:
-                record = authentic(slot, await read_small(await place.open(), key_of(slot)))
-            except (Corrupt, BackendError):
-                continue  # the next one may have it; what none has stays missing, and is told as that
-            if record.hash == digest:
-                found[slot] = record, place.name
-                return
-
     try:
         async with asyncio.timeout(LIMIT):
             while wanted and len(asked) < MOST:
                 slot, digest = wanted.popitem()
                 asked.add(slot)
-                await look(slot, digest)
-                if slot in found:
-                    for other, named in before(found[slot][0]):
+                brought = await _bring(slot, digest, mirrors(), key_of(slot), authentic, in_vain)
+                if brought is not None:
+                    found[slot] = brought
+                    for other, named in before(brought[0]):
                         gone = not other[1] and timeline.let_go(other[0])
                         if other not in asked and other not in timeline.stored and not gone and named:
                             wanted[other] = named
     except TimeoutError:
         pass  # what was found until then counts; the next look goes on
     return found
+
+
+async def _bring(
+    slot: Slot,
+    digest: bytes,
+    places: Iterable[Place],
+    key: str,
+    authentic: Callable[[Slot, bytes], Record],
+    in_vain: InVain,
+) -> tuple[Record, str] | None:
+    """The record, from the first that has it. What none has stays missing, and is told as that."""
+    for place in places:
+        if in_vain.covers(place, slot, digest):
+            continue
+        try:
+            async with asyncio.timeout(ANSWER):
+                data = await read_small(await place.open(), key)
+            record = authentic(slot, data)
+        except TimeoutError:
+            in_vain.silent(place)
+        except NotFound:
+            in_vain.lacks(place, slot, digest)
+        except (Corrupt, BackendError):
+            continue  # it answered: it may have the record in a moment, or the log may say then who signed this one
+        else:
+            if record.hash == digest:
+                return record, place.name
+            in_vain.lacks(place, slot, digest)
+    return None

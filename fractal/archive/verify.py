@@ -16,6 +16,7 @@ from fractal.archive.progress import Progress
 from fractal.archive.records import Record
 from fractal.archive.rescue import Rescued
 from fractal.archive.restore import OPEN_LIMIT, Fetcher
+from fractal.archive.standing import keys_of, sizes_of
 from fractal.archive.timeline import Timeline
 from fractal.core.model import Point
 from fractal.core.retention import Slot, routes
@@ -73,10 +74,8 @@ class Verifier:
             )
             for slot, how in sorted(rescued.items())
         ]
-        sizes = {
-            info.key: info.size async for info in self.store.list(layout.objects_prefix(self.group, self.app))
-        }
         records = [timeline.counting[slot] for slot in sorted(timeline.counting)]
+        sizes = await sizes_of(self.store, self.group, self.app, records)
         total = sum(r.stored for r in records)
         done = 0
         damaged: set[Slot] = set()
@@ -132,7 +131,7 @@ class Verifier:
             ]
             return told, all(sources)
         ref = record.body.object
-        keys = [layout.segment_key(self.group, self.app, ref.id, i) for i in range(len(ref.segments))]
+        keys = keys_of(self.group, self.app, ref)
         for key in keys:
             self.fetcher.lacks.pop(key, None)  # seen at another time
         if unread := await self._read(record, deep):
@@ -159,8 +158,8 @@ class Verifier:
 
     def _segments(self, record: Record, sizes: Mapping[str, int]) -> list[Problem]:
         problems = []
-        for index, segment in enumerate(record.body.object.segments):
-            key = layout.segment_key(self.group, self.app, record.body.object.id, index)
+        ref = record.body.object
+        for key, segment in zip(keys_of(self.group, self.app, ref), ref.segments, strict=True):
             if key not in sizes:
                 problems.append(Problem(key, "this segment is missing"))
             elif sizes[key] != segment.size:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+import itertools
+from collections.abc import AsyncIterator, Callable
 from random import Random
 
 import pytest
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 
 from fractal.api.errors import BackendError, Corrupt, FractalError
 from fractal.api.plain import to_plain
-from fractal.archive import spool
+from fractal.api.store import ObjectInfo
+from fractal.archive import spool, standing
 from fractal.archive.epochs import Rollback
+from fractal.archive.layout import segment_key
 from fractal.archive.reading import MAX_GAPS
 from fractal.archive.records import object_header
 from fractal.archive.sealed import seal_statement
@@ -329,3 +332,58 @@ async def test_nothing_readable_reaches_the_store(world: World) -> None:
     frame = ObjectReader(key, object_header(GROUP, APP, 1, record.body), reading(segments)).next_frame()
     assert frame is not None and canary in frame
     assert spool.load_plan(attic.spool / "out" / "1-t-canary-name") is None
+
+
+async def test_what_a_store_makes_up_is_not_kept_in_mind(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listing of segments goes on for ever: it is given up, and until then only what counts and a few others are held."""
+    attic = world.device("Attic")
+    await attic.save(1, "t-1", {"a": b"1"}, None)
+    made_up = [segment_key(GROUP, APP, f"{number:032x}", 0) for number in range(60)]
+    world.objects.update(dict.fromkeys(made_up, b"x"))
+    monkeypatch.setattr(standing, "MOST_UNNAMED", 50)
+    orphans = await attic.archive.orphans()
+    assert len(orphans) == 50
+    assert len(list(attic.notes.scan(""))) < 60
+    timeline = await attic.archive.timeline()
+    sizes = await standing.sizes_of(world.store, GROUP, APP, timeline.counting.values())
+    assert len(sizes) == 1
+    assert await attic.archive.faults(deep=True) == []
+    assert (await attic.archive.verify(deep=True)).problems == ()
+    world.clock.now += 3600.0
+    monkeypatch.setattr(standing, "MOST_LISTED", 1000)
+    plain = world.store.list
+
+    async def endless(prefix: str) -> AsyncIterator[ObjectInfo]:
+        if not prefix.endswith("/object/"):
+            async for info in plain(prefix):
+                yield info
+            return
+        for number in itertools.count():
+            yield ObjectInfo(key=segment_key(GROUP, APP, f"{number:032x}", 0), size=1)
+
+    monkeypatch.setattr(world.store, "list", endless)
+    for call in (
+        attic.archive.orphans(),
+        attic.archive.faults(deep=False),
+        attic.archive.verify(deep=False),
+    ):
+        with pytest.raises(BackendError, match="more than 1000 objects below"):
+            await call
+
+
+async def test_orphans_beyond_what_is_kept_in_mind_go_after_the_first_ones(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attic = world.device("Attic")
+    await attic.save(1, "t-1", {"a": b"1"}, None)
+    before = set(world.objects)
+    world.objects.update({segment_key(GROUP, APP, f"{number:032x}", 0): b"x" for number in range(7)})
+    monkeypatch.setattr(standing, "MOST_UNNAMED", 3)
+    taken = []
+    for _ in range(4):
+        await attic.archive.orphans()
+        taken.append(len(await attic.archive.collect_orphans(attic.owns, grace=0.0)))
+    assert taken == [3, 3, 1, 0]
+    assert set(world.objects) == before
