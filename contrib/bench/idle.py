@@ -1,8 +1,8 @@
-"""What an idle device costs: CPU seconds per minute and memory (PSS) of an agent, its guard and one idle app.
+"""What an idle device costs: CPU seconds per minute and memory (PSS) of an agent, its guard and its idle apps, one or many.
 
-    python contrib/bench/idle.py [SECONDS]
+    python contrib/bench/idle.py [SECONDS [APPS]]
 
-The group's timers are those of the profile `standard`, the app is a small web server that nobody asks anything, and its
+The group's timers are those of the profile `standard`, each app is a small web server that nobody asks anything, and its
 snapshots are due every minute. PSS counts each shared page once, in parts; /proc/PID/smaps_rollup gives it.
 """
 
@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fractal.demo.devices import DemoDevice, kill
-from fractal.testing.agents import manifest
+from fractal.testing.agents import manifest, service
 
 SETTLING = 20.0
 """Seconds between the app's becoming healthy and the measurement."""
+INTERVAL = "30s"
+"""Between two checks of an app's health: Compose's own default."""
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -40,7 +42,8 @@ class Use:
 def main() -> int:
     """Print a table."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
-    with tempfile.TemporaryDirectory() as name, device(Path(name)) as here:
+    apps = int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    with tempfile.TemporaryDirectory() as name, device(Path(name), apps) as here:
         print(f"settling for {SETTLING:.0f} s, then measuring for {seconds:.0f} s", flush=True)
         time.sleep(SETTLING)
         before, begun = uses(here), time.monotonic()
@@ -54,19 +57,20 @@ def main() -> int:
 
 
 @contextlib.contextmanager
-def device(folder: Path) -> Iterator[DemoDevice]:
-    """A running agent with one group and one idle app; all of it ends with the context."""
+def device(folder: Path, apps: int) -> Iterator[DemoDevice]:
+    """A running agent with one group and so many idle apps; all of it ends with the context."""
     for part in ("log", "store", "envs"):
         (folder / "shared" / part).mkdir(parents=True)
     made = DemoDevice("Bench", folder / "device", ("host",), folder / "shared")
     made.configure()
     app = folder / "app.yml"
-    app.write_text(manifest())
+    app.write_text(manifest(service(interval=INTERVAL)))
     try:
         made.start()
         made.run("group", "create", "Bench")
         made.run("store", "add", "Shelf", "directory", f"path={folder / 'shared' / 'store'}")
-        made.run("app", "install", str(app), "--as", "idle")
+        for number in range(apps):
+            made.run("app", "install", str(app), "--as", f"idle-{number}")
         yield made
     finally:
         made.stop()

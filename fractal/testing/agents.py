@@ -43,8 +43,10 @@ Server(("127.0.0.1", int(os.environ["PORT"])), Answer).serve_forever()
 """
 
 
-def service(name: str = "web", *, code: str = SERVER, word: str = "one", more: str = "") -> str:
-    """A service of a manifest: serves `word` and notes each of its starts in the volume."""
+def service(
+    name: str = "web", *, code: str = SERVER, word: str = "one", interval: str = "200ms", more: str = ""
+) -> str:
+    """A service of a manifest: serves `word`, is asked each `interval` for its health, notes each of its starts in the volume."""
     lines = "\n".join(f"              {line}" for line in code.strip().splitlines())
     return f"""
   {name}:
@@ -58,7 +60,7 @@ def service(name: str = "web", *, code: str = SERVER, word: str = "one", more: s
         files:
           server: |
 {lines}
-      health: {{http: /, port: web, interval: 200ms, start_period: 20s}}
+      health: {{http: /, port: web, interval: {interval}, start_period: 20s}}
 {more}"""
 
 
