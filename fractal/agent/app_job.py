@@ -27,13 +27,13 @@ from fractal.core.entries import AppRestored, Serving
 from fractal.core.lease import Right, paced, right_to_run
 from fractal.core.model import App, Point, Timers
 from fractal.core.placement import standbys, successors
-from fractal.core.plan import Step, View, next_step
+from fractal.core.plan import Step, View, next_step, steady
 
 if TYPE_CHECKING:
     from fractal.agent.group import GroupAgent
 
 LOOK, LOOK_OWNER = 5.0, 1.0
-"""Seconds between two looks when nothing wakes the job, here and where the app runs."""
+"""Seconds between two looks when nothing wakes the job, and where the app runs or should and not all is as it should be."""
 LOOK_AGAIN = 30.0
 """Seconds between two looks for a snapshot that its owner says is there."""
 START_LIMIT = 120.0
@@ -376,7 +376,8 @@ class AppJob:
     def _idle(self, view: View) -> float:
         waits = [LOOK]
         if self.owns:
-            waits.append(LOOK_OWNER)
+            if not steady(view):
+                waits.append(LOOK_OWNER)
             soon = (view.tick_due, view.wait_over or 0.0, view.start_at, view.restore_at)
             waits += [at - view.now for at in soon if at > view.now]
         return max(0.02, min(waits))

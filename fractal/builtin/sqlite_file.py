@@ -52,6 +52,7 @@ class LogFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._wal = Path(f"{path}-wal")
         self._writing = threading.Lock()
         self._reading = threading.Lock()
         self._closed = False
@@ -90,7 +91,7 @@ class LogFile:
 
     def mark(self) -> tuple[int, ...]:
         """Changes with (nearly) every commit of any process; costs two `stat` calls and no lock."""
-        return (*_stamp(self.path), *_stamp(Path(f"{self.path}-wal")))
+        return (*_stamp(self.path), *_stamp(self._wal))
 
     def create(self, group: str) -> None:
         """Make an empty log; nothing if it exists."""

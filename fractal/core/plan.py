@@ -100,6 +100,19 @@ class View:
     """A restore is not to be tried before: the last try failed."""
 
 
+def steady(view: View) -> bool:
+    """Whether an owner's app is as it should be, so that only news, or the next snapshot's time, can make anything due."""
+    app = view.app
+    return (
+        app.serving == app.epoch
+        and view.runs.get(app.epoch) is Health.HEALTHY
+        and view.right.deadline is not None
+        and view.right.deadline > view.now
+        and not app.move_to
+        and not view.ending
+    )
+
+
 def next_step(view: View) -> Step:
     """The next thing to do; IDLE if all is as it should be."""
     app = view.app

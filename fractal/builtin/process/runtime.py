@@ -9,7 +9,7 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 from fractal.api.app import AppRun, AppSpec, HealthSpec
@@ -23,13 +23,15 @@ from fractal.builtin.process.environments import Environments
 from fractal.builtin.process.health import Watch
 from fractal.builtin.process.ports import HOST
 from fractal.builtin.process.starting import COMPLETION, POLL, Folders, Start, wanted_again
-from fractal.builtin.process.state import RunRecord, ServiceRecord, load, record_of, save
+from fractal.builtin.process.state import RunRecord, ServiceRecord, load, mark, record_of, save
 from fractal.guard.client import GuardClient, GuardRun, GuardService, NotStarted, SpawnRequest
 from fractal.guard.processes import GUARD_MARK, RUN_MARK
 
 KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 CHECK_WAIT = 0.5
 """Seconds for which `observe` waits for health checks; slower ones are in the next answer."""
+ROTATE = 10.0
+"""Seconds between two looks at how long the logs are."""
 EXEC_OUTPUT = 1 << 20
 CANNOT_START = 127
 """Exit code of a command that cannot be started, as a shell has it."""
@@ -47,6 +49,10 @@ class ProcessRuntime:
         self._ends: defaultdict[str, int] = defaultdict(int)
         """How often each run was stopped or killed: a start that began before starts nothing after."""
         self._watches: dict[tuple[str, str, int], Watch] = {}
+        self._folders = lru_cache(maxsize=1024)(self._folders_of)
+        self._seen: dict[str, tuple[object, RunRecord]] = {}
+        """What the last looks found, with the mark of the file that says it; nobody changes these."""
+        self._rotated = -ROTATE
 
     async def close(self) -> None:
         """Stop looking; services run on."""
@@ -168,11 +174,16 @@ class ProcessRuntime:
         """Every run with a process, and every one that should have some; rotates logs and checks health on the way."""
         with _guard_errors():
             states = await self._guard.status()
+        self._seen = {key: seen for key, seen in self._seen.items() if key in states}
         found: list[tuple[RunRecord, GuardRun]] = []
         for key, state in states.items():
-            record = self._load(key) or (_stranger(state) if state.pids else None)
+            record = self._look(key) or (_stranger(state) if state.pids else None)
             if record is not None and (state.pids or (not record.stopped and state.services)):
                 found.append((record, state))
+        if (now := self._context.clock.boottime()) - self._rotated >= ROTATE:
+            self._rotated = now
+            for record, state in found:
+                self._rotate(state.run, record)
         tasks = [task for record, state in found for task in self._begin_checks(record, state)]
         if tasks:
             await asyncio.wait(tasks, timeout=CHECK_WAIT)
@@ -246,7 +257,6 @@ class ProcessRuntime:
         tasks = []
         for service in record.services.values():
             current = state.services.get(service.name)
-            self._rotate(state.run, service.name)
             if service.health is None or current is None or current.code is not None:
                 continue
             watch = self._watch(state.run, service, current)
@@ -331,12 +341,13 @@ class ProcessRuntime:
 
     # -- files
 
-    def _rotate(self, key: str, service: str) -> None:
-        path = self._folders(key).log(service)
-        try:
-            logs.rotate(path, self._config.log_bytes)
-        except OSError as error:  # a full disk must not hide what runs
-            self._context.logger.warning("%s: cannot rotate: %s", path, error.strerror)
+    def _rotate(self, key: str, record: RunRecord) -> None:
+        for service in record.services:
+            path = self._folders(key).log(service)
+            try:
+                logs.rotate(path, self._config.log_bytes)
+            except OSError as error:  # a full disk must not hide what runs
+                self._context.logger.warning("%s: cannot rotate: %s", path, error.strerror)
 
     def _refuse(self, run: AppRun) -> None:
         self._folders(run.key)
@@ -344,10 +355,21 @@ class ProcessRuntime:
             text = "; ".join(f"service {r.service}: {r.key}: {r.reason}" for r in found)
             raise BackendError(f"process runtime: {run.spec.name}: {text}")
 
-    def _folders(self, key: str) -> Folders:
+    def _folders_of(self, key: str) -> Folders:
         if not KEY.fullmatch(key) or ".." in key:
             raise BackendError(f"process runtime: {key!r} cannot name a run")
         return Folders(self._context.runtime_dir / "runs" / key, self._context.state_dir / "logs" / key)
+
+    def _look(self, key: str) -> RunRecord | None:
+        """As `_load`, but read only when the file was replaced since the last look."""
+        now = mark(self._folders(key).run)
+        seen = self._seen.get(key)
+        if seen is not None and seen[0] == now:
+            return seen[1]
+        record = self._load(key)
+        if record is not None:
+            self._seen[key] = (now, record)
+        return record
 
     def _load(self, key: str) -> RunRecord | None:
         try:

@@ -75,6 +75,15 @@ def save(folder: Path, record: RunRecord) -> None:
     draft.replace(folder / FILE)
 
 
+def mark(folder: Path) -> tuple[int, int, int] | None:
+    """Changes with every `save`; None if there is no record."""
+    try:
+        status = os.stat(f"{folder}/{FILE}")  # noqa: PTH116 - at every look at every run: no path is made for it
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
+
+
 def load(folder: Path) -> RunRecord | None:
     """The record; None if there is none. Raises ValueError if it is damaged."""
     try:

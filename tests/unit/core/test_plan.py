@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fractal.api.runtime import Health
 from fractal.core.lease import Right, Standing
 from fractal.core.model import App, Desired, Point, Release, RestoreWish
-from fractal.core.plan import BASE_LEAD, SMALL_ROUND, Step, View, next_step
+from fractal.core.plan import BASE_LEAD, SMALL_ROUND, Step, View, next_step, steady
 
 APP = App(id="x", name="x", manifest="", spec={}, store="s", owner_member="m", epoch=3, owner="me", serving=3)
 PROVED = Right(200.0, "proved")
@@ -158,3 +160,50 @@ class TestHandingOver:
 
     def test_the_end_of_the_agent_waits_for_no_round(self) -> None:
         assert next_step(replace(self.moving, hand_over_to="*")) is Step.HAND_OVER
+
+
+@given(
+    st.builds(
+        view,
+        app=st.builds(
+            app,
+            serving=st.sampled_from([2, 3]),
+            desired=st.sampled_from(Desired),
+            move_to=st.sampled_from(["", "other"]),
+            failed=st.sampled_from([(), ("me",)]),
+            restore=st.sampled_from([None, RestoreWish(id="r", point=POINT)]),
+        ),
+        runs=st.one_of(st.just({}), st.fixed_dictionaries({3: st.sampled_from(Health)})),
+        right=st.sampled_from([NONE, Right(99.0, "ran out"), Right(102.0, "soon over"), PROVED]),
+        standing=st.builds(Standing, waited=st.sampled_from([2, 3]), root=st.just(3)),
+        wait_over=st.sampled_from([None, 101.0, 104.0]),
+        started=st.sampled_from([None, -19.0, 90.0]),
+        start_at=st.sampled_from([0.0, 103.0]),
+        restore_at=st.sampled_from([0.0, 103.0]),
+        tick_due=st.sampled_from([0.0, 102.0, 150.0]),
+        ending=st.booleans(),
+        outdated=st.booleans(),
+        here=st.booleans(),
+    ),
+    st.floats(min_value=0.0, max_value=5.0),
+)
+def test_time_alone_makes_nothing_due_of_a_steady_app_but_what_says_when(seen: View, later: float) -> None:
+    """Else it would wait for the next look, which is seconds away."""
+    told = [
+        at for at in (seen.tick_due, seen.wait_over, seen.start_at, seen.restore_at) if at and at > seen.now
+    ]
+    then = replace(seen, now=min([seen.now + later, *(at - 0.001 for at in told)]))
+    if steady(seen) and next_step(seen) is Step.IDLE:
+        assert next_step(then) is Step.IDLE
+
+
+def test_an_app_that_should_run_and_does_not_is_not_steady() -> None:
+    assert steady(view())
+    for other in (
+        view(runs={}),
+        view(right=NONE),
+        view(app(serving=2)),
+        view(app(move_to="b")),
+        view(ending=True),
+    ):
+        assert not steady(other)
