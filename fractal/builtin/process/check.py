@@ -24,7 +24,7 @@ def refusals(spec: AppSpec) -> Iterator[Refusal]:
                 yield Refusal(
                     service.name,
                     "volumes",
-                    f"{mount.needs or mount.target} of the device: `data` names volumes only",
+                    f"{mount.host or mount.needs or mount.target} of the device: `data` names volumes only",
                 )
         for key, commands in (("post_start", service.post_start), ("pre_stop", service.pre_stop)):
             if commands and not service.image:  # beside an image they are the container's
