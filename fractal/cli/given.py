@@ -197,12 +197,24 @@ def read_text(path: Path) -> str:
 
 def read_files(manifest: Path) -> dict[str, str]:
     """Texts of the files that a manifest names and that are beside it. What is not there, its check tells."""
-    from fractal.manifest.env_files import named, outside
+    from fractal.manifest.env_files import MAX_FILES, named, others, outside
 
-    folder = manifest.parent.resolve()
-    found = {path: (folder / path).resolve() for path in named(read_text(manifest)) if not outside(path)}
-    # A link that leads out of the folder is not followed: whoever wrote the manifest may have made it too.
-    return {path: read_text(at) for path, at in found.items() if at.is_relative_to(folder) and at.is_file()}
+    folder, found = manifest.parent.resolve(), dict[str, str]()
+    waiting = [("", read_text(manifest))]
+    while waiting:
+        base, text = waiting.pop(0)
+        more = others(text, base)
+        for path in named(text, base):
+            at = (folder / path).resolve()
+            # A link that leads out of the folder is not followed: whoever wrote the manifest may have made it too.
+            if path in found or outside(path) or not at.is_relative_to(folder) or not at.is_file():
+                continue
+            if len(found) >= MAX_FILES:
+                return found
+            found[path] = read_text(at)
+            if path in more:
+                waiting.append((more[path], found[path]))
+    return found
 
 
 def read_values(files: tuple[str, ...]) -> dict[str, str]:

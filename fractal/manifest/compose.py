@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from fractal.api.app import AppSpec, Port, ServiceSpec
 from fractal.api.building import ImageBuild
 from fractal.api.errors import InvalidInput
-from fractal.manifest import keys, networks, routed, rules, secret_forms, top, whole
+from fractal.manifest import including, keys, networks, routed, rules, secret_forms, top, whole
 from fractal.manifest.document import Finding, Node, Problems, Table, read
 from fractal.manifest.fields import FormField, form_fields, normal
 from fractal.manifest.homeserver import AppSection, app_section, generated_secrets
@@ -98,6 +98,7 @@ def _read(text: str, problems: Problems, given: Given, form: list[FormField] | N
     Fields are added to `form`.
     """
     root = Where("", read(text, problems), problems, given=given)
+    root = replace(root, node=including.whole(root))
     tables = root.table(keys.TOP_KEYS, extensions=True)
     tables = _with_form(tables, given, form if form is not None else [])
     for key in keys.TOP_IDLE.keys() & tables.keys():

@@ -70,6 +70,9 @@ class Problems:
     entrances: dict[str, str] = field(default_factory=dict)
     """Services that say by a variable's name that a route leads to them -> port, or ""."""
 
+    trees: dict[tuple[str, str], Table] = field(default_factory=dict)
+    """Other files that it names -> their trees, by path and by the folder that their paths are told from."""
+
     def add(self, line: int, key: str, message: str) -> None:
         """Note a problem; `line` counts from 1, `key` is a dotted path or ""."""
         key, message = _one_line(key), _one_line(message)

@@ -30,26 +30,48 @@ MAX_FILES = 64
 _STANDS = {ABOVE: "the folder above it", ROOT: "/", HOME: "~"}
 
 
-def named(text: str) -> tuple[str, ...]:
-    """Relative paths of the files that a manifest may bring, each once: of `env_file`, `configs`, `secrets` and bound into
-    services. None if it cannot be read: `parse` says what is wrong."""
+def named(text: str, folder: str = "") -> tuple[str, ...]:
+    """Relative paths of the files that a manifest may bring, each once: of `include`, `extends`, `env_file`, `configs`, `secrets`
+    and bound into services. None if it cannot be read: `parse` says what is wrong. `folder` is its own, as it was named."""
     try:
         root = read(text, Problems("manifest"))
     except InvalidInput:
         return ()
     _, services = root.entries.get("services", (0, None))
-    found = [
-        path
-        for _, service in (services.entries.values() if isinstance(services, Table) else ())
-        if isinstance(service, Table)
-        for path in (*map(brought, _paths(service, "env_file", "path")), *_binds(service))
-    ]
+    found = list(_others(root))
+    for _, service in services.entries.values() if isinstance(services, Table) else ():
+        if isinstance(service, Table):
+            found += [*_paths(service, "env_file", "path"), *_binds(service)]
     for key in ("configs", "secrets"):
         _, table = root.entries.get(key, (0, None))
         for _, item in table.entries.values() if isinstance(table, Table) else ():
-            paths = map(brought, _paths(item, "file", "file")) if isinstance(item, Table) else ()
-            found += map(posixpath.normpath, paths)
-    return tuple(dict.fromkeys(found))[:MAX_FILES]
+            found += _paths(item, "file", "file") if isinstance(item, Table) else ()
+    return tuple(dict.fromkeys(brought(_from(folder, path)) for path in found))[:MAX_FILES]
+
+
+def others(text: str, folder: str = "") -> dict[str, str]:
+    """Other Compose files of `include` and `extends`, which name files themselves: path as in `named` -> its folder."""
+    try:
+        root = read(text, Problems("manifest"))
+    except InvalidInput:
+        return {}
+    paths = [_from(folder, path) for path in _others(root)]
+    return {brought(path): posixpath.dirname(path) for path in paths}
+
+
+def _from(folder: str, path: str) -> str:
+    """A path told from the folder above `folder`."""
+    plain = path.startswith(("/", "~")) or (path.startswith("../files/") and not folder)
+    return path if plain else posixpath.normpath(f"{folder or '.'}/{path}")
+
+
+def _others(root: Table) -> Iterator[str]:
+    yield from _paths(root, "include", "path")
+    _, services = root.entries.get("services", (0, None))
+    for _, service in services.entries.values() if isinstance(services, Table) else ():
+        _, extends = service.entries.get("extends", (0, None)) if isinstance(service, Table) else (0, None)
+        if isinstance(extends, Table):
+            yield from _paths(extends, "file", "file")
 
 
 def _paths(table: Table, key: str, inside: str) -> Iterator[str]:
@@ -59,15 +81,17 @@ def _paths(table: Table, key: str, inside: str) -> Iterator[str]:
     for item in node.items if isinstance(node, Items) else (node,):
         if isinstance(item, Table):
             _, item = item.entries.get(inside, (0, item))
+        if isinstance(item, Items) and item.items:
+            item = item.items[0]
         if isinstance(item, Scalar) and item.text:
             yield item.text
 
 
 def _binds(service: Table) -> Iterator[str]:
     """Relative sources in `volumes`, some of which are files."""
-    for source in map(beside, _paths(service, "volumes", "source")):
-        if source.startswith(("./", "files/", f"{ABOVE}/")):
-            yield posixpath.normpath(source.partition(":")[0])
+    for source in _paths(service, "volumes", "source"):
+        if source.startswith("."):
+            yield source.partition(":")[0]
 
 
 def beside(path: str) -> str:
@@ -121,7 +145,7 @@ def variables(where: Where | None, files: Mapping[str, str]) -> dict[str, str]:
         path = brought(table["path"].text())
         if outside(path):
             item.wrong(f"{path[:80]!r} leads out of the manifest's folder")
-        elif path in files:
+        elif (path := posixpath.normpath(path)) in files:
             found |= _read(item, path, files[path], raw=raw)
         elif "required" not in table or table["required"].flag():
             item.need(f"file {path}", f"{sought(path)}, or its variables in `environment`")

@@ -64,7 +64,6 @@ REMEDIES = {
     "content": "it is of one of the stores of apps; give the text as one of `configs`, with `content`",
     "is_directory": "it is of one of the stores of apps; leave it out",
     "exclude_from_hc": "it is of one of the stores of apps; leave it out",
-    "include": "put what it includes into the file",
     "models": "no models are run here",
     "provider": "only containers are run",
     "external_links": "an app's networks are its own: put both services into one file",

@@ -175,11 +175,17 @@ def _image(name: str, where: Where, table: Mapping[str, Where], own: ServiceSect
             )
             return ""
         table["build"].idle(f"`image` is taken, as it cannot be built: {reason}")
-    elif "build" not in table and "image" not in table and own.process is None:
+    elif "build" not in table and "image" not in table and own.process is None and not _awaits(table):
         where.wrong(
             "has neither `image` nor `build` nor `x-homeserver.process`: is the file a part of another one?"
         )
     return where.given.built.get(image, image)
+
+
+def _awaits(table: Mapping[str, Where]) -> bool:
+    """Whether it extends a service of a file that is not there yet."""
+    needs = table["extends"].problems.needs.values() if "extends" in table else ()
+    return any(need.key == f"{table['extends'].key}.file" for need in needs)
 
 
 def _fixed(table: Mapping[str, Where]) -> None:

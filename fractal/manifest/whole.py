@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from fractal.manifest import including
 from fractal.manifest.document import Items, Node, Scalar, Table
 from fractal.manifest.values import Where
 
@@ -65,12 +66,17 @@ def _extended(where: Where, name: str, tables: dict[str, Where], chain: tuple[st
     table = (
         extends.table(frozenset({"service", "file"})) if isinstance(entry[1], Table) else {"service": extends}
     )
-    if "file" in table:
-        table["file"].wrong("only services of this file can be extended: put that service here too")
-        return where.node
     base = table["service"].text() if "service" in table else ""
+    if "file" in table:
+        other = including.file(table["file"])
+        if other is None:
+            return where.node
+        _, services = other.entries.get("services", (0, None))
+        found = services.entries if isinstance(services, Table) else {}
+        tables = {one: replace(where, node=node) for one, (_, node) in found.items()}
+        chain, name = (*(f"/{one}" for one in chain), f"/{name}"), "/"  # of another file: no name of this one
     if base not in tables or base in (*chain, name) or len(chain) > MAX_CHAIN:
-        extends.wrong(f"{base[:80]!r} is no other service of this file, or extends this one itself")
+        extends.wrong(f"{base[:80]!r} is no other service of that file, or extends this one itself")
         return where.node
     under = _extended(tables[base], base, tables, (*chain, name))
     return _merged(under, where.node) if isinstance(under, Table) else where.node

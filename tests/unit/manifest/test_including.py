@@ -1,0 +1,111 @@
+"""Compose files that name other ones, beside them or in folders of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fractal.api.app import Mount
+from fractal.cli.given import read_files
+from fractal.manifest import Given, check, parse
+
+MAIN = """
+include: [db/compose.yml, {path: ../shared/net.yml}]
+services:
+  web:
+    extends: {file: parts/web.yml, service: base}
+    image: web
+    networks: [outer]
+    depends_on: [db]
+"""
+FILES = {
+    "db/compose.yml": """
+include: ["./more/cache.yml"]
+services:
+  db:
+    image: postgres
+    env_file: ./db.env
+    volumes: ["./data:/data", "named:/named", "../own:/own", "/dev/null:/null"]
+    secrets: [key]
+    networks: [outer]
+volumes: {named: }
+secrets: {key: {file: key.txt}}
+networks: {outer: {internal: true}}
+""",
+    "db/more/cache.yml": "services: {cache: {image: redis, volumes: [{type: bind, source: ./c, target: /c}]}}",
+    "db/db.env": "A=1\n",
+    "db/key.txt": "secret\n",
+    "parts/web.yml": """
+services:
+  base: {extends: deeper, env_file: web.env, ports: [80]}
+  deeper: {environment: {B: 2}, extends: {file: deep/deepest.yml, service: web}}
+""",
+    "parts/web.env": "C=3\n",
+    "parts/deep/deepest.yml": "services: {web: {command: [run], volumes: ['./d:/d']}}",
+    "above/shared/net.yml": "services: {side: {image: y, volumes: ['../z:/z']}}\nnetworks: {outer: {internal: true}}",
+}
+
+
+def test_what_a_file_names_is_found_and_its_paths_are_of_its_own_folder(tmp_path: Path) -> None:
+    for path, text in {"compose.yml": MAIN, **FILES}.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    assert read_files(tmp_path / "compose.yml") == FILES
+    spec = parse(MAIN, given=Given(files=FILES, allowed=frozenset({"host-path:/dev/null"})))
+    services = {one.name: one for one in spec.services}
+    assert services.keys() == {"web", "db", "cache", "side"}
+    web, db = services["web"], services["db"]
+    assert (web.argv, web.env, web.ports[0].container) == (("run",), {"B": "2", "C": "3"}, 80)
+    assert web.mounts == (Mount(volume="parts-deep-d", target="/d"),)
+    assert (db.env, db.files["/run/secrets/key"]) == ({"A": "1"}, "secret\n")
+    assert [m.volume for m in db.mounts] == ["db-data", "named", "own", ""]
+    assert services["cache"].mounts == (Mount(volume="db-more-c", target="/c"),)
+    assert services["side"].mounts == (Mount(volume="above-z", target="/z"),)
+    assert db.options["networks"] == '{"outer":true}'
+
+
+def test_what_is_not_there_is_needed() -> None:
+    found = check(MAIN)
+    assert {option for option, _ in found.needs} >= {"file db/compose.yml", "file above/shared/net.yml"}
+    only = check("services: {web: {extends: {file: hw.yml, service: x}}}")
+    assert not only.refused and [option for option, _ in only.needs] == ["file hw.yml"]
+
+
+@pytest.mark.parametrize(
+    ("text", "files", "words"),
+    [
+        ("include: [a.yml]\nservices: {x: {image: y}}", {"a.yml": "services: {x: {image: z}}"}, "not alike"),
+        ("include: [a.yml, a.yml]", {"a.yml": "services: {x: {image: z}}"}, "included twice"),
+        ("include: [a.yml]", {"a.yml": "include: [a.yml]\nservices: {x: {image: z}}"}, "included twice"),
+        ("include: [a.yml]", {"a.yml": "services: [\n"}, "is no Compose file: a.yml:"),
+        ("include: [{path: [a.yml, b.yml]}]", {}, "include one file each"),
+        ("include: [{path: a.yml, env_file: x}]", {}, "env_file: not supported"),
+        ("include: a.yml", {}, "expected a list"),
+        ("include: [{project_directory: a}]", {}, "needs `path`"),
+        (
+            "services: {x: {image: y, extends: {file: a.yml, service: z}}}",
+            {"a.yml": "{}"},
+            "no other service of that file",
+        ),
+        (
+            "services: {x: {image: y, extends: {file: a.yml, service: x}}}",
+            {"a.yml": "services: {x: {extends: {file: a.yml, service: x}}}"},
+            "extends this one itself",
+        ),
+        ("services: {x: {image: y, extends: {file: a/../../b.yml, service: x}}}", {}, "leads out"),
+    ],
+)
+def test_what_cannot_be_one_file_is_refused(text: str, files: dict[str, str], words: str) -> None:
+    found = check(text, given=Given(files=files))
+    assert any(words in f"{one.key}: {one.text}" for one in found.refused), found.refused
+    assert all(one.line >= 1 for one in found.refused)
+
+
+def test_a_file_is_read_once_however_often_it_is_named() -> None:
+    """Else a short manifest would stand for hours of reading."""
+    big = "services: {b: {image: x}}\nx-much: [" + ",".join(["y"] * 20_000) + "]"
+    text = (
+        "services: {" + ",".join(f"s{n}: {{extends: {{file: a.yml, service: b}}}}" for n in range(60)) + "}"
+    )
+    assert len(parse(text, given=Given(files={"a.yml": big})).services) == 60
