@@ -26,6 +26,7 @@ _ENCODER = json.JSONEncoder(
     sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False, check_circular=False
 )
 """`_check` bounds the depth, so circles need no second look."""
+_KEYS = frozenset({str})
 _LONG_NUMBER = re.compile(rb"[0-9]{16}")
 """What is in every text of an integer beyond `MAX_INTEGER`."""
 
@@ -44,7 +45,7 @@ def decode(data: bytes, *, limit: int = 1 << 20) -> Value:
     if len(data) > limit:
         raise InvalidInput(f"{len(data)} bytes where at most {limit} are allowed")
     try:
-        value = json.loads(data.decode("utf-8"), parse_float=_no_float, parse_constant=_no_float)
+        value = _DECODER.decode(data.decode("utf-8"))
     except (UnicodeDecodeError, ValueError, RecursionError) as error:
         raise InvalidInput("not canonical JSON") from error
     if not isinstance(value, dict):
@@ -79,6 +80,9 @@ def _no_float(text: str) -> None:
     raise ValueError(f"{text}: only integers are allowed")
 
 
+_DECODER = json.JSONDecoder(parse_float=_no_float, parse_constant=_no_float)
+
+
 def _check(value: object) -> None:
     """Raises InvalidInput for what the encoding cannot hold. Level by level: most values are small, and calls are what costs."""
     level = [value]
@@ -87,7 +91,8 @@ def _check(value: object) -> None:
         for item in level:
             kind = type(item)
             if kind is dict or isinstance(item, dict):
-                _keys(item)  # type: ignore[arg-type]  # a dict, as said
+                if not _KEYS.issuperset(map(type, item)):  # type: ignore[call-overload]  # a dict, as said
+                    raise InvalidInput("keys must be strings")
                 deeper += [i for i in item.values() if type(i) not in _PLAIN]  # type: ignore[attr-defined]
             elif kind is int or (isinstance(item, int) and kind is not bool):
                 if not -MAX_INTEGER <= item <= MAX_INTEGER:  # type: ignore[operator]  # an int, as said
@@ -100,9 +105,3 @@ def _check(value: object) -> None:
             return
         level = deeper
     raise InvalidInput(f"nested deeper than {MAX_DEPTH}")
-
-
-def _keys(item: dict[Any, Any]) -> None:
-    for key in item:
-        if type(key) is not str:
-            raise InvalidInput("keys must be strings")

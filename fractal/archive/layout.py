@@ -50,8 +50,9 @@ def base_key(group: str, app: str, epoch: int) -> str:
     return f"{epoch_key(group, app, epoch)}/base"
 
 
+@lru_cache(maxsize=REMEMBERED)
 def parse_epoch_key(group: str, key: str) -> EpochKey | None:
-    """The inverse of `epoch_key` and `base_key`; None for any other name."""
+    """The inverse of `epoch_key` and `base_key`; None for any other name. Remembered, as `parse_slot_key` is."""
     prefix = epochs_prefix(group)
     if not key.startswith(prefix):
         return None

@@ -38,6 +38,8 @@ HOLD = 14 << 20
 _PLAN = "plan.json"
 _DONE = "done"
 _PLAN_LIMIT = 4 << 20
+AHEAD = 64 << 10
+"""Bytes that are read of a file at a time at least: what stands in it is small parts, and each costs an opening."""
 LAG = 3 * SEGMENT
 """Bytes that an upload may lag behind and still keep up: a store may flush a whole segment at a time."""
 
@@ -181,25 +183,26 @@ class ObjectWriter:
 
 
 class SegmentsReader:
-    """Reads spooled segments as one run of bytes; opens each only while it is read. Blocking."""
+    """Reads spooled segments as one run of bytes; opens each only while it is read, and reads somewhat ahead. Blocking."""
 
     def __init__(self, folder: Path, count: int) -> None:
         self._folder = folder
         self._count = count
         self._index = 0
         self._offset = 0
+        self._ahead = b""
 
     def read(self, size: int) -> bytes:
         """At most `size` bytes, b"" at the end."""
-        while self._index < self._count:
+        while not self._ahead and self._index < self._count:
             with _disk_errors(self._folder), (self._folder / str(self._index)).open("rb") as file:
                 file.seek(self._offset)
-                data = file.read(size)
-            if data:
-                self._offset += len(data)
-                return data
-            self._index, self._offset = self._index + 1, 0
-        return b""
+                self._ahead = file.read(max(size, AHEAD))
+            self._offset += len(self._ahead)
+            if not self._ahead:
+                self._index, self._offset = self._index + 1, 0
+        data, self._ahead = self._ahead[:size], self._ahead[size:]
+        return data
 
 
 def begin(folder: Path) -> None:

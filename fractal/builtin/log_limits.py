@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 from fractal.api.coordination import MAX_ENTRY, MAX_SIGNAL
 from fractal.api.errors import InvalidInput
@@ -40,8 +41,9 @@ def check_limit(limit: int) -> int:
     return limit
 
 
+@lru_cache(maxsize=256)
 def group_of(address: str, scheme: str) -> str:
-    """The group token in an address `<scheme>#<token>`. Raises InvalidInput."""
+    """The group token in an address `<scheme>#<token>`, remembered: the same few are asked for all the time. Raises InvalidInput."""
     found, _, token = address.partition("#")
     if found != scheme:
         raise InvalidInput(f"{address[:60]!r} is not an address of the {scheme} coordination backend")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from fractal.api.app import AppSpec
@@ -46,6 +47,12 @@ def _plain(value: object) -> Any:
     return to_plain(value)
 
 
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    """Types of the fields: worked out once, as that takes longer than all the rest of reading a specification."""
+    return get_type_hints(kind)
+
+
 def _with_floats(kind: Any, value: Any) -> Any:
     """`value` with thousandths turned into floats where `kind` wants one; everything else untouched and unchecked."""
     if kind is float:
@@ -53,7 +60,7 @@ def _with_floats(kind: Any, value: Any) -> Any:
     if isinstance(kind, type) and is_dataclass(kind):
         if not isinstance(value, Mapping):
             return value
-        hints = get_type_hints(kind)
+        hints = _hints(kind)
         return {k: _with_floats(hints[k], v) if k in hints else v for k, v in value.items()}
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType) and value is not None:
