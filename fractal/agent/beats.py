@@ -80,13 +80,15 @@ def beat_bytes(beat: Beat, group: str, keys: DeviceKeys) -> bytes:
 def read_beat(data: bytes, heard: float, group: str, sign_key_of: Callable[[str], bytes | None]) -> Beat:
     """A received beat of the device that it names. Raises InvalidInput."""
     value = decode(data, limit=32 << 10)
-    plain = value.get("beat")
-    if not isinstance(plain, dict) or "heard" in plain:
+    plain, sig = value.get("beat"), value.get("sig")
+    if not isinstance(plain, dict) or "heard" in plain or not isinstance(sig, str) or len(value) != 2:
         raise InvalidInput("not a beat")
     # A newer agent may say more than this one knows.
     beat = from_plain(Beat, plain, drop_unknown=True)
     key = sign_key_of(beat.device)
-    if key is None or not verify(key, _signed(group, encode(plain)), unpack(value.get("sig"))):
+    # What was decoded is canonical, so what was signed stands in it as it was: not encoded once more.
+    said = data[len(b'{"beat":') : -len(b',"sig":""}') - len(sig)]
+    if key is None or not verify(key, _signed(group, said), unpack(sig)):
         raise InvalidInput(f"a beat that device {beat.device[:40]!r} did not sign")
     return replace(beat, heard=heard)
 

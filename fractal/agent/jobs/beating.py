@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from fractal.agent.beats import Beat, beat_bytes, read_beat
@@ -75,14 +76,19 @@ async def hear(group: GroupAgent) -> None:
         last = group.beats.get(beat.device)
         if known is None or known.removed or beat.device == group.me or not group.ear.news(beat):
             continue
-        woken = woken or last is None or _news(last) != _news(beat)
+        woken = woken or last is None or _news(last, beat)
         group.beats[beat.device] = beat
         group.suspicion = group.suspicion.heard(beat.device, now, group.state.timers)
     if woken:
         group.pulse.beat()
 
 
-def _news(beat: Beat) -> tuple[object, object]:
-    """What of a beat is worth waking anybody: not that data got older."""
-    said = {app: (a.epoch, a.health, a.frozen, a.committed, a.spec, a.detail) for app, a in beat.apps.items()}
-    return said, beat.warm
+_TOLD = attrgetter("epoch", "health", "frozen", "committed", "spec", "detail")
+"""What of an app's part of a beat is worth waking anybody: not that data got older."""
+
+
+def _news(last: Beat, beat: Beat) -> bool:
+    """Whether a beat says anything that the last one did not."""
+    if last.warm != beat.warm or last.apps.keys() != beat.apps.keys():
+        return True
+    return any(_TOLD(last.apps[app]) != _TOLD(said) for app, said in beat.apps.items())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from fractal.agent.beats import AppBeat, Beat, Ear, Voice, beat_bytes, read_beat
+from fractal.agent.beats import AppBeat, Beat, Ear, MirrorBeat, Voice, beat_bytes, read_beat
 from fractal.agent.notes import MemoryNotes
 from fractal.api.canonical import decode, encode
 from fractal.api.errors import InvalidInput
@@ -31,6 +33,34 @@ def test_a_beat_is_read_back_with_when_it_was_heard() -> None:
     heard = read_beat(beat_bytes(beat(), GROUP, ATTIC), 7.5, GROUP, KEYS.get)
     assert heard.heard == 7.5
     assert (heard.device, heard.run, heard.number, heard.apps) == (ATTIC.id, 1, 1, beat().apps)
+
+
+def test_what_is_read_is_all_that_was_said() -> None:
+    # The simulator counts on it: it remembers what is said instead of reading it once more.
+    point = Point(epoch=3, number=9)
+    app = AppBeat(
+        epoch=3,
+        health="healthy",
+        frozen=True,
+        committed=point,
+        would_lose=1500,
+        spec="5" * 16,
+        detail='what is "wrong", in ünïcode',
+        mirrors={"b" * 16: MirrorBeat(behind=2, since=30, problem="away")},
+    )
+    full = replace(
+        beat(), apps={"a" * 16: app}, warm={"a" * 16: point, "c" * 16: point}, capacity=512, wall_ms=1
+    )
+    for said in (full, beat(), replace(beat(), apps={}, nonce="")):
+        assert read_beat(beat_bytes(said, GROUP, ATTIC), 7.5, GROUP, KEYS.get) == replace(said, heard=7.5)
+
+
+def test_nothing_stands_beside_what_is_signed() -> None:
+    value = decode(beat_bytes(beat(), GROUP, ATTIC))
+    beside: list[dict[str, object]] = [{"a": 1}, {"beaten": {}}, {"c": "x"}, {"z": []}]
+    for more in beside:
+        with pytest.raises(InvalidInput):
+            read_beat(encode({**value, **more}), 0.0, GROUP, KEYS.get)
 
 
 def test_another_device_of_the_group_cannot_speak_for_a_dead_one() -> None:
