@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from fractal.core.model import App, Desired, DeviceRole, GroupState, Timers
-from fractal.core.placement import eligible, refusal, successors
+from fractal.core.placement import may_host, of_both, refusal, successors
 
 MAX_PATIENCE = 600.0
 UNTRIED_GRACE = 300.0
@@ -194,19 +194,15 @@ def to_challenge(
 def watched(state: GroupState, me: str, wall_ms: int) -> tuple[str, ...]:
     """Devices that this one would challenge if they were silent."""
     found = []
-    for device in sorted({a.owner or a.placed for a in state.apps.values() if _at_risk(a)} - {me, ""}):
+    apps = [a for a in state.apps.values() if _at_risk(a)]
+    for device in sorted({a.owner or a.placed for a in apps} - {me, ""}):
         known = state.devices.get(device)
         if known is None or known.removed or device in state.challenges:
             continue
         away = known.away_until
         if 0 < away - wall_ms <= 300_000:
             continue
-        mine = any(
-            (a.owner or a.placed) == device and any(d.id == me for d in eligible(state, a))
-            for a in state.apps.values()
-            if _at_risk(a)
-        )
-        if mine:
+        if any((a.owner or a.placed) == device and may_host(state, a, me) for a in apps):
             found.append(device)
     return tuple(found)
 
@@ -258,6 +254,10 @@ class Seen:
 
 def vacancy(state: GroupState, app: App) -> Why | None:
     """Why nobody is going to run the app's present epoch, as far as the log says; silence is not among it."""
+    return of_both(state, app, _vacancy)
+
+
+def _vacancy(state: GroupState, app: App) -> Why | None:
     if app.removed or app.desired is not Desired.RUNNING:
         return None
     if app.epoch == 0:

@@ -86,11 +86,20 @@ def _wrong_images(app: App, device: Device) -> str:
 
 def eligible(state: GroupState, app: App) -> tuple[Device, ...]:
     """Devices that may host the app, draining ones excepted, in id order."""
-    return _of_both(state, app, _eligible)
+    return of_both(state, app, _eligible)
+
+
+def may_host(state: GroupState, app: App, device: str) -> bool:
+    """Whether the device is one of the `eligible` ones."""
+    return device in of_both(state, app, _eligible_ids)
 
 
 def _eligible(state: GroupState, app: App) -> tuple[Device, ...]:
     return tuple(d for _, d in sorted(state.devices.items()) if not d.draining and not refusal(state, app, d))
+
+
+def _eligible_ids(state: GroupState, app: App) -> frozenset[str]:
+    return frozenset(d.id for d in eligible(state, app))
 
 
 def ranking(state: GroupState, app: App) -> tuple[str, ...]:
@@ -98,7 +107,7 @@ def ranking(state: GroupState, app: App) -> tuple[str, ...]:
 
     Capacity counts by powers of two so that small changes of free memory do not reorder anybody.
     """
-    return _of_both(state, app, _ranking)
+    return of_both(state, app, _ranking)
 
 
 def _ranking(state: GroupState, app: App) -> tuple[str, ...]:
@@ -116,13 +125,16 @@ def _ranking(state: GroupState, app: App) -> tuple[str, ...]:
     return tuple(d.id for d in sorted(eligible(state, app), key=key))
 
 
-_KEPT = 64
+_KEPT = 256
 _known: dict[tuple[int, int, int], tuple[GroupState, App, object]] = {}
 """Results by the identity of what they were computed of, which is kept beside them, as another value could get its address."""
 
 
-def _of_both(state: GroupState, app: App, compute: Callable[[GroupState, App], T]) -> T:
-    """`compute(state, app)`, remembered: states change seldom, and every device asks several times a second."""
+def of_both(state: GroupState, app: App, compute: Callable[[GroupState, App], T]) -> T:
+    """`compute(state, app)`, remembered: states change seldom, and every device asks several times a second.
+
+    `compute` is a function of a module, which is always the same object.
+    """
     key = (id(state), id(app), id(compute))
     known = _known.get(key)
     if known is not None:
@@ -148,6 +160,10 @@ def successors(state: GroupState, app: App, *, without: Iterable[str] = ()) -> t
 
 def standbys(state: GroupState, app: App) -> tuple[str, ...]:
     """Devices that keep a warm copy: the best of the ranking besides the owner, and the target of a move."""
+    return of_both(state, app, _standbys)
+
+
+def _standbys(state: GroupState, app: App) -> tuple[str, ...]:
     able = [d for d in ranking(state, app) if not cannot_restore(state, app, state.devices[d])]
     warm = [d for d in able if d != app.owner][: app.policy.standby]
     if app.move_to and app.move_to != app.owner and app.move_to not in warm:
