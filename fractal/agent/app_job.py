@@ -67,6 +67,8 @@ class AppJob:
         self._backoff = 0.0
         self._shorter: tuple[Timers, int, Timers] | None = None
         """The group's timers, the proof that the epoch object states, and what `timers` made of them last."""
+        self._limit: tuple[AppSpec, float] | None = None
+        """A specification, and the seconds that an app with it has to get healthy."""
         self._looked: tuple[Point | None, float] = (None, 0.0)
         """What the owner had said when the archive was looked into last, and when that was."""
         self._start_at = 0.0
@@ -95,8 +97,9 @@ class AppJob:
     @property
     def owns(self) -> bool:
         """Whether this device is the app's owner."""
-        app = self.app
-        return app.owner == self.group.me and not app.removed
+        group = self.group
+        app = group.app(self.id)
+        return app.owner == group.me and not app.removed
 
     @property
     def fetched(self) -> Point | None:
@@ -106,7 +109,8 @@ class AppJob:
     @property
     def timers(self) -> Timers:
         """The group's, or shorter ones: takers wait by what the epoch object says, so an owner never counts on more."""
-        timers, mine = self.group.state.timers, self.group.stored(self.app).get(self.app.epoch)
+        app, timers = self.app, self.group.state.timers
+        mine = self.group.stored(app).get(app.epoch)
         if mine is None or not 0 < mine.proof_ms < timers.proof:
             return timers
         if self._shorter is None or self._shorter[:2] != (timers, mine.proof_ms):
@@ -115,14 +119,15 @@ class AppJob:
 
     def right(self) -> Right:
         """Until when the app may run here."""
-        group, app = self.group, self.app
+        group = self.group
+        app = group.app(self.id)
         store = group.stores.get(app.store)
         return right_to_run(
             app,
             group.me,
             timers=self.timers,
             proofs=group.proofs(app),
-            standing=self.facts.now.standing,
+            standing=self.facts.standing,
             stored=store.highest(app.id) if store else 0,
             blind=group.blind,
         )
@@ -130,9 +135,9 @@ class AppJob:
     def run_keys(self) -> dict[str, int]:
         """Runs of the app that exist here or are about to: key -> epoch."""
         keys = {r.key: r.epoch for r in self.runs()}
-        app = self.app
-        if app.owner == self.group.me and not app.removed and self.facts.now.root == app.epoch:
-            keys[run_key(self.group.id, self.id, app.epoch)] = app.epoch
+        root = self.facts.now.root
+        if root and self.owns and root == self.app.epoch:
+            keys[run_key(self.group.id, self.id, root)] = root
         return keys
 
     def replaced(self, epoch: int) -> bool:
@@ -147,7 +152,11 @@ class AppJob:
 
     def health(self) -> RunStatus | None:
         """The present run, if there is one."""
-        return next((r for r in self.runs() if r.epoch == self.app.epoch), None)
+        return self._present(self.runs())
+
+    def _present(self, runs: Sequence[RunStatus]) -> RunStatus | None:
+        epoch = self.app.epoch if runs else 0
+        return next((r for r in runs if r.epoch == epoch), None)
 
     def beat(self) -> AppBeat:
         """What this device tells the others about the app."""
@@ -273,39 +282,33 @@ class AppJob:
     def view(self) -> View:
         """The app as it is now."""
         group, app, facts = self.group, self.app, self.facts.now
+        now, owns, runs = group.agent.clock.boottime(), self.owns, self.runs()
         if self._wait is None or self._wait[0] != app.epoch:
             self._wait = None
-            if self.owns and facts.waited != app.epoch and app.epoch:
+            if owns and facts.waited != app.epoch and app.epoch:
                 # Found or remembered by nobody here: adopt it with the full wait, counted from now.
-                now = group.agent.clock.boottime()
                 self._wait = (app.epoch, wait_end(group, self.id, app.epoch, now, now))
-        run = self.health()
-        if (
-            self._started is None
-            and self.owns
-            and app.serving != app.epoch
-            and run is not None
-            and run.services
-        ):
+        run = self._present(runs)
+        if self._started is None and owns and app.serving != app.epoch and run is not None and run.services:
             # Started by an agent that ended since: the app still has only so long to get healthy. Not if there are only networks,
             # which are made before: a device that is cut off then must not give up what it never tried to start.
-            self._started = (app.epoch, group.agent.clock.boottime())
+            self._started = (app.epoch, now)
         target = self.handover.target
         return View(
             me=group.me,
-            now=group.agent.clock.boottime(),
+            now=now,
             app=app,
-            standing=facts.standing,
+            standing=self.facts.standing,
             right=self.right(),
-            runs={r.epoch: r.health for r in self.runs()},
+            runs={r.epoch: r.health for r in runs},
             wait_over=self._wait[1] if self._wait else None,
             fetched=self.data.fetched,
             newest=self._newest(),
-            standby=not self.owns and group.me in standbys(group.state, app),
+            standby=not owns and group.me in standbys(group.state, app),
             crowded=self.data.crowded and group.hosts,
             started=self._since(app.epoch),
             start_limit=self._start_limit(),
-            tick_due=self._tick_due(),
+            tick_due=self._tick_due(run),
             changed_since_tick=not self.saver.settled,
             hand_over_to=target,
             rounds=self.saver.rounds,
@@ -332,15 +335,20 @@ class AppJob:
 
     def _start_limit(self) -> float:
         """Seconds to get healthy: what the manifest itself asks for may be more than the usual."""
-        checks = [s.health for s in self.spec.services if s.health is not None]
-        return max([START_LIMIT, *(c.start_period + c.retries * (c.interval + c.timeout) for c in checks)])
+        spec = self.spec
+        if self._limit is None or self._limit[0] is not spec:
+            checks = [s.health for s in spec.services if s.health is not None]
+            longest = [c.start_period + c.retries * (c.interval + c.timeout) for c in checks]
+            self._limit = (spec, max([START_LIMIT, *longest]))
+        return self._limit[1]
 
-    def _tick_due(self) -> float:
+    def _tick_due(self, run: RunStatus | None) -> float:
         """When the next snapshot is due. Not while an app comes up for the first time: half-made, it would not start again from
         it, and nobody has anything to lose. As long as that is within what a start may take.
         """
-        run, since = self.health(), self._since(self.app.epoch)
-        if self.app.serving or run is None or run.health is not Health.STARTING or since is None:
+        app = self.app
+        since = self._since(app.epoch)
+        if app.serving or run is None or run.health is not Health.STARTING or since is None:
             return self.saver.due
         return max(self.saver.due, since + START_LIMIT)
 

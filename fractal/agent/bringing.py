@@ -53,8 +53,8 @@ class Bringing:
 
     @property
     def _wanted(self) -> object:
-        job = self._job
-        return job.app.epoch, job.app.spec, job.images.digests()
+        app = self._job.app
+        return app.epoch, app.spec, self._job.images.digests()
 
     @property
     def coming_run(self) -> AppRun:

@@ -42,7 +42,7 @@ class OpenStore:
 
     def highest(self, app: str) -> int:
         """Highest epoch of the app that any listing showed."""
-        return max(self.listed.get(app, {}), default=0)
+        return max(self.listed.get(app, ()), default=0)
 
 
 class GroupAgent:
@@ -83,7 +83,7 @@ class GroupAgent:
     @property
     def blind(self) -> bool:
         """Whether the log proves nothing at present."""
-        state = self.state
+        state = self.journal.state
         return bool(state.sealed_out or state.forked or state.left)
 
     @property
@@ -116,7 +116,7 @@ class GroupAgent:
     def proofs(self, app: App) -> Proofs:
         """When this device last proved that an app's epoch is the highest."""
         store = self.stores.get(app.store)
-        listed = store is not None and app.epoch in store.listed.get(app.id, {})
+        listed = store is not None and app.epoch in store.listed.get(app.id, ())
         return Proofs(log=self.journal.proof_sent, store=store.sent if store is not None and listed else None)
 
     def stored(self, app: App) -> Mapping[int, EpochRecord]:

@@ -39,6 +39,8 @@ class ImageCare:
 
     def __init__(self, job: AppJob) -> None:
         self._job = job
+        self._wanted: tuple[object, tuple[str, ...]] | None = None
+        """A specification, and the names of the images that it needs: asked for at every look at the app."""
         self._stood: dict[str, float] = {}
         """When an object was last seen to be in the store, by its id."""
         self._here: set[str] = set()
@@ -58,7 +60,10 @@ class ImageCare:
     @property
     def wanted(self) -> tuple[str, ...]:
         """Names of the images that the app's manifest needs."""
-        return images_of(self._job.app.spec)
+        spec = self._job.app.spec
+        if self._wanted is None or self._wanted[0] is not spec:
+            self._wanted = (spec, images_of(spec))
+        return self._wanted[1]
 
     def digests(self) -> dict[str, str]:
         """For `AppRun.images`: which image a name means, as far as the group knows."""

@@ -77,6 +77,14 @@ class LocalFacts:
         stored = notes.get(self._key)
         # A newer agent may have noted more.
         self.now = from_plain(Local, decode(stored), drop_unknown=True) if stored else Local()
+        self._standing = (self.now, self.now.standing)
+
+    @property
+    def standing(self) -> Standing:
+        """`now.standing`, made once for each value: it is asked for several times a second."""
+        if self._standing[0] is not self.now:
+            self._standing = (self.now, self.now.standing)
+        return self._standing[1]
 
     def change(self, **changes: object) -> Local:
         """Replace fields durably before returning."""

@@ -44,8 +44,9 @@ class ManifestUse:
 
     def digest(self) -> str:
         """What a start depends on, in short: the specification and the secrets that its services see. Raises BackendError."""
-        app, used = self._job.app, {name for service in self.spec.services for name in service.secrets}
+        app = self._job.app
         if self._digest is None or self._digest[0] is not app.spec or self._digest[1] is not app.secrets:
+            used = {name for service in self.spec.services for name in service.secrets}
             seen = {name: value for name, value in self._job.data.secrets().items() if name in used}
             self._digest = (app.spec, app.secrets, digest_of({"spec": app.spec, "secrets": seen}))
         return self._digest[2]
@@ -81,9 +82,10 @@ class ManifestUse:
 
     def note_health(self) -> None:
         """An update is over when the app is healthy with it."""
+        if not self._job.facts.now.updated_ms:
+            return
         run = self._job.health()
-        healthy = run is not None and run.health is Health.HEALTHY
-        if self._job.facts.now.updated_ms and healthy and not self.outdated:
+        if run is not None and run.health is Health.HEALTHY and not self.outdated:
             self._job.facts.change(updated_ms=0)
 
     def problem(self) -> str:

@@ -39,7 +39,7 @@ class Pulse:
                 await waiter
             finally:
                 alarm.cancel()
-                if waiter in self._waiting:
+                if self._count == seen:  # else the beat took it off the list
                     self._waiting.remove(waiter)
         return self._count
 

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from fractal.api.errors import FractalError, NotFound, Unreachable
-from fractal.core.lease import Right, seconds
+from fractal.core.lease import seconds
 
 if TYPE_CHECKING:
     from fractal.agent.group import GroupAgent
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 INTERVAL = 0.5
 AGAIN = 2.0
 """Seconds after which deadlines are said again that have not changed."""
-NONE = Right(None, "nothing of it is here")
 KEPT = 3600.0
 """Seconds granted at a time to an app that its policy keeps running when the device is cut off."""
 
@@ -31,9 +30,11 @@ async def grant(group: GroupAgent) -> None:
             grants: dict[str, float] = {}
             for job in group.jobs.values():
                 keys = job.run_keys()
-                right = job.right() if keys else NONE
+                if not keys:
+                    continue
+                right, present = job.right(), job.app.epoch
                 for key, epoch in keys.items():
-                    if right.deadline is not None and epoch == job.app.epoch:
+                    if right.deadline is not None and epoch == present:
                         if right.deadline > now:
                             grants[key] = min(right.deadline, now + KEPT)
                     elif job.replaced(epoch) and (key not in freezing or freezing[key].done()):
