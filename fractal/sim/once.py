@@ -1,8 +1,8 @@
 """What is not quite as on a real device: pure functions are computed once for all, and an archive's day is short.
 
-Whether a signature holds, what opens with a key and what a beat says depends on bytes alone, so that remembering it changes no
-history, only its price. What somebody here signed or sealed is known to hold and to open before anybody asks. Every byte that is
-sealed, signed and stored in a simulation is real.
+Whether a signature holds, what opens with a key and what a beat or an entry says depends on bytes alone, so that remembering it
+changes no history, only its price. What somebody here signed or sealed is known to hold and to open, and what he said in a beat to
+be what is read there, before anybody asks. Every byte that is sealed, signed and stored in a simulation is real.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ import fractal.agent.care as care
 import fractal.agent.jobs.beating as beating
 import fractal.crypto.keys as keys
 import fractal.crypto.seal as seal
-from fractal.agent.beats import Beat, read_beat
+from fractal.agent.beats import Beat, beat_bytes, read_beat
 from fractal.archive.archive import Archive
+from fractal.crypto.keys import DeviceKeys
+from fractal.crypto.seal import Envelope, parse_envelope
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -38,9 +40,41 @@ def once() -> Iterator[None]:
     sealing: Any = seal
     jobs: Any = beating
     bindings = real.bindings
+    read: dict[tuple[bytes, str], tuple[bytes | None, Beat]] = {}
+    parsed: dict[bytes, Envelope] = {}
+
+    def parse(raw: bytes) -> Envelope:
+        return parsed.get(raw) or _remember(parsed, raw, parse_envelope(raw))
+
+    def said(beat: Beat, group: str, keys: DeviceKeys) -> bytes:
+        data = beat_bytes(beat, group, keys)
+        _remember(read, (data, group), (keys.sign_public, beat))
+        return data
+
+    def read_one(data: bytes, heard: float, group: str, sign_key_of: Callable[[str], bytes | None]) -> Beat:
+        known = read.get((data, group))
+        if known is None or sign_key_of(known[1].device) != known[0]:
+            beat = read_beat(data, heard, group, sign_key_of)
+            _remember(read, (data, group), (sign_key_of(beat.device), beat))
+            return beat
+        return replace(known[1], heard=heard)
+
+    told = jobs.read_beat, jobs.beat_bytes, sealing.parse_envelope
+    jobs.read_beat, jobs.beat_bytes, sealing.parse_envelope = read_one, said, parse
+    real.bindings = sealing.bindings = SimpleNamespace(**{**vars(bindings), **_remembering(bindings)})
+    try:
+        yield
+    finally:
+        real.bindings = sealing.bindings = bindings
+        jobs.read_beat, jobs.beat_bytes, sealing.parse_envelope = told
+
+
+def _remembering(bindings: Any) -> dict[str, Callable[..., bytes]]:
+    """Functions of libsodium that give the same for the same bytes, by name; each computes once."""
     held: dict[tuple[bytes, bytes], bytes] = {}
     opened: dict[tuple[bytes, bytes, bytes, bytes], bytes] = {}
-    read: dict[tuple[bytes, str], tuple[bytes | None, Beat]] = {}
+    unsealed: dict[tuple[bytes, bytes, bytes], bytes] = {}
+    publics: dict[bytes, bytes] = {}
 
     def sign(message: bytes, secret: bytes) -> bytes:
         signed: bytes = bindings.crypto_sign(message, secret)
@@ -65,28 +99,25 @@ def once() -> Iterator[None]:
             known = _remember(opened, (box, aad, nonce, key), plain)
         return known
 
-    def read_one(data: bytes, heard: float, group: str, sign_key_of: Callable[[str], bytes | None]) -> Beat:
-        known = read.get((data, group))
-        if known is None or sign_key_of(known[1].device) != known[0]:
-            beat = read_beat(data, heard, group, sign_key_of)
-            _remember(read, (data, group), (sign_key_of(beat.device), beat))
-            return beat
-        return replace(known[1], heard=heard)
+    def unseal(sealed: bytes, public: bytes, secret: bytes) -> bytes:
+        known = unsealed.get((sealed, public, secret))
+        if known is None:
+            plain = bindings.crypto_box_seal_open(sealed, public, secret)
+            known = _remember(unsealed, (sealed, public, secret), plain)
+        return known
 
-    told, jobs.read_beat = jobs.read_beat, read_one
-    real.bindings = SimpleNamespace(**{**vars(bindings), "crypto_sign": sign, "crypto_sign_open": sign_open})
-    sealing.bindings = SimpleNamespace(
-        **{
-            **vars(bindings),
-            "crypto_aead_xchacha20poly1305_ietf_encrypt": encrypt,
-            "crypto_aead_xchacha20poly1305_ietf_decrypt": decrypt,
-        }
-    )
-    try:
-        yield
-    finally:
-        real.bindings = sealing.bindings = bindings
-        jobs.read_beat = told
+    def public_of(secret: bytes) -> bytes:
+        known = publics.get(secret)
+        return known or _remember(publics, secret, bindings.crypto_scalarmult_base(secret))
+
+    return {
+        "crypto_sign": sign,
+        "crypto_sign_open": sign_open,
+        "crypto_aead_xchacha20poly1305_ietf_encrypt": encrypt,
+        "crypto_aead_xchacha20poly1305_ietf_decrypt": decrypt,
+        "crypto_box_seal_open": unseal,
+        "crypto_scalarmult_base": public_of,
+    }
 
 
 def _remember(known: dict[K, V], key: K, value: V) -> V:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections.abc import AsyncIterator
+from functools import lru_cache
 from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,10 @@ from fractal.sim.weather import STORE
 
 if TYPE_CHECKING:
     from fractal.sim.machine import Machine
+
+
+_info = lru_cache(maxsize=20_000)(ObjectInfo)
+"""The same object each time: listings show the same names again and again."""
 
 
 class SimStore(Store):
@@ -76,8 +81,7 @@ class SimStore(Store):
         def effect() -> list[ObjectInfo]:
             after = islice(network.keys, bisect_left(network.keys, prefix), None)
             found = [
-                ObjectInfo(key, len(objects[key]))
-                for key in takewhile(lambda key: key.startswith(prefix), after)
+                _info(key, len(objects[key])) for key in takewhile(lambda key: key.startswith(prefix), after)
             ]
             lag = network.store_lag + network.excess_lag
             if lag:
