@@ -55,6 +55,7 @@ class Truth:
         """("profile" or "profile, double", seconds from death to start)."""
         self._states: dict[int, tuple[str, GroupState]] = {}
         self.last: dict[str, GroupState] = {}
+        self._hashes: dict[str, tuple[GroupState, bytes]] = {}
         self._moved: set[tuple[str, int]] = set()
         self.checks = 0
 
@@ -154,9 +155,16 @@ class Truth:
             self.checks += 1
             alike.setdefault(state.position, []).append(name)
         for position, names in alike.items():
-            hashes = {state_hash(self.last[name]) for name in names} if len(names) > 1 else {b""}
+            hashes = {self._hash(name) for name in names} if len(names) > 1 else {b""}
             if len(hashes) > 1:
                 self._world.wrong("I2", f"{' and '.join(names)} hash position {position} differently")
+
+    def _hash(self, name: str) -> bytes:
+        """Hash of what a device has folded, once for as long as it folds nothing more."""
+        state, known = self.last[name], self._hashes.get(name)
+        if known is None or known[0] is not state:
+            known = self._hashes[name] = (state, state_hash(state))
+        return known[1]
 
     # --- I3 ------------------------------------------------------------------------------------------------------
 
