@@ -22,7 +22,7 @@ from typing import Any
 from fractal.agent.journal_notes import key_notes
 from fractal.api.app import AppSpec, ProcessSpec, ServiceSpec
 from fractal.core.entries import DeviceUpdated, GroupChanged, StoreAdded
-from fractal.core.lease import PROFILES
+from fractal.core.lease import PROFILES, UNTRIED_GRACE, Why, vacancy
 from fractal.core.model import Policy
 from fractal.crypto.keys import DeviceKeys
 from fractal.manifest.plain import to_plain_spec
@@ -249,6 +249,12 @@ class World:
                 longest = max([longest, *(seconds for seconds in left if seconds <= LONGEST_ABSENCE)])
         return longest
 
+    def untried(self) -> float:
+        """Seconds for which an app that did not get healthy somewhere waits there for a device that has not tried it and may be gone."""
+        states = [m.group.state for m in self.machines if m.group is not None]
+        given_up = any(vacancy(s, a) is Why.UNHEALTHY for s in states for a in s.apps.values())
+        return UNTRIED_GRACE if given_up else 0.0
+
     def why_not(self, app: str) -> str:
         """What each device says of an app that does not run."""
         said = []
@@ -282,8 +288,9 @@ class World:
         if self.violations:
             return
         if not all(self.truth.running(app) for app in self.apps):
-            # It may be on its way from one device to another at this very instant, or its owner said that it comes back.
-            absence = self.absence()
+            # It may be on its way from one device to another at this very instant, or its owner said that it comes back,
+            # or it did not get healthy on the one device that is left.
+            absence = max(self.absence(), self.untried())
             await self._watch(absence + self.scene.rest if absence else MOVING)
         if self.scene.kind != "hostile":
             self.truth.alive()

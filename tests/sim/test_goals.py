@@ -87,6 +87,18 @@ def test_no_fault_begins_when_all_have_ended() -> None:
     assert result.counts["epochs"] == 1
 
 
+def test_the_one_device_that_is_left_tries_an_app_again_that_did_not_start_there() -> None:
+    """Five minutes after it gave it up, as another that has not tried it might have come: only then is it late."""
+    script = [
+        fault("moves to where it does not start", 160.0, device=1),
+        replace(fault("power cut", 400.0, at=70.0), number=1),
+    ]
+    scene = Scene(size=2, mortal=0, faults_for=250.0, rest=90.0)
+    result = simulate(1, script=script, scene=scene)
+    assert not result.violations
+    assert result.counts["take: did not get healthy on its owner"] == 1
+
+
 @pytest.mark.parametrize("seed", [5, 10])
 def test_who_gives_an_app_back_before_it_stored_anything_keeps_no_long_chain(seed: int) -> None:
     """It fetched the whole chain to begin with, and is no standby, so that nothing else makes room there."""
