@@ -63,7 +63,7 @@ unit-other: dev
 	$(PYTEST) tests/unit tests/config --ignore=tests/unit/agent -q
 
 property: dev ## hypothesis and seeds
-	$(PYTEST) tests/property tests/sim tests/soak/test_year.py -q
+	$(PYTEST) tests/property tests/sim tests/soak/test_year.py tests/soak/test_mirrored_year.py -q
 
 contract: $(CONTRACTS) contract-suites ## every backend against its kind's contract, and every contract against broken backends
 

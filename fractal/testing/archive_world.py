@@ -305,6 +305,13 @@ class Device:
         """One step of keeping the archive small."""
         return await self.archive.thin(await self.rules(), self.here(), self.owns)
 
+    async def keep_small(self) -> None:
+        """All that is due, as an agent does it after each hour."""
+        while (await self.thin()).merged is not None:
+            pass
+        await self.archive.collect(self.owns)
+        await self.forget_snapshots()
+
     async def forget_snapshots(self) -> None:
         """Delete the local snapshots that nothing needs, as an agent does."""
         rules = await self.rules()
