@@ -271,6 +271,11 @@ class AppData:
         facts.change(names={k: n for k, n in facts.now.names.items() if n in needed})
         self.crowded = False
 
+    async def make_room(self) -> None:
+        """Prune where nothing is about to be stored, once: whatever that deleted, only a restore makes it worth another look."""
+        await self.prune(keep=set())
+        self.crowded = False
+
     def _spared(self, name: str) -> bool:
         return name.startswith("stray-") or (self._restoring > 0 and name.startswith(RESTORED))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
 from fractal.agent.app_data import AppData
@@ -260,7 +259,7 @@ class AppJob:
             Step.HAND_OVER: self.handover.hand_over,
             Step.RELEASE: self.handover.release,
             Step.TICK: self.saver.tick,
-            Step.MAKE_ROOM: partial(self.data.prune, keep=set()),
+            Step.MAKE_ROOM: self.data.make_room,
             Step.CLEAN_UP: self.data.clean_up,
         }
         try:
