@@ -15,6 +15,8 @@ from tests.stack.bed import GROUP, Bed, Device, until
 APP = Path(__file__).with_name("sqlite_app.py")
 NAME = "busy"
 UP = 60.0
+BACK = 600.0
+"""Seconds in which a moment of minutes of writing is put in place, beside a writer that never rests."""
 
 
 @dataclass
@@ -95,9 +97,9 @@ x-homeserver:
         assert set(self.acknowledged) <= set(moments), "none of them was given up"
         for moment in moments:
             name = f"fork-{moment}"
-            self.device.run(
-                *("app", "fork", NAME, name, "--group", GROUP, "--at", moment, "--device", self.device.name)
-            )
+            # Its writer goes on meanwhile, and what is put in place is made durable beside all that it writes.
+            words = ("--group", GROUP, "--at", moment, "--device", self.device.name, "--wait", f"{BACK:g}")
+            self.device.run("app", "fork", NAME, name, *words, timeout=BACK + UP)
             until(lambda name=name: self.device.app(name)["health"] == "healthy", UP, f"{moment} starts")  # type: ignore[misc]
             noted = self.acknowledged.get(moment, {})
             for journal, (said, count, last) in self.ask("GET", "/check", name).items():
