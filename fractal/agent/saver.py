@@ -250,12 +250,15 @@ class Saver:
         await self._note(queued, record, opened.highest(job.id))
 
     async def _note(self, queued: Queued, record: Record, highest: int) -> None:
-        """The record stands; it is committed only if no higher epoch stood at a look that began after its put."""
+        """The record stands; it is committed only if no higher epoch stood at a look that began after its put.
+
+        Nor if the log tells of one: a store may hide it.
+        """
         job = self._job
         point = Point(epoch=record.epoch, number=record.number)
         facts = job.facts.now
         left = tuple(q for q in facts.queue if q.name != queued.name)
-        if highest > queued.epoch:
+        if max(highest, job.app.epoch) > queued.epoch:
             job.facts.put(replace(facts.named(point, queued.name), queue=left))
             job.group.agent.tell(
                 "app.branch",
