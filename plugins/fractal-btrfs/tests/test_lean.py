@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import subprocess
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, closing, contextmanager, suppress
 from pathlib import Path
 from random import Random
 
@@ -214,6 +215,39 @@ def test_what_is_not_known_is_sent(tmp_path: Path) -> None:
     assert left_of(tmp_path, *other) == [(b"a", 0, pages("q")), (b"a", PAGE, pages("y"))]
     assert left_of(tmp_path, cut(b"b", 100), same) == said
     assert left_of(tmp_path, write(b"b", 0, pages("q", "q")), same) == [(b"b", 0, pages("q", "q")), *said]
+
+
+def test_what_happened_to_a_file_that_could_not_be_opened_is_not_known(tmp_path: Path) -> None:
+    """Cut to nothing while the process had no descriptor left: afterwards none of its pages may be left out, by any name."""
+    parent = parent_of_streams(tmp_path)
+    said: list[str] = []
+    try:
+        with closing(Lean(parent, said.append)) as lean:
+            left = lean.feed(first())
+            with no_descriptor_left():
+                left += lean.feed(encode(*cut(b"a", 0)))
+            same = write(b"b", 0, pages("x", "y", "z"))
+            left += lean.feed(b"".join(encode(*one) for one in (cut(b"a", FULL), same, (Kind.END, {}))))
+            lean.finish()
+    finally:
+        os.close(parent)
+    assert [c.data(Field.DATA) for c in Decoder().feed(left) if c.kind is Kind.WRITE] == [
+        pages("x", "y", "z")
+    ]
+    assert len(said) == 1, "and not for each command"
+
+
+@contextmanager
+def no_descriptor_left() -> Iterator[None]:
+    """Nothing can be opened meanwhile."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 # --- on a real btrfs -------------------------------------------------------------------------------------------------

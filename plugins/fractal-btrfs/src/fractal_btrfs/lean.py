@@ -120,12 +120,9 @@ class Lean:
         try:
             return os.pread(descriptor, min(length, copy.end - offset), offset)
         except OSError as error:
-            self._give_up(path, error)
+            self._warn(f"{os.fsdecode(path)!r} is sent without being compared: {error.strerror}")
             copy.end = 0
             return b""
-
-    def _give_up(self, path: bytes, error: OSError) -> None:
-        self._warn(f"{os.fsdecode(path)!r} is sent without being compared: {error.strerror}")
 
     def _file(self, path: bytes) -> tuple[int, _Copy] | None:
         """The parent's file that the receiver's was a copy of; it stays open for the next command."""
@@ -144,7 +141,11 @@ class Lean:
             return None  # it is no file there
         except OSError as error:
             if error.errno not in _ABSENT:
-                self._give_up(path, error)
+                # Which file it is stays unknown, and so does what happens to it: it must not be taken for unchanged later, by any name.
+                self._origins.forget()
+                self._warn(
+                    f"from {os.fsdecode(path)!r} on all is sent without being compared: {error.strerror}"
+                )
             return None
         info = os.fstat(descriptor)
         copy = self._copies.get(info.st_ino)

@@ -52,6 +52,10 @@ class Origins:
         else:
             self._put(new, node)
 
+    def forget(self) -> None:
+        """From now on nothing is known of any name."""
+        self._top = _Node(None)
+
     def _deepest(self, path: bytes) -> tuple[_Node, list[bytes]]:
         """The last node on the way, and the names that are left."""
         at, parts = self._top, path.split(b"/")
@@ -80,7 +84,7 @@ class Origins:
         at.children[name] = node
         self._room -= _EACH + len(name) + len(node.origin or b"")
         if self._room < 0:
-            self._top = _Node(None)
+            self.forget()
         return node
 
 
