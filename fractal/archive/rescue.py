@@ -23,6 +23,8 @@ LIMIT = 10.0
 """Seconds for which mirrors are asked: a slow one must not hold up who takes an app over."""
 ANSWER = 4.0
 """Seconds that one mirror may take to give one record: one that hangs leaves time for the next."""
+LATE = 1.0
+"""Seconds after which an error is as bad as none: a device that is off is told of after three, for each record anew."""
 AGAIN = 60.0
 """Seconds for which a mirror that did not answer is not asked at all, and one that lacks a record is not asked for that one."""
 MOST = 1000
@@ -49,6 +51,10 @@ class InVain:
         self._until: dict[tuple[str, Slot | None, bytes], float] = {}
         """By mirror, and record if it is about one; oldest first."""
 
+    def now(self) -> float:
+        """Boottime."""
+        return self._clock.boottime()
+
     def silent(self, place: Place) -> None:
         """It did not answer."""
         self._note((place.id, None, b""))
@@ -59,12 +65,17 @@ class InVain:
 
     def covers(self, place: Place, slot: Slot, digest: bytes) -> bool:
         """Whether it need not be asked for this now."""
-        now = self._clock.boottime()
+        now = self.now()
         keys = ((place.id, None, b""), (place.id, slot, digest))
         return any(self._until.get(key, now) > now for key in keys)
 
+    def failed(self, place: Place, asked: float) -> None:
+        """It answered with an error to what it was asked at that boottime."""
+        if self.now() - asked > LATE:
+            self.silent(place)
+
     def _note(self, key: tuple[str, Slot | None, bytes]) -> None:
-        now = self._clock.boottime()
+        now = self.now()
         self._until.pop(key, None)
         while self._until and (len(self._until) >= MOST_VAIN or next(iter(self._until.values())) <= now):
             del self._until[next(iter(self._until))]
@@ -138,6 +149,7 @@ async def _bring(
     for place in places:
         if in_vain.covers(place, slot, digest):
             continue
+        asked = in_vain.now()
         try:
             async with asyncio.timeout(ANSWER):
                 data = await read_small(await place.open(), key)
@@ -147,7 +159,8 @@ async def _bring(
         except NotFound:
             in_vain.lacks(place, slot, digest)
         except (Corrupt, BackendError):
-            continue  # it answered: it may have the record in a moment, or the log may say then who signed this one
+            # It answered: it may have the record in a moment, or the log may say then who signed this one.
+            in_vain.failed(place, asked)
         else:
             if record.hash == digest:
                 return record, place.name

@@ -588,6 +588,29 @@ async def test_an_error_at_once_costs_nothing_and_is_no_reason_to_wait(world: Wo
     assert (await fresh.archive.timeline()).points == tuple(points)
 
 
+async def test_an_error_that_took_its_time_is_as_none(world: World, attic: Device) -> None:
+    """A device that is off: three seconds until its address is given up, for each record, at every look."""
+    points = await saved(attic, 4)
+    await attic.fill("Cellar")
+    cellar = world.mirrors["Cellar"]
+
+    async def unreachable(_: str) -> None:
+        world.clock.now += 3.0
+        raise BackendError("no route to host", retryable=True)
+
+    cellar.slow = unreachable
+    for point in points[:3]:
+        del world.objects[record_key(GROUP, APP, point)]
+    fresh = world.device("Fresh")
+    cellar.gets.clear()
+    for _ in range(3):
+        assert (await fresh.archive.timeline()).points == (points[3],)
+    assert len(cellar.gets) == 1
+    cellar.slow = None
+    world.clock.now += rescue.AGAIN
+    assert (await fresh.archive.timeline()).points == tuple(points)
+
+
 async def test_what_is_remembered_of_mirrors_is_bounded(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
