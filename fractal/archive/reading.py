@@ -12,7 +12,7 @@ from fractal.archive import layout, trims
 from fractal.archive.epochs import Notes, Rollback
 from fractal.archive.places import Places, nowhere
 from fractal.archive.records import KIND, Record, record_of
-from fractal.archive.rescue import InVain, Rescued, asked_for, rescue
+from fractal.archive.rescue import LIMIT, InVain, Rescued, asked_for, rescue
 from fractal.archive.sealed import GroupKey, SignKeyOf, listed, open_statement, read_small
 from fractal.archive.timeline import Timeline, name
 from fractal.archive.trims import Trim, TrimBody, trim_of
@@ -153,12 +153,13 @@ class Records:
             raise Corrupt(f"{key}: another record than the one that was read there")
         for place in self._mirrors():
             try:
-                data = await read_small(await place.open(), key)
+                async with asyncio.timeout(LIMIT):
+                    data = await read_small(await place.open(), key)
                 if self.authentic(record.slot, data).hash == record.hash:
                     return data
-            except (Corrupt, BackendError):
+            except (TimeoutError, Corrupt, BackendError):
                 continue
-        raise NotFound(f"{key}: no mirror has it any more")
+        raise NotFound(f"{key}: no mirror gives it any more")
 
     async def reread(self) -> None:
         """Look at every known record's bytes again, as listings do not. What is not there any more is forgotten, and looked for anew."""

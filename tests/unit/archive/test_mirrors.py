@@ -8,7 +8,7 @@ from random import Random
 import pytest
 
 from fractal.api.errors import BackendError, Corrupt, NotFound
-from fractal.archive import rescue
+from fractal.archive import reading, rescue
 from fractal.archive.epochs import Rollback
 from fractal.archive.layout import epoch_key, record_key, segment_key
 from fractal.core.model import Point, Timers
@@ -586,6 +586,22 @@ async def test_an_error_at_once_costs_nothing_and_is_no_reason_to_wait(world: Wo
     assert (await fresh.archive.timeline()).points == (points[1],)
     cellar.fail = lambda *_: ""
     assert (await fresh.archive.timeline()).points == tuple(points)
+
+
+async def test_a_mirror_that_hangs_keeps_no_record_from_being_put_back(
+    world: World, attic: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "LIMIT", 0.5)
+    points = await saved(attic, 2)
+    await attic.fill("Cellar")
+    cellar, loft = world.mirrors["Cellar"], world.add_mirror("Loft")
+    loft.objects.update(cellar.objects)
+    before = dict(world.objects)
+    del world.objects[record_key(GROUP, APP, points[0])]
+    faults = await attic.archive.faults(deep=False)
+    cellar.slow = stuck
+    (done,) = await asyncio.wait_for(attic.archive.mend(faults, always), 5.0)
+    assert not done.problem and world.objects == before
 
 
 async def test_an_error_that_took_its_time_is_as_none(world: World, attic: Device) -> None:
