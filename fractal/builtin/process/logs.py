@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,21 +10,29 @@ from fractal.api.context import Clock
 
 FOLLOW_EVERY = 0.2
 CHUNK = 1 << 16
+LIMITS = 4
+"""As many times its limit a log's older file holds at most: a service that floods its log must not hold up who copies it."""
 
 
 def rotate(path: Path, limit: int) -> None:
-    """Copy a log that has outgrown `limit` bytes to `NAME.1` and empty it.
+    """Copy the end of a log that has outgrown `limit` bytes to `NAME.1` and empty it.
 
     The service goes on writing into the same file (opened for appending), so what it writes between copy and truncation
     is lost; that is the price of not standing between the service and its log.
     """
     try:
-        if path.stat().st_size <= limit:
-            return
+        size = path.stat().st_size
     except FileNotFoundError:
         return
+    if size <= limit:
+        return
     older = path.with_name(path.name + ".1")
-    shutil.copyfile(path, older)
+    left = min(size, LIMITS * limit)
+    with path.open("rb") as file, older.open("wb") as copy:
+        file.seek(size - left)
+        while left > 0 and (part := file.read(min(left, CHUNK))):
+            copy.write(part)
+            left -= len(part)
     older.chmod(0o600)
     os.truncate(path, 0)
 

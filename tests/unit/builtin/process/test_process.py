@@ -408,6 +408,16 @@ def test_logs_are_rotated_once_too_large(tmp_path: Path) -> None:
     assert (tmp_path / "main.log.1").read_bytes() == b"0123456789abc\n"
 
 
+def test_of_a_log_that_was_flooded_only_the_end_is_copied(tmp_path: Path) -> None:
+    """Gigabytes may come between two looks, and whoever copies them answers nobody meanwhile."""
+    path = tmp_path / "main.log"
+    path.write_bytes(b"flood\n" * 10_000 + b"the end\n")
+    rotate(path, 10)
+    assert path.read_bytes() == b""
+    assert (tmp_path / "main.log.1").read_bytes() == (b"flood\n" * 10 + b"the end\n")[-40:]
+    assert (tmp_path / "main.log.1").stat().st_mode & 0o777 == 0o600
+
+
 def test_other_braces_are_left_alone() -> None:
     assert fill('{"a": {run}} {x} {port} ${run}', {"run": "R"}) == '{"a": R} {x} {port} $R'
     with pytest.raises(KeyError):
