@@ -130,7 +130,8 @@ def next_step(view: View) -> Step:
     if not ours or given_up:
         if view.standby and _fetchable(view):
             return Step.FETCH
-        return Step.MAKE_ROOM if view.crowded else Step.IDLE
+        # Not while the app is on its way: it may be for this device, and people wait.
+        return Step.MAKE_ROOM if view.crowded and app.release is None else Step.IDLE
     if view.standing.waited != app.epoch:
         return _waiting(view)
     if view.standing.root != app.epoch:

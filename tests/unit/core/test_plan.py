@@ -109,6 +109,8 @@ def test_a_standby_fetches_what_the_owner_committed() -> None:
     assert next_step(replace(elsewhere, standby=False, crowded=True)) is Step.MAKE_ROOM
     assert next_step(replace(elsewhere, crowded=True)) is Step.FETCH
     assert next_step(view(crowded=True)) is Step.IDLE  # an owner is about to store one more
+    on_its_way = app(owner="other", release=Release(epoch=3, clean=True))
+    assert next_step(replace(elsewhere, app=on_its_way, standby=False, crowded=True)) is Step.IDLE
 
 
 def test_what_cannot_be_prepared_here_is_given_up_like_what_does_not_get_healthy() -> None:
