@@ -12,6 +12,7 @@ from fractal.manifest.document import Items, Scalar, Table
 from fractal.manifest.values import Where
 
 _PORT = re.compile(r"\d{1,5}(-\d{1,5})?(/(tcp|udp|sctp))?")
+_CAPABILITY = re.compile(r"(CAP_)?(?!CAP_)[A-Z][A-Z0-9_]{1,30}")
 MAX_LIMIT = (1 << 63) - 1
 
 
@@ -32,6 +33,13 @@ def _text(where: Where) -> None:
 def _list(where: Where) -> None:
     for item in where.items():
         item.text()
+
+
+def _capabilities(where: Where) -> None:
+    """Engines take the prefix away, or put it there: what has it twice would be another one to them than to us."""
+    for item in where.items():
+        if not item.incomplete() and not _CAPABILITY.fullmatch(item.text().upper()):
+            item.wrong(f"{item.text()[:40]!r} is not a capability such as NET_ADMIN")
 
 
 def _ports(where: Where) -> None:
@@ -80,7 +88,8 @@ def _limits(where: Where) -> None:
 FORMS: Mapping[str, Callable[[Where], None]] = {
     **dict.fromkeys(("shm_size", "mem_reservation"), _size),
     **dict.fromkeys(("hostname", "platform"), _text),
-    **dict.fromkeys(("cap_drop", "dns_opt", "group_add"), _list),
+    **dict.fromkeys(("dns_opt", "group_add"), _list),
+    **dict.fromkeys(("cap_add", "cap_drop"), _capabilities),
     "expose": _ports,
     **dict.fromkeys(("tmpfs", "dns", "dns_search"), _text_or_list),
     **dict.fromkeys(("labels", "extra_hosts", "sysctls"), _pairs),

@@ -122,6 +122,8 @@ def test_every_option_of_the_manifest_is_known_here() -> None:
         ("cap_add", '["SYS_ADMIN"]', "reach"),
         ("cap_add", '["ALL"]', "reach"),
         ("cap_add", '["no sense"]', "capability"),
+        ("cap_add", '["CAP_CAP_SYS_ADMIN"]', "capability"),
+        ("cap_add", '["cap_all"]', "reach"),
         ("labels", '{"org.fractal-homeserver.run":"x"}', "not the app's"),
         ("labels", '["a={secret.PASSWORD}"]', "secret"),
         ("tmpfs", '["relative"]', "absolute"),

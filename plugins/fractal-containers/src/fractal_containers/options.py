@@ -116,7 +116,8 @@ Found = dict[str, Any]
 
 MAX_LOG_BYTES, MAX_LOG_FILES = 64 << 20, 10
 """What an app's logs may take of a device at most, per service."""
-_CAPABILITY = re.compile(r"(?:CAP_)?([A-Z][A-Z0-9_]{1,30})")
+_CAPABILITY = re.compile(r"(?:CAP_)?((?!CAP_)[A-Z][A-Z0-9_]{1,30})")
+"""Of its name nothing is left that an engine would take for the prefix: `CAP_CAP_SYS_ADMIN` is none."""
 _SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*(b|k|kb|kib|m|mb|mib|g|gb|gib)?", re.IGNORECASE)
 _UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
