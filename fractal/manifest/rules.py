@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from fractal.api.app import AppSpec, Command, Mount, ServiceSpec
-from fractal.manifest import secret_forms
+from fractal.manifest import secret_forms, shares
 
 SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 VOLUME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
@@ -24,20 +24,6 @@ HTTP_PATH = re.compile(r"/[!-~]{0,500}")
 CONDITIONS = frozenset({"started", "healthy", "completed"})
 RESTARTS = frozenset({"always", "on-failure", "no"})
 CONSISTENCY = frozenset({"crash", "pause", "hook"})
-SHARES = {
-    **dict.fromkeys(
-        ("nfs", "nfs4"),
-        re.compile(r"[A-Za-z0-9\[][A-Za-z0-9.:\[\]-]{0,250}:/[^\0-\x1f,]{0,250}|:/[^\0-\x1f,]{0,250}"),
-    ),
-    "cifs": re.compile(r"//[A-Za-z0-9\[][^\0-\x1f,]{0,250}"),
-    "tmpfs": re.compile(r"[a-z]{0,20}"),
-}
-"""What an engine is asked to mount, by its kind: how its place is said."""
-MOUNT_WORD = re.compile(r"([a-z][a-z0-9_]{0,30}(=[^\0-\x1f,]{1,200})?)?")
-NO_MOUNT_WORDS = frozenset(
-    {"bind", "rbind", "move", "remount", "shared", "rshared", "credentials", "cred", "suid", "dev", "helper"}
-)
-"""They reach for files of the device, or for its other mounts."""
 MAX_SERVICES = 64
 MAX_PORTS = 2000
 """Of a service."""
@@ -155,26 +141,12 @@ def _service(service: ServiceSpec, spec: AppSpec, earlier: set[str], *, whole: b
     yield from _commands(service.pre_stop, f"{key}.pre_stop")
 
 
-def mounting(options: Mapping[str, str]) -> str:
-    """Why an engine is not asked to mount this; "" if it may be. Nothing in it names a file or folder of the device."""
-    kind, device = options.get("type", ""), options.get("device", "")
-    if unknown := sorted(options.keys() - {"type", "device", "o", "volume"}):
-        return f"option {unknown[0][:40]!r} is not supported"
-    if kind not in SHARES or not SHARES[kind].fullmatch(device):
-        return f"{kind[:20]!r} of {device[:80]!r} is not supported: mount it on the device, and write its path in `volumes`"
-    for word in options.get("o", "").split(","):
-        name = word.partition("=")[0]
-        if not MOUNT_WORD.fullmatch(word) or name in NO_MOUNT_WORDS:
-            return f"mount option {word[:40]!r} is not supported"
-    return ""
-
-
 def _mount(mount: Mount, spec: AppSpec, *, whole: bool) -> Iterator[str]:
     if [bool(mount.host), bool(mount.volume), bool(mount.engine)].count(True) != 1 or (
         mount.host and not _absolute(mount.host)
     ):
         yield f"{mount.host[:80]!r} is not an absolute path on the device"
-    elif mount.engine and (reason := mounting(mount.engine)):
+    elif mount.engine and (reason := shares.mounting(mount.engine)):
         yield reason
     elif mount.needs and whole and mount.needs not in spec.allowed:
         yield f"{mount.needs.partition(':')[2][:200]!r} is not allowed"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Mapping
 
-from fractal.manifest import keys, rules
+from fractal.manifest import keys, shares
 from fractal.manifest.env_files import brought, outside, sought
 from fractal.manifest.mounts import rooted
 from fractal.manifest.values import Where
@@ -27,6 +27,8 @@ def volumes(where: Where | None) -> tuple[tuple[str, ...], dict[str, str], dict[
         if texts.get("type", "none") in ("none", "bind") and {"bind", "rbind"} & {
             *texts.get("o", "").split(",")
         }:
+            if reason := shares.binding(texts):
+                table["driver_opts"].wrong(reason)
             own = "device" in options and rooted(options["device"])
             devices[name] = own or texts.get("device", "")
             continue
@@ -34,7 +36,9 @@ def volumes(where: Where | None) -> tuple[tuple[str, ...], dict[str, str], dict[
             engine[name] = {}
             continue
         if texts:
-            if reason := rules.mounting(texts):
+            if "volume" in texts:
+                options["volume"].wrong("not supported")
+            if reason := shares.mounting(texts):
                 table["driver_opts"].wrong(reason)
             engine[name] = {**texts, "volume": name}
             continue
