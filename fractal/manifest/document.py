@@ -70,8 +70,8 @@ class Problems:
     entrances: dict[str, str] = field(default_factory=dict)
     """Services that say by a variable's name that a route leads to them -> port, or ""."""
 
-    trees: dict[tuple[str, str], Table] = field(default_factory=dict)
-    """Other files that it names -> their trees, by path and by the folder that their paths are told from."""
+    trees: dict[tuple[str, str], Table | None] = field(default_factory=dict)
+    """Other files that it names -> their trees, by path and by the folder that their paths are told from; None: not to be read."""
 
     def add(self, line: int, key: str, message: str) -> None:
         """Note a problem; `line` counts from 1, `key` is a dotted path or ""."""

@@ -38,7 +38,7 @@ def named(text: str, folder: str = "") -> tuple[str, ...]:
     except InvalidInput:
         return ()
     _, services = root.entries.get("services", (0, None))
-    found = list(_others(root))
+    found = [path for path, _ in _others(root)]
     for _, service in services.entries.values() if isinstance(services, Table) else ():
         if isinstance(service, Table):
             found += [*_paths(service, "env_file", "path"), *_binds(service)]
@@ -55,8 +55,7 @@ def others(text: str, folder: str = "") -> dict[str, str]:
         root = read(text, Problems("manifest"))
     except InvalidInput:
         return {}
-    paths = [_from(folder, path) for path in _others(root)]
-    return {brought(path): posixpath.dirname(path) for path in paths}
+    return {brought(_from(folder, path)): _from(folder, own) for path, own in _others(root)}
 
 
 def _from(folder: str, path: str) -> str:
@@ -65,26 +64,40 @@ def _from(folder: str, path: str) -> str:
     return path if plain else posixpath.normpath(f"{folder or '.'}/{path}")
 
 
-def _others(root: Table) -> Iterator[str]:
-    yield from _paths(root, "include", "path")
+def _others(root: Table) -> Iterator[tuple[str, str]]:
+    """Other Compose files, each with the folder that its own paths are told from."""
+    for item in _each(root, "include"):
+        if path := _path(item, "path"):
+            _, own = (
+                item.entries.get("project_directory", (0, None)) if isinstance(item, Table) else (0, None)
+            )
+            yield path, own.text if isinstance(own, Scalar) else posixpath.dirname(path)
     _, services = root.entries.get("services", (0, None))
     for _, service in services.entries.values() if isinstance(services, Table) else ():
         _, extends = service.entries.get("extends", (0, None)) if isinstance(service, Table) else (0, None)
         if isinstance(extends, Table):
-            yield from _paths(extends, "file", "file")
+            yield from ((path, posixpath.dirname(path)) for path in _paths(extends, "file", "file"))
 
 
 def _paths(table: Table, key: str, inside: str) -> Iterator[str]:
+    for item in _each(table, key):
+        if path := _path(item, inside):
+            yield path
+
+
+def _each(table: Table, key: str) -> tuple[Node, ...]:
     if key not in table.entries:
-        return
-    node: Node = table.entries[key][1]
-    for item in node.items if isinstance(node, Items) else (node,):
-        if isinstance(item, Table):
-            _, item = item.entries.get(inside, (0, item))
-        if isinstance(item, Items) and item.items:
-            item = item.items[0]
-        if isinstance(item, Scalar) and item.text:
-            yield item.text
+        return ()
+    node = table.entries[key][1]
+    return node.items if isinstance(node, Items) else (node,)
+
+
+def _path(item: Node, inside: str) -> str:
+    if isinstance(item, Table):
+        _, item = item.entries.get(inside, (0, item))
+    if isinstance(item, Items) and item.items:
+        item = item.items[0]
+    return item.text if isinstance(item, Scalar) else ""
 
 
 def _binds(service: Table) -> Iterator[str]:

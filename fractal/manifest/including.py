@@ -11,11 +11,16 @@ from dataclasses import replace
 
 from fractal.api.errors import InvalidInput
 from fractal.manifest.document import Items, Node, Problems, Scalar, Table, read
-from fractal.manifest.env_files import beside, outside, sought
+from fractal.manifest.env_files import brought, outside, sought
+from fractal.manifest.keys import TOP_IDLE
 from fractal.manifest.values import Where
 
 MAX_FILES = 32
+MAX_BYTES = 1 << 18
+"""Of all other files together, each counted once for each folder that its paths are told from."""
 SECTIONS = ("services", "networks", "volumes", "configs", "secrets")
+IDLE = {**TOP_IDLE, "name": "the app is called as the file that includes it says"}
+"""Keys of an included file -> why they are without effect."""
 
 
 def whole(root: Where) -> Node:
@@ -59,7 +64,9 @@ def _included(item: Where, seen: list[str]) -> Table | None:
     if path is None:
         item.wrong("needs `path`")
         return None
-    written = path.text()
+    if path.incomplete():
+        return None
+    written = posixpath.normpath(path.text())
     if written in seen or len(seen) >= MAX_FILES:
         item.wrong(f"{written[:80]!r} is included twice, or more than {MAX_FILES} files are")
         return None
@@ -70,11 +77,23 @@ def _included(item: Where, seen: list[str]) -> Table | None:
 
 def _with(tree: Table, other: Table, item: Where) -> Table:
     entries = dict(tree.entries)
+    for key, (_, added) in other.entries.items():
+        where = item.at(key, added)
+        if key in IDLE:
+            where.idle(IDLE[key])
+        elif key == "x-homeserver":
+            where.wrong("not supported in a file that is included: write it in the manifest itself")
+        elif key not in (*SECTIONS, "include") and not key.startswith("x-"):
+            where.wrong("not supported")
+        elif key in SECTIONS and not isinstance(added, Table) and not _is_null(added):
+            where.wrong("expected a mapping")
     for section in SECTIONS:
         _, added = other.entries.get(section, (0, None))
         if not isinstance(added, Table):
             continue
         line, own = entries.get(section, (added.line, Table(added.line, {})))
+        if not isinstance(own, Table) and not _is_null(own):
+            continue  # told as such when its turn comes
         have = dict(own.entries) if isinstance(own, Table) else {}
         for name, entry in added.entries.items():
             if name in have and _bare(have[name][1]) != _bare(entry[1]):
@@ -82,6 +101,10 @@ def _with(tree: Table, other: Table, item: Where) -> Table:
             have.setdefault(name, entry)
         entries[section] = (line, Table(line, have))
     return Table(tree.line, entries)
+
+
+def _is_null(node: Node) -> bool:
+    return isinstance(node, Scalar) and node.value is None
 
 
 def _bare(node: Node) -> object:
@@ -95,33 +118,45 @@ def file(where: Where, folder: str | None = None) -> Table | None:
     if where.incomplete():
         return None
     written = where.text()
-    path = posixpath.normpath(beside(written))
-    if outside(path):
+    path = posixpath.normpath(brought(written))
+    if not written or path == ".":
+        where.wrong("expected a file's path")
+    elif outside(path):
         where.wrong(f"{path[:80]!r} leads out of the manifest's folder")
     elif path not in where.given.files:
         where.need(f"file {path}", sought(path))
     else:
-        return _read(where, path, posixpath.dirname(written) if folder is None else folder)
+        folder = posixpath.dirname(written) if folder is None else folder
+        return _once(where, path, posixpath.normpath(folder))
     return None
 
 
-def _read(where: Where, path: str, folder: str) -> Table | None:
-    """Each file is read once, however often it is named."""
-    trees = where.problems.trees
+def _once(where: Where, path: str, folder: str) -> Table | None:
+    """Each file is read once, however often it is named, and however often it cannot be read: what is short would else stand for
+    hours of reading."""
+    trees, files = where.problems.trees, where.given.files
     if (path, folder) not in trees:
-        try:
-            tree = read(where.given.files[path], Problems(path))
-        except InvalidInput as error:
-            where.wrong(f"is no Compose file: {error}")
-            return None
-        found = _moved(tree, folder, where.node.line)
-        assert isinstance(found, Table)
-        trees[path, folder] = found
+        trees[path, folder] = None
+        if sum(len(files[name]) for name, _ in trees) > MAX_BYTES:
+            where.wrong(f"with it, other files are longer than {MAX_BYTES} bytes together")
+        else:
+            trees[path, folder] = _read(where, path, folder)
     return trees[path, folder]
 
 
+def _read(where: Where, path: str, folder: str) -> Table | None:
+    try:
+        tree = read(where.given.files[path], Problems(path))
+    except InvalidInput as error:
+        where.wrong(f"is no Compose file: {error}")
+        return None
+    found = _moved(tree, folder, where.node.line)
+    assert isinstance(found, Table)
+    return found
+
+
 def _moved(node: Node, folder: str, line: int, key: tuple[str, ...] = ()) -> Node:
-    """The same with `line` for its lines, and with paths told from the folder above `folder`."""
+    """The same with `line` for its lines, and with paths told from where `folder` is told from; `.` is that place itself."""
     if isinstance(node, Table):
         entries = {
             name: (line, _moved(value, folder, line, (*key, name)))
@@ -130,7 +165,7 @@ def _moved(node: Node, folder: str, line: int, key: tuple[str, ...] = ()) -> Nod
         return Table(line, entries)
     if isinstance(node, Items):
         return Items(line, tuple(_moved(item, folder, line, (*key, "[]")) for item in node.items))
-    if isinstance(node.value, str) and folder.strip("./") and _is_path(key, node.text):
+    if isinstance(node.value, str) and folder != "." and _is_path(key, node.text):
         source, colon, rest = (
             node.text.partition(":") if key[2:] == ("volumes", "[]") else (node.text, "", "")
         )
@@ -141,7 +176,7 @@ def _moved(node: Node, folder: str, line: int, key: tuple[str, ...] = ()) -> Nod
 
 def _joined(folder: str, path: str) -> str:
     found = posixpath.normpath(f"{folder}/{path}")
-    return found if found.startswith("..") else f"./{found}"
+    return found if found.startswith(("..", "/", "~")) else f"./{found}"
 
 
 PATHS = frozenset(

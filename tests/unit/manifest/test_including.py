@@ -8,7 +8,7 @@ import pytest
 
 from fractal.api.app import Mount
 from fractal.cli.given import read_files
-from fractal.manifest import Given, check, parse
+from fractal.manifest import Given, check, including, parse
 
 MAIN = """
 include: [db/compose.yml, {path: ../shared/net.yml}]
@@ -65,6 +65,49 @@ def test_what_a_file_names_is_found_and_its_paths_are_of_its_own_folder(tmp_path
     assert db.options["networks"] == '{"outer":true}'
 
 
+ELSEWHERE = """
+include:
+  - {path: parts/a.yml, project_directory: .}
+  - ../b.yml
+  - /srv/c.yml
+  - ~/d.yml
+services: {web: {image: x}}
+"""
+ELSEWHERE_FILES = {
+    "parts/a.yml": "services: {a: {image: x, env_file: a.env, volumes: ['./a:/a']}}",
+    "a.env": "A=1",
+    "above/b.yml": "services: {b: {image: x, env_file: ./b.env, volumes: ['./b:/b']}}",
+    "above/b.env": "B=1",
+    "root/srv/c.yml": "services: {c: {image: x, env_file: sub/c.env, volumes: ['./c:/c']}}",
+    "root/srv/sub/c.env": "C=1",
+    "home/d.yml": "services: {d: {image: x, env_file: d.env, volumes: ['./d:/d']}}",
+    "home/d.env": "D=1",
+}
+
+
+def test_files_in_folders_of_others_are_looked_for_where_the_reference_says(tmp_path: Path) -> None:
+    for path, text in {"compose.yml": ELSEWHERE, "b.env": "B=0", **ELSEWHERE_FILES}.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    files = read_files(tmp_path / "compose.yml")
+    assert files == ELSEWHERE_FILES
+    spec = parse(ELSEWHERE, given=Given(files=files, allowed=frozenset({"host-path:/srv/c"})))
+    found = {one.name: one for one in spec.services}
+    assert {name: dict(one.env) for name, one in found.items() if name != "web"} == {
+        name: {name.upper(): "1"} for name in "abcd"
+    }
+    mounts = {name: [m.volume or m.host for m in one.mounts] for name, one in found.items()}
+    assert mounts == {"web": [], "a": ["a"], "b": ["above-b"], "c": ["/srv/c"], "d": ["home-d"]}
+
+
+def test_keys_of_an_included_file_are_in_a_list_too() -> None:
+    """What only the manifest itself says is refused there, and what nobody reads is told."""
+    other = "name: other\nversion: '3'\nx-ours: 1\nservices: {b: {image: y}}\n"
+    found = check("include: [a.yml]\nservices: {a: {image: x}}", given=Given(files={"a.yml": other}))
+    assert not found.refused
+    assert {one.key for one in found.idle} == {"include[0].name", "include[0].version"}
+
+
 def test_what_is_not_there_is_needed() -> None:
     found = check(MAIN)
     assert {option for option, _ in found.needs} >= {"file db/compose.yml", "file above/shared/net.yml"}
@@ -82,6 +125,13 @@ def test_what_is_not_there_is_needed() -> None:
         ("include: [{path: [a.yml, b.yml]}]", {}, "include one file each"),
         ("include: [{path: a.yml, env_file: x}]", {}, "env_file: not supported"),
         ("include: a.yml", {}, "expected a list"),
+        ("include: ['']", {}, "expected a file's path"),
+        ("include: [.]", {}, "expected a file's path"),
+        ("include: [a.yml]", {"a.yml": "sevices: {b: {image: y}}"}, "sevices: not supported"),
+        ("include: [a.yml]", {"a.yml": "x-homeserver: {web: {service: b}}"}, "write it in the manifest"),
+        ("include: [a.yml]", {"a.yml": "services: [b]"}, "services: expected a mapping"),
+        ("include: [a.yml]\nservices: nothing", {"a.yml": "services: {b: {image: y}}"}, "expected a mapping"),
+        ("include: [a.yml, ./a.yml]", {"a.yml": "services: {b: {image: y}}"}, "included twice"),
         ("include: [{project_directory: a}]", {}, "needs `path`"),
         (
             "services: {x: {image: y, extends: {file: a.yml, service: z}}}",
@@ -102,10 +152,29 @@ def test_what_cannot_be_one_file_is_refused(text: str, files: dict[str, str], wo
     assert all(one.line >= 1 for one in found.refused)
 
 
-def test_a_file_is_read_once_however_often_it_is_named() -> None:
-    """Else a short manifest would stand for hours of reading."""
-    big = "services: {b: {image: x}}\nx-much: [" + ",".join(["y"] * 20_000) + "]"
-    text = (
-        "services: {" + ",".join(f"s{n}: {{extends: {{file: a.yml, service: b}}}}" for n in range(60)) + "}"
-    )
-    assert len(parse(text, given=Given(files={"a.yml": big})).services) == 60
+def extending(path: str, count: int = 60) -> str:
+    """`{n}` in the path is the service's number."""
+    each = (f"s{n}: {{extends: {{file: {path.replace('N', './' * n)}, service: b}}}}" for n in range(count))
+    return f"services: {{{','.join(each)}}}"
+
+
+@pytest.mark.parametrize("path", ["a.yml", "Na.yml", "x/../Na.yml"])
+@pytest.mark.parametrize("text", ["services: {b: {image: x}}", "services: ["])
+def test_a_file_is_read_once_however_often_it_is_named(
+    monkeypatch: pytest.MonkeyPatch, path: str, text: str
+) -> None:
+    """Else a short manifest would stand for hours of reading, also of what cannot be read."""
+    reads = []
+    real = including.read
+    monkeypatch.setattr(including, "read", lambda *given: (reads.append(given[0]), real(*given))[1])
+    found = check(extending(path), given=Given(files={"a.yml": text}))
+    assert reads == [text]
+    assert bool(found.refused) == (text == "services: [")
+
+
+def test_other_files_are_bounded_together() -> None:
+    half = "services: {b: {image: x}}\nx-much: " + "y" * (including.MAX_BYTES // 2)
+    text = "include: [a.yml, c.yml]\nservices: {a: {image: x}}"
+    (refused,) = check(text, given=Given(files={"a.yml": half, "c.yml": half})).refused
+    assert refused.key == "include[1]" and "bytes together" in refused.text
+    assert not check(text, given=Given(files={"a.yml": half, "c.yml": "services: {}"})).refused
