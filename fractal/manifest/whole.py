@@ -10,6 +10,8 @@ from fractal.manifest.document import Items, Node, Scalar, Table
 from fractal.manifest.values import Where
 
 MAX_CHAIN = 16
+MAX_NODES = 50_000
+"""Of all services, after what they extend is written out: each of a thousand may extend one with a thousand volumes."""
 REPLACED = frozenset({"command", "entrypoint", "test"})
 """Sequences that are not added to."""
 PROFILES = "COMPOSE_PROFILES"
@@ -22,14 +24,25 @@ def services(where: Where) -> tuple[dict[str, Where], dict[str, Where]]:
     chosen = {p.strip() for p in where.given.values.get(PROFILES, "").split(",") if p.strip()}
     found: dict[str, Where] = {}
     absent: dict[str, Where] = {}
+    left = MAX_NODES
     for name, item in tables.items():
         whole = replace(item, node=_extended(item, name, tables, ()))
+        left -= _count(whole.node)
+        if left < 0:
+            item.wrong("too much, counting what it and those before it extend")
+            break
         if _chosen(whole, chosen):
             found[name] = whole
         else:
             absent[name] = whole
     # Of the volumes that are written in each, not of those that it has from others: else a few lines would stand for billions.
     return {n: replace(w, node=_with_volumes(w, found)) for n, w in found.items()}, absent
+
+
+def _count(node: Node) -> int:
+    if isinstance(node, Table):
+        return 1 + sum(_count(below) for _, below in node.entries.values())
+    return 1 + sum(map(_count, node.items)) if isinstance(node, Items) else 1
 
 
 def called(services: Mapping[str, Where]) -> dict[str, str]:

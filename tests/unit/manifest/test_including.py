@@ -9,6 +9,7 @@ import pytest
 from fractal.api.app import Mount
 from fractal.cli.given import read_files
 from fractal.manifest import Given, check, including, parse
+from fractal.manifest.whole import MAX_NODES
 
 MAIN = """
 include: [db/compose.yml, {path: ../shared/net.yml}]
@@ -178,3 +179,15 @@ def test_other_files_are_bounded_together() -> None:
     (refused,) = check(text, given=Given(files={"a.yml": half, "c.yml": half})).refused
     assert refused.key == "include[1]" and "bytes together" in refused.text
     assert not check(text, given=Given(files={"a.yml": half, "c.yml": "services: {}"})).refused
+
+
+def test_what_services_extend_is_bounded_when_it_is_written_out() -> None:
+    """Else ten thousand words would stand for a hundred million volumes."""
+    volumes = ", ".join(f"v{n}:/v{n}" for n in range(1000))
+    many = MAX_NODES // 1000 + 5
+    text = (
+        f"services: {{b: {{image: x, volumes: [{volumes}]}}"
+        + "".join(f", s{n}: {{extends: b}}" for n in range(many))
+        + "}"
+    )
+    assert any("counting what it" in one.text for one in check(text).refused)
