@@ -10,6 +10,9 @@ from fractal.builtin.process.environments import REQUIREMENT
 from fractal.builtin.process.placeholders import names, texts
 from fractal.guard.commands import SIGNALS
 
+ASK_NOTHING = frozenset({"labels", "expose", "healthcheck.disable"})
+"""Options that a process without a container has anyway, or that nobody here reads."""
+
 
 def refusals(spec: AppSpec) -> Iterator[Refusal]:
     """Every obstacle, by service and key."""
@@ -31,9 +34,26 @@ def refusals(spec: AppSpec) -> Iterator[Refusal]:
                 yield Refusal(
                     service.name, key, "is run in containers only: do it in `x-homeserver.process.argv`"
                 )
+        if not service.image:
+            for key in _of_containers(service):
+                yield Refusal(
+                    service.name, key, "is for containers: a process has the agent's user and place"
+                )
         if service.files and not service.image:
             yield Refusal(service.name, "configs", "no place for it: use `x-homeserver.process.files`")
         yield from _service(spec, service, ports)
+
+
+def _of_containers(service: ServiceSpec) -> Iterator[str]:
+    """Keys of a service without an image that only a container could honour."""
+    said = {
+        "command": service.argv,
+        "entrypoint": service.entrypoint,
+        "user": service.user,
+        "working_dir": service.working_dir,
+    }
+    yield from (key for key, value in said.items() if value)
+    yield from (key for key, text in service.options.items() if key not in ASK_NOTHING and text != "false")
 
 
 def _service(spec: AppSpec, service: ServiceSpec, ports: set[str]) -> Iterator[Refusal]:

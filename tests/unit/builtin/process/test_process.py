@@ -119,6 +119,9 @@ def test_services_that_are_only_images_are_refused_by_name(tmp_path: Path) -> No
         ),
         (service(stop_signal="SIGSTOP"), "stop_signal"),
         (service(limits=Limits(cpus=1.0)), "cpus"),
+        (service(user="1000"), "user"),
+        (service(options={"read_only": "true", "init": "false", "labels": '{"a":"b"}'}), "read_only"),
+        (service(options={"uts": '"host"'}), "uts"),
         (service(ports=(Port(name="a", container=0, protocol="sctp"),)), "ports.a"),
     ],
 )
