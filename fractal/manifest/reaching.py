@@ -44,12 +44,16 @@ def reach(table: Mapping[str, Where], found: dict[str, str]) -> None:
 
 def _devices(table: Mapping[str, Where], found: Mapping[str, str]) -> None:
     for item in table["devices"].items() if "devices" in found else ():
+        if item.incomplete():
+            continue
         path = item.text().partition(":")[0] if isinstance(item.node, Scalar) else ""
         if not path.startswith("/dev/") or ".." in path.split("/"):
             item.wrong("expected a device's path such as /dev/dri")
         else:
             item.allowed(f"device:{path}", "it is the device's, and another one may have none")
     for item in table["device_cgroup_rules"].items() if "device_cgroup_rules" in found else ():
+        if item.incomplete():
+            continue
         if _RULE.fullmatch(item.text()):
             name = item.text().replace(" ", ":")
             item.allowed(

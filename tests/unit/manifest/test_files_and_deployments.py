@@ -84,6 +84,8 @@ def test_a_deployment_on_one_device() -> None:
         ("image: x, uts: host, hostname: a", "and `hostname`"),
         ("image: x, uts: yours", "not supported"),
         ("image: x, device_cgroup_rules: [all]", "expected a kind of devices"),
+        ("image: x, device_cgroup_rules: ['${RULE}']", "needs --set RULE=VALUE"),
+        ("image: x, devices: ['${STICK}:/dev/ttyUSB0']", "needs --set STICK=VALUE"),
         ("image: x, device_cgroup_rules: ['c 1:* rwm']", "needs --allow device-rule:c:1:*:rwm"),
         ("image: x, env_file: gone.env", "needs file gone.env"),
         ("image: x, env_file: bad.env", "bad.env:2: expected NAME=VALUE"),
