@@ -197,4 +197,6 @@ def _is_path(key: tuple[str, ...], text: str) -> bool:
         return key[2:] in PATHS
     if key[:1] == ("include",):
         return key[1:] in ((), ("[]",), ("[]", "path"), ("[]", "path", "[]"), ("[]", "project_directory"))
+    if key[:1] == ("volumes",):
+        return key[2:] == ("driver_opts", "device") and text.startswith(".")
     return key[:1] in (("configs",), ("secrets",)) and key[2:] == ("file",)

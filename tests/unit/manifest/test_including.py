@@ -69,6 +69,7 @@ def test_what_a_file_names_is_found_and_its_paths_are_of_its_own_folder(tmp_path
 ELSEWHERE = """
 include:
   - {path: parts/a.yml, project_directory: .}
+  - deep/e.yml
   - ../b.yml
   - /srv/c.yml
   - ~/d.yml
@@ -76,6 +77,10 @@ services: {web: {image: x}}
 """
 ELSEWHERE_FILES = {
     "parts/a.yml": "services: {a: {image: x, env_file: a.env, volumes: ['./a:/a']}}",
+    "deep/e.yml": """
+services: {e: {image: x, environment: {E: 1}, volumes: ['e:/e']}}
+volumes: {e: {driver_opts: {type: none, o: bind, device: ./e}}}
+""",
     "a.env": "A=1",
     "above/b.yml": "services: {b: {image: x, env_file: ./b.env, volumes: ['./b:/b']}}",
     "above/b.env": "B=1",
@@ -95,10 +100,17 @@ def test_files_in_folders_of_others_are_looked_for_where_the_reference_says(tmp_
     spec = parse(ELSEWHERE, given=Given(files=files, allowed=frozenset({"host-path:/srv/c"})))
     found = {one.name: one for one in spec.services}
     assert {name: dict(one.env) for name, one in found.items() if name != "web"} == {
-        name: {name.upper(): "1"} for name in "abcd"
+        name: {name.upper(): "1"} for name in "abcde"
     }
     mounts = {name: [m.volume or m.host for m in one.mounts] for name, one in found.items()}
-    assert mounts == {"web": [], "a": ["a"], "b": ["above-b"], "c": ["/srv/c"], "d": ["home-d"]}
+    assert mounts == {
+        "web": [],
+        "a": ["a"],
+        "b": ["above-b"],
+        "c": ["/srv/c"],
+        "d": ["home-d"],
+        "e": ["deep-e"],
+    }
 
 
 def test_keys_of_an_included_file_are_in_a_list_too() -> None:
