@@ -186,10 +186,13 @@ def given(text: str, source: str) -> dict[str, str]:
 
 def _read(where: Where, path: str, text: str, *, raw: bool) -> dict[str, str]:
     """`raw` values mean what they say, quotes and dollar signs too: `format: raw`."""
-    found = {}
+    found: dict[str, str] = {}
+    if "\0" in text:
+        where.wrong(f"{path[:80]}:{text.count(chr(10), 0, text.index(chr(0))) + 1}: holds NUL")
+        return found
     for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1):
-        line = line.strip()
-        if not line or line.startswith("#"):
+        line = line.lstrip() if raw else line.strip()
+        if not line.strip() or line.startswith("#"):
             continue
         match = _LINE.fullmatch(line)
         if match is None:

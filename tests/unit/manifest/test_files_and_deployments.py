@@ -104,3 +104,11 @@ def test_wrong_env_files_deployments_builds_and_networks(service: str, problem: 
     files = {"bad.env": "A=1\nnot a line", "unset.env": "NAME"}
     with pytest.raises(InvalidInput, match=re.escape(problem)):
         parse(f"services: {{main: {{{service}}}}}", files=files)
+
+
+def test_a_raw_env_file_means_what_it_says_and_holds_no_nul() -> None:
+    text = "services: {main: {image: x, env_file: [{path: a.env, format: raw}]}}"
+    (main,) = parse(text, files={"a.env": "  # no value\nA='$B' \n  C= d\n"}).services
+    assert main.env == {"A": "'$B' ", "C": " d"}
+    with pytest.raises(InvalidInput, match=r"a\.env:2: holds NUL"):
+        parse(text, files={"a.env": "A=1\nB=\0"})
