@@ -217,7 +217,7 @@ class Start:
         self._go_on()
         joins = {c.service: c.id for c in await self.containers()}[other] if other else ""
         names = sorted(network.name for network in own)
-        await elsewhere.make(self.context, self.engine, self.run, spec)
+        await self.change(self.run.key, elsewhere.make(self.context, self.engine, self.run, spec))
         volumes = elsewhere.attached(self.place.device, self.run, spec)
         container = wanted(self.place, self.run, spec, order, image, files, names, joins, volumes)
         what = f"{self.run.key}: service {spec.name}"
