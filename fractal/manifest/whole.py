@@ -7,13 +7,12 @@ from dataclasses import replace
 
 from fractal.manifest import including
 from fractal.manifest.document import Items, Node, Scalar, Table
+from fractal.manifest.merging import merged
 from fractal.manifest.values import Where
 
 MAX_CHAIN = 16
 MAX_NODES = 50_000
 """Of all services, after what they extend is written out: each of a thousand may extend one with a thousand volumes."""
-REPLACED = frozenset({"command", "entrypoint", "test"})
-"""Sequences that are not added to."""
 PROFILES = "COMPOSE_PROFILES"
 """The variable by which Compose is told what profiles to take."""
 
@@ -92,31 +91,7 @@ def _extended(where: Where, name: str, tables: dict[str, Where], chain: tuple[st
         extends.wrong(f"{base[:80]!r} is no other service of that file, or extends this one itself")
         return where.node
     under = _extended(tables[base], base, tables, (*chain, name))
-    return _merged(under, where.node) if isinstance(under, Table) else where.node
-
-
-def _merged(under: Node, over: Node, key: str = "") -> Node:
-    if key in ("environment", "labels"):
-        under, over = _as_table(under), _as_table(over)
-    if isinstance(under, Table) and isinstance(over, Table):
-        entries = dict(under.entries)
-        for name, (line, value) in over.entries.items():
-            entries[name] = (line, _merged(entries[name][1], value, name) if name in entries else value)
-        return Table(over.line, entries)
-    if isinstance(under, Items) and isinstance(over, Items) and key not in REPLACED:
-        return Items(over.line, (*under.items, *over.items))
-    return over
-
-
-def _as_table(node: Node) -> Node:
-    if not isinstance(node, Items) or not all(isinstance(item, Scalar) for item in node.items):
-        return node
-    entries: dict[str, tuple[int, Node]] = {}
-    for item in node.items:
-        assert isinstance(item, Scalar)
-        name, equals, value = item.text.partition("=")
-        entries[name] = (item.line, Scalar(item.line, value if equals else None, value))
-    return Table(node.line, entries)
+    return merged(under, where.node) if isinstance(under, Table) else where.node
 
 
 def _with_volumes(where: Where, found: dict[str, Where]) -> Node:
