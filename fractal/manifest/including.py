@@ -77,15 +77,15 @@ def _included(item: Where, seen: list[str]) -> Table | None:
 
 def _with(tree: Table, other: Table, item: Where) -> Table:
     entries = dict(tree.entries)
-    for key, (_, added) in other.entries.items():
-        where = item.at(key, added)
+    for key, (_, said) in other.entries.items():
+        where = item.at(key, said)
         if key in IDLE:
             where.idle(IDLE[key])
         elif key == "x-homeserver":
             where.wrong("not supported in a file that is included: write it in the manifest itself")
         elif key not in (*SECTIONS, "include") and not key.startswith("x-"):
             where.wrong("not supported")
-        elif key in SECTIONS and not isinstance(added, Table) and not _is_null(added):
+        elif key in SECTIONS and not isinstance(said, Table) and not _is_null(said):
             where.wrong("expected a mapping")
     for section in SECTIONS:
         _, added = other.entries.get(section, (0, None))

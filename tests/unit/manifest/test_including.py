@@ -8,7 +8,8 @@ import pytest
 
 from fractal.api.app import Mount
 from fractal.cli.given import read_files
-from fractal.manifest import Given, check, including, parse
+from fractal.manifest import Given, check, document, including, parse
+from fractal.manifest.document import Problems, Table
 from fractal.manifest.whole import MAX_NODES
 
 MAIN = """
@@ -177,9 +178,13 @@ def test_a_file_is_read_once_however_often_it_is_named(
     monkeypatch: pytest.MonkeyPatch, path: str, text: str
 ) -> None:
     """Else a short manifest would stand for hours of reading, also of what cannot be read."""
-    reads = []
-    real = including.read
-    monkeypatch.setattr(including, "read", lambda *given: (reads.append(given[0]), real(*given))[1])
+    reads, real = list[str](), document.read
+
+    def counted(given: str, problems: Problems) -> Table:
+        reads.append(given)
+        return real(given, problems)
+
+    monkeypatch.setattr(including, "read", counted)
     found = check(extending(path), given=Given(files={"a.yml": text}))
     assert reads == [text]
     assert bool(found.refused) == (text == "services: [")
