@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +21,9 @@ REACHING_OUT = frozenset(
     }
 )
 """Capabilities with which a program inside can reach the device, other apps, or the guard."""
+REACHING_OUT_THERE = frozenset({"NET_ADMIN", "NET_RAW"})
+"""The same where the network is the device's own: the first rewrites its firewall, which keeps apps apart, and the second sees all
+that goes through, and sends past that firewall. In a network of the app's own they reach nothing else. capabilities(7), packet(7)."""
 
 HOOK_TIMEOUT = 10.0
 
@@ -158,6 +162,27 @@ class ServiceSpec:
     """Run in order before the stop signal, within `stop_grace` all together; one that fails does not keep it from coming."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Further Compose keys that a runtime honours, by key, as canonical JSON."""
+
+    @property
+    def network_mode(self) -> str:
+        """`none`, `host` or `service:NAME`; "" for networks of the app's own. What cannot be read is "" too, and no runtime takes it."""
+        try:
+            mode = json.loads(self.options.get("network_mode", '""'))
+        except ValueError:
+            return ""
+        return mode if isinstance(mode, str) else ""
+
+
+def in_device_network(services: Iterable[ServiceSpec]) -> frozenset[str]:
+    """Names of the services whose network is the device's own, also by way of other services."""
+    modes = {one.name: one.network_mode for one in services}
+    found = {name for name, mode in modes.items() if mode == "host"}
+    shared = {
+        name: mode.removeprefix("service:") for name, mode in modes.items() if mode.startswith("service:")
+    }
+    while more := {name for name, other in shared.items() if other in found} - found:
+        found |= more
+    return frozenset(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

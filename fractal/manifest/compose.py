@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from fractal.api.app import AppSpec, Port, ServiceSpec
 from fractal.api.building import ImageBuild
 from fractal.api.errors import InvalidInput
-from fractal.manifest import including, keys, networks, routed, rules, secret_forms, top, whole
+from fractal.manifest import including, keys, networks, reaching, routed, rules, secret_forms, top, whole
 from fractal.manifest.document import Finding, Node, Problems, Table, read
 from fractal.manifest.fields import FormField, form_fields, normal
 from fractal.manifest.homeserver import AppSection, app_section, generated_secrets
@@ -117,6 +117,7 @@ def _read(text: str, problems: Problems, given: Given, form: list[FormField] | N
         secrets=top.texts(tables.get("secrets")),
     )
     services = [service(where, around) for where in running.values()]
+    reaching.reach_there(services, running)
     _look_through(absent, around, problems)
     services = with_aliases(networks.settled(services), problems.aliases, problems)
     if not services:

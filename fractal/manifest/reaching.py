@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from fractal.api import canonical
-from fractal.api.app import REACHING_OUT
+from fractal.api.app import REACHING_OUT, REACHING_OUT_THERE, ServiceSpec, in_device_network
 from fractal.manifest.document import Items, Scalar
 from fractal.manifest.values import Where
 
@@ -35,11 +35,29 @@ def reach(table: Mapping[str, Where], found: dict[str, str]) -> None:
     if "uts" in found and "hostname" in found:
         table["uts"].wrong("and `hostname`: the device's own name is not the app's to set")
     _devices(table, found)
-    for item in table["cap_add"].items() if "cap_add" in found else ():
-        name = item.text().upper().removeprefix("CAP_")
-        if name in REACHING_OUT:
-            item.allowed(f"capability:{name}", "with it a program can reach the device itself")
+    if "cap_add" in found:
+        _capabilities(table["cap_add"], REACHING_OUT, "with it a program can reach the device itself")
     _protection(table, found)
+
+
+def reach_there(services: Sequence[ServiceSpec], places: Mapping[str, Where]) -> None:
+    """Look through the capabilities of services whose network is the device's own, which only all of them together tell."""
+    there = in_device_network(services)
+    for one in services:
+        if one.name in there and "cap_add" in one.options:
+            added = places[one.name].table()["cap_add"]
+            _capabilities(
+                added,
+                REACHING_OUT_THERE,
+                "in the device's own network a program can pass by what keeps apps apart with it",
+            )
+
+
+def _capabilities(where: Where, asking: frozenset[str], why: str) -> None:
+    for item in where.items():
+        name = item.text().upper().removeprefix("CAP_")
+        if name in asking:
+            item.allowed(f"capability:{name}", why)
 
 
 def _devices(table: Mapping[str, Where], found: Mapping[str, str]) -> None:

@@ -158,6 +158,48 @@ def test_a_device_may_allow_what_reaches_out() -> None:
         assert made.cap_add == (name,)
 
 
+@pytest.mark.parametrize("name", ["NET_ADMIN", "NET_RAW"])
+@pytest.mark.parametrize(
+    "mode", ['"host"', ' "host"', '"\\u0068ost"', '"service:first"', ' "service:first" ']
+)
+def test_a_device_gives_its_network_apart_from_what_can_change_it(name: str, mode: str) -> None:
+    """Whatever the manifest was read with, and however a member's specification writes it."""
+    first = ServiceSpec(name="first", image="x", options={"network_mode": '"host"'})
+    main = ServiceSpec(
+        name="main",
+        image="x",
+        depends_on={"first": "started"},
+        options={"network_mode": mode, "cap_add": f'["cap_{name.lower()}"]'},
+    )
+    spec = AppSpec(name="x", services=(first, main), allowed=("host-network", f"capability:{name}"))
+    for allow in ("host-network", "all"):
+        (refusal,) = refusals(spec, EngineConfig(allow=(allow,)))
+        assert (refusal.service, refusal.key) == ("main", "cap_add")
+        assert f'capabilities = ["{name}"]' in refusal.reason
+        assert not list(refusals(spec, EngineConfig(allow=(allow,), capabilities=(f"CAP_{name}",))))
+    (refusal, *_) = refusals(spec, EngineConfig(capabilities=(name,)))
+    assert refusal.key == "network_mode"
+
+
+@pytest.mark.parametrize("mode", ['"none"', '"service:first"', ""])
+def test_in_a_network_of_the_apps_own_it_may_change_what_it_likes(mode: str) -> None:
+    options = {"network_mode": mode} if mode else {}
+    main = ServiceSpec(
+        name="main",
+        image="x",
+        depends_on={"first": "started"},
+        options={**options, "cap_add": '["NET_ADMIN","NET_RAW"]'},
+    )
+    spec = AppSpec(name="x", services=(ServiceSpec(name="first", image="x"), main))
+    assert not list(refusals(spec, EngineConfig()))
+
+
+def test_a_network_that_is_another_ones_is_known_however_it_is_written() -> None:
+    main = ServiceSpec(name="main", image="x", options={"network_mode": ' "service:gone"'})
+    (refusal,) = refusals(AppSpec(name="x", services=(main,)), EngineConfig())
+    assert "no service that is started before it" in refusal.reason
+
+
 @pytest.mark.parametrize(
     ("service", "key"),
     [

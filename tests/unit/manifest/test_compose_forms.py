@@ -259,6 +259,37 @@ def test_what_reaches_out_has_to_be_allowed_and_forbids_failover(body: str, need
     assert spec.services[0].options
 
 
+NETWORKED = """
+services:
+  main: {image: x, network_mode: host}
+  beside: {image: x, network_mode: "%s", cap_add: [%s, CHOWN]}
+"""
+
+
+@pytest.mark.parametrize("mode", ["host", "service:main", "container:MAIN"])
+@pytest.mark.parametrize(("written", "name"), [("cap_net_admin", "NET_ADMIN"), ("NET_RAW", "NET_RAW")])
+def test_the_devices_network_and_what_changes_it_have_to_be_allowed_both(
+    mode: str, written: str, name: str
+) -> None:
+    """With the device's network alone, a program could rewrite the firewall that keeps apps apart."""
+    text = (NETWORKED % (mode, written)).replace(
+        "{image: x, network_mode: host}", "{image: x, network_mode: host, container_name: MAIN}"
+    )
+    checked = check(text)
+    assert {option for option, _ in checked.needs} == {"--allow host-network", f"--allow capability:{name}"}
+    assert checked.refused == ()
+    with pytest.raises(InvalidInput, match=f"beside.cap_add.*needs --allow capability:{name}"):
+        parse(text, given=Given(allowed=frozenset({"host-network"})))
+    spec = parse(text, given=Given(allowed=frozenset({"host-network", f"capability:{name}"})))
+    assert ties(spec) == (f"capability:{name}", "host-network")
+
+
+@pytest.mark.parametrize("mode", ["none", "bridge", "service:other"])
+def test_in_a_network_of_the_apps_own_the_same_is_free(mode: str) -> None:
+    text = NETWORKED % (mode, "NET_ADMIN, NET_RAW") + "  other: {image: x}\n"
+    assert {option for option, _ in check(text).needs} == {"--allow host-network"}
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [

@@ -6,7 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator, Sequence
 
-from fractal.api.app import REACHING_OUT, AppSpec, ServiceSpec
+from fractal.api.app import REACHING_OUT, REACHING_OUT_THERE, AppSpec, ServiceSpec, in_device_network
 from fractal.api.runtime import Refusal
 from fractal_containers.config import EngineConfig
 from fractal_containers.options import settings
@@ -17,11 +17,14 @@ SIGNAL = re.compile(r"SIG[A-Z0-9+-]{2,12}|\d{1,2}")
 
 def refusals(spec: AppSpec, config: EngineConfig) -> Iterator[Refusal]:
     """Every obstacle, by service and key."""
+    there = in_device_network(spec.services)
     for service in spec.services:
         if not service.image:
             yield Refusal(service.name, "image", "has none; this runtime runs images only: use `process`")
             continue
         yield from _of_the_device(service, config)
+        if service.name in there:
+            yield from _in_its_network(service, config)
         yield from _shared(service, spec)
         yield from _service(service, config, spec.allowed)
 
@@ -41,15 +44,30 @@ def _of_the_device(service: ServiceSpec, config: EngineConfig) -> Iterator[Refus
             )
 
 
+def _in_its_network(service: ServiceSpec, config: EngineConfig) -> Iterator[Refusal]:
+    """With the device's own network, capabilities reach it that else reach only the app's."""
+    added: frozenset[str] = frozenset()
+    with contextlib.suppress(ValueError):  # told as such
+        added = frozenset(settings({"cap_add": service.options.get("cap_add", "[]")}, REACHING_OUT).cap_add)
+    given = {name.upper().removeprefix("CAP_") for name in config.capabilities}
+    for name in sorted((added & REACHING_OUT_THERE) - given):
+        yield Refusal(
+            service.name,
+            "cap_add",
+            f"in the device's own network {name} lets the app reach the device and other apps; allow it by "
+            f'`capabilities = ["{name}"]` of the runtime',
+        )
+
+
 def _shared(service: ServiceSpec, spec: AppSpec) -> Iterator[Refusal]:
     """A network of another service is one of its own, and another started it."""
-    mode = service.options.get("network_mode", "")
-    if not mode.startswith('"service:'):
+    mode = service.network_mode
+    if not mode.startswith("service:"):
         return
-    other = {s.name: s for s in spec.services}.get(mode.strip('"').removeprefix("service:"))
+    other = {s.name: s for s in spec.services}.get(mode.removeprefix("service:"))
     if other is None or other.name not in service.depends_on:
         yield Refusal(service.name, "network_mode", "names no service that is started before it")
-    elif other.options.get("network_mode", "").startswith('"service:'):
+    elif other.network_mode.startswith("service:"):
         yield Refusal(service.name, "network_mode", f"{other.name} has another one's network: name that one")
     if service.ports:
         yield Refusal(service.name, "network_mode", "ports belong to the service whose network it is")
@@ -64,7 +82,7 @@ def _service(service: ServiceSpec, config: EngineConfig, allowed: Sequence[str])
     for port in service.ports:
         if not 1 <= port.container <= 65535:
             yield Refusal(service.name, f"ports.{port.name}", "needs the number that the service listens on")
-    if service.options.get("network_mode") == '"none"' and service.ports:
+    if service.network_mode == "none" and service.ports:
         yield Refusal(service.name, "network_mode", "leaves no network for the service's ports")
     targets = [*(mount.target for mount in service.mounts), *service.files]
     for target in targets:
