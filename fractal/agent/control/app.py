@@ -308,13 +308,13 @@ async def app_update(agent: Agent, params: Params, _: Progress) -> Plan:
         refuse_what_cannot_run(agent, group, app.owner or app.placed, spec)
         builds = builds_of(agent, group, manifest, params)
         builds.refuse_another_machine(app.owner or app.placed)
-        builds.read = manifest.of
+        builds.read = partial(manifest.of, agent.workers)
         await pack_contexts(builds, app.name, manifest, params)
 
     async def change(progress: Progress) -> None:
         given_spec = spec
         if builds.wanted:
-            given_spec = builds.spec()
+            given_spec = await builds.spec()
             if app.owner != group.me:
                 await builds.store(app.store, group.app(app.id).keys[-1], progress)
         await append(given_spec)

@@ -5,7 +5,7 @@ The log knows their digests, and the app's store keeps them, as with any other i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol, cast
@@ -48,7 +48,7 @@ class Builds:
     names: dict[str, str] = field(default_factory=dict)
     """Image as the specification calls it -> what was built."""
     stored: list[ArchivedImage] = field(default_factory=list)
-    read: Callable[[Mapping[str, str]], HasSpec] | None = None
+    read: Callable[[Mapping[str, str]], Awaitable[HasSpec]] | None = None
     """Reads the manifest with what was built."""
 
     def __post_init__(self) -> None:
@@ -104,10 +104,10 @@ class Builds:
             detail["unless"] = f"{image} is on this device or in its registry"
         return Action(f"build {build.name} on this device", detail, make)
 
-    def spec(self) -> dict[str, object]:
+    async def spec(self) -> dict[str, object]:
         """The specification with what was built in it. Raises InvalidInput."""
         assert self.read is not None
-        return self.read(self.names).spec
+        return (await self.read(self.names)).spec
 
     def _contexts(self) -> Contexts:
         return self.agent.contexts

@@ -22,6 +22,7 @@ from fractal.agent.group import GroupAgent
 from fractal.agent.status import app_status
 from fractal.api.app import AppSpec
 from fractal.api.building import BUILT, ImageBuild
+from fractal.api.context import Workers
 from fractal.api.errors import Denied, InvalidInput, NotFound
 from fractal.core.entries import AppInstalled, RouteAdded
 from fractal.core.model import App, DeviceRole, Point, Policy, Source, StoreEntry
@@ -51,16 +52,16 @@ class Wanted:
     catalog: str = ""
     """Where it is from."""
 
-    def at(self, host: str) -> Wanted:
+    async def at(self, workers: Workers, host: str) -> Wanted:
         """The same for an app with a public name. Raises InvalidInput."""
-        return self._read(replace(self.given, host=host))
+        return await self._read(workers, replace(self.given, host=host))
 
-    def of(self, built: Mapping[str, str]) -> Wanted:
+    async def of(self, workers: Workers, built: Mapping[str, str]) -> Wanted:
         """The same with images that were built. Raises InvalidInput."""
-        return self._read(replace(self.given, built=built))
+        return await self._read(workers, replace(self.given, built=built))
 
-    def _read(self, given: Given) -> Wanted:
-        read = read_as_given(self.text, self.source, given, self.secrets)
+    async def _read(self, workers: Workers, given: Given) -> Wanted:
+        read = await workers.run(read_as_given, self.text, self.source, given, self.secrets)
         return replace(read, catalog=self.catalog)
 
 
@@ -87,7 +88,8 @@ async def read_manifest(
         # What was built for an earlier manifest is not what this one builds.
         images = {name: image for name, image in given.images.items() if not image.startswith(f"{BUILT}/")}
         given = replace(given, images=images, brings=await _brings(agent, name, text, catalog, params, given))
-    return replace(read_as_given(text, source, given, params.table("secrets")), catalog=catalog)
+    read = await agent.workers.run(read_as_given, text, source, given, params.table("secrets"))
+    return replace(read, catalog=catalog)
 
 
 async def _brings(
@@ -97,10 +99,12 @@ async def _brings(
     if "contexts" in params:
         known = params.table("contexts")
         return lambda build: "" if build.name in known else f"its context {build.context} was not sent along"
-    builds = check(text, given=replace(given, brings=lambda _: "")).builds if catalog else {}
-    if not builds:
+    if not catalog:
         return None
-    found = await contexts_beside(agent, catalog, name, [build for build, _ in builds.values()])
+    checked = await agent.workers.run(check, text, "manifest", replace(given, brings=lambda _: ""))
+    if not checked.builds:
+        return None
+    found = await contexts_beside(agent, catalog, name, [build for build, _ in checked.builds.values()])
     return lambda build: found.get(build.name, "its context is not in the catalog")
 
 
@@ -126,7 +130,7 @@ async def pack_contexts(builds: Builds, name: str, wanted: Wanted, params: Param
 
 
 def read_as_given(text: str, source: str, given: Given, secrets: Mapping[str, str]) -> Wanted:
-    """Read it with what is given. Raises InvalidInput."""
+    """Read it with what is given; where a loop runs, by its workers: it may take seconds. Raises InvalidInput."""
     spec = parse(text, source=source, given=given)
     checked = check(text, source, given)
     sealed = {*spec.given_secrets, *spec.generated_secrets}
@@ -259,7 +263,7 @@ def installed(
     async def append(progress: Progress) -> None:
         made = entry
         if builds is not None and builds.wanted:
-            made = replace(entry, spec=builds.spec())
+            made = replace(entry, spec=await builds.spec())
             if entry.placed != group.me:
                 await builds.store(entry.store, entry.key, progress)
         await group.journal.append(made)
@@ -299,7 +303,7 @@ async def app_install(agent: Agent, params: Params, progress: Progress) -> Plan:
     store = store_for(group, params.text("store"))
     routes = params.items("routes") or default_routes(group, name, parsed)
     if host := public_name(routes):
-        manifest = manifest.at(host)
+        manifest = await manifest.at(agent.workers, host)
     key = new_key(agent.entropy, group.state, policy, group.state.devices[group.me].member)
     secrets = {**new_secrets(agent, spec), **manifest.secrets}
     entry = AppInstalled(
@@ -313,7 +317,7 @@ async def app_install(agent: Agent, params: Params, progress: Progress) -> Plan:
         policy=policy,
         secrets=sealed_secrets(agent.entropy, key.public, secrets),
     )
-    builds.read = manifest.of
+    builds.read = partial(manifest.of, agent.workers)
     await pack_contexts(builds, wanted, manifest, params)
     told = {**lines(manifest.checked), **idle_line(manifest.checked)}
     actions = [*builds.actions(), installed(group, entry, routes, told, builds)]

@@ -64,9 +64,9 @@ async def find_manifest(agent: ControlAgent, app: str, only: str = "") -> tuple[
             async with asyncio.timeout(TIMEOUT), open_catalog(agent, name) as catalog:
                 try:
                     text = await catalog.manifest(app)
-                    beside = named(text) if isinstance(catalog, SupportsFiles) else ()
-                    files = await catalog.files(app, beside) if isinstance(catalog, SupportsFiles) else {}
-                    return name, text, files
+                    if not isinstance(catalog, SupportsFiles):
+                        return name, text, {}
+                    return name, text, await catalog.files(app, await agent.workers.run(named, text))
                 except NotFound:
                     offered |= {item.name for item in await catalog.items()}
         except TimeoutError:
@@ -107,7 +107,9 @@ async def list_catalog(agent: ControlAgent, params: Params, _: Progress) -> dict
     for name in _chosen(agent, params.text("catalog")):
         try:
             async with asyncio.timeout(TIMEOUT), open_catalog(agent, name) as catalog:
-                told = [{**await _told(catalog, item), "catalog": name} for item in await catalog.items()]
+                told = [
+                    {**await _told(agent, catalog, item), "catalog": name} for item in await catalog.items()
+                ]
                 items += [item for item in told if _fits(item, words)]
         except TimeoutError:
             problems.append(f"{name}: no answer within {TIMEOUT:.0f} s")
@@ -121,13 +123,13 @@ def _fits(item: Mapping[str, str], words: list[str]) -> bool:
     return all(word in text for word in words)
 
 
-async def _told(catalog: Catalog, item: CatalogItem) -> dict[str, str]:
+async def _told(agent: ControlAgent, catalog: Catalog, item: CatalogItem) -> dict[str, str]:
     """What the catalog says of an app, and where it says nothing, what its manifest says."""
     told = {"name": item.name, "title": item.title, "summary": item.summary, "version": item.version}
     if item.summary and item.version:
         return told
     try:
-        manifest = describe(await catalog.manifest(item.name), item.name)
+        manifest = await agent.workers.run(describe, await catalog.manifest(item.name), item.name)
     except (BackendError, InvalidInput) as error:
         return {**told, "summary": told["summary"] or f"cannot be read: {str(error).splitlines()[0]}"}
     return {key: value or manifest.get(key, "") for key, value in told.items()}

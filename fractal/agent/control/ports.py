@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from fractal.agent.pulse import Pulse
 from fractal.agent.walk import Break
-from fractal.api.context import Clock, Context, Entropy
+from fractal.api.context import Clock, Context, Entropy, Workers
 from fractal.api.coordination import Coordinator
 from fractal.api.runtime import Runtime
 from fractal.api.snapshot import Snapshotter
@@ -86,6 +86,9 @@ class ControlAgent(Protocol):
 
     @property
     def entropy(self) -> Entropy: ...
+
+    @property
+    def workers(self) -> Workers: ...
 
     @property
     def config(self) -> Any:
