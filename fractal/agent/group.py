@@ -55,6 +55,7 @@ class GroupAgent:
         """Id of this device."""
         self.journal = journal
         self.pulse = Pulse(agent.pulse)
+        journal.news = self.pulse.beat
         self.stores: dict[str, OpenStore] = {}
         self.beats: dict[str, Beat] = {}
         self.ear = Ear()

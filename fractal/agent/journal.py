@@ -132,6 +132,8 @@ class Journal:
         self._pending = _Pending(outbox) if outbox else None
         self._long_poll: asyncio.Timeout | None = None
         self._interrupted = False
+        self.news: Callable[[], None] = lambda: None
+        """Called when something more was read, whoever asked for it: also who appends reads on until the entry is there."""
 
     @property
     def state(self) -> GroupState:
@@ -260,6 +262,8 @@ class Journal:
         if pending is not None and folded.position:
             pending.position, pending.reason = folded.position, folded.reason
             self._pending = None
+        if page.entries:
+            self.news()
 
     def _fold_page(self, page: Page) -> _Folded:
         folded = _Folded(self._state)

@@ -31,7 +31,7 @@ async def follow_log(group: GroupAgent) -> None:
         timers = group.pace
         try:
             async with asyncio.timeout(seconds(timers.poll + timers.read_timeout)):
-                changed = await group.journal.poll(seconds(timers.poll))
+                await group.journal.poll(seconds(timers.poll))
         except (BackendError, TimeoutError) as error:
             group.suspicion = group.suspicion.deaf(clock.boottime())
             problem = str(error) or "reading the log timed out"
@@ -44,8 +44,6 @@ async def follow_log(group: GroupAgent) -> None:
             group.logger.info("log: readable again")
             group.log_problem = ""
             group.suspicion = group.suspicion.deaf(clock.boottime())
-        if changed:
-            group.pulse.beat()
 
 
 async def follow_stores(group: GroupAgent) -> None:

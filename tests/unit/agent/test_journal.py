@@ -50,6 +50,19 @@ async def test_an_idle_group_writes_nothing(bench: Bench) -> None:
     assert bench.notes.writes == before
 
 
+async def test_whoever_reads_tells_of_what_is_new_also_who_appends(bench: Bench) -> None:
+    """Jobs wait to be told: what the follower of the log was spared from reading must not pass them by."""
+    seen: list[int] = []
+    bench.journal.news = lambda: seen.append(bench.journal.state.position)
+    await bench.journal.poll(0)
+    assert seen == [bench.journal.state.position], "believed when it is told"
+    await bench.journal.poll(0)
+    assert len(seen) == 1, "nothing was new"
+    await bench.journal.append(GroupChanged(name="Elsewhere"))
+    assert seen[-1] == bench.journal.state.position > seen[0]
+    assert bench.journal.state.name == "Elsewhere"
+
+
 async def test_a_log_without_end_does_not_hold_a_poll_for_ever(bench: Bench) -> None:
     async def endless(address: str, after: str | None, *, limit: int = 500, wait: float = 0.0) -> Page:
         return Page((b"noise",), "0", head=False)
