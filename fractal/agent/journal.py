@@ -132,6 +132,8 @@ class Journal:
         self._pending = _Pending(outbox) if outbox else None
         self._long_poll: asyncio.Timeout | None = None
         self._interrupted = False
+        self._hurried = 0
+        """How many want a read of now."""
         self.news: Callable[[], None] = lambda: None
         """Called when something more was read, whoever asked for it: also who appends reads on until the entry is there."""
 
@@ -189,10 +191,11 @@ class Journal:
         Also sends once more what an earlier append, or an earlier run of the agent, left on its way. Raises BackendError
         (retryable for a time-out); what was read before it is kept.
         """
-        if not wait:
-            self._interrupt()
-        async with self._reading:
-            changed = await self._read(wait)
+        if wait:
+            async with self._reading:
+                changed = await self._read(wait)
+        else:
+            changed = await self._read_now()
         if self._pending is not None and not self._appending.locked():
             async with self._appending:
                 await self._nudge()
@@ -220,7 +223,9 @@ class Journal:
         return changed
 
     async def _page(self, wait: float) -> Page | None:
-        """A page; None if a long poll was given up because somebody wants a read of now."""
+        """A page; None if a long poll was given up, or not begun, because somebody wants a read of now."""
+        if wait and self._hurried:
+            return None
         limit = wait + self._state.timers.read_timeout / 1000
         self._interrupted = False
         try:
@@ -236,6 +241,16 @@ class Journal:
             ) from error
         finally:
             self._long_poll = None
+
+    async def _read_now(self) -> bool:
+        """Read what there is, before any long poll: one under way ends, and none begins while somebody waits here."""
+        self._hurried += 1
+        self._interrupt()
+        try:
+            async with self._reading:
+                return await self._read(0.0)
+        finally:
+            self._hurried -= 1
 
     def _interrupt(self) -> None:
         """End a long poll under way: its answer would be older than what the caller needs, and it holds the lock."""
@@ -368,7 +383,7 @@ class Journal:
                 if self._pending is not None:
                     await self._finish(self._pending)
                 if not self._current:
-                    await self._read_once()
+                    await self._read_now()
                 reason = ""
                 for _ in range(MAX_SEALS):
                     pending = self._prepare(seal(), wanted)
@@ -444,11 +459,6 @@ class Journal:
             if not error.retryable:
                 raise
             self._logger.debug("log %s: %s", self.address, error)
-
-    async def _read_once(self) -> None:
-        self._interrupt()
-        async with self._reading:
-            await self._read(0.0)
 
     async def _finish(self, pending: _Pending) -> None:
         """Bring what an earlier call or run left on its way to its end, whatever that is."""

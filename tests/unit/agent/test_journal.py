@@ -121,6 +121,34 @@ async def test_an_entry_that_a_long_poll_brought_waits_for_no_other_poll(bench: 
         await asyncio.wait([following])
 
 
+async def test_a_read_of_now_waits_for_no_long_poll_that_was_about_to_begin(bench: Bench) -> None:
+    """Both waited for a read under way, the long poll first: whoever took an app then waited for all of it."""
+    await bench.journal.poll(0)
+    read, held, asked = bench.log.read, asyncio.Event(), list[float]()
+
+    async def slow(address: str, after: str | None, *, limit: int = 500, wait: float = 0.0) -> Page:
+        asked.append(wait)
+        await (asyncio.Event() if wait else held).wait()
+        return await read(address, after, limit=limit, wait=wait)
+
+    bench.log.read = slow  # type: ignore[method-assign]
+    first = asyncio.create_task(bench.journal.poll(0))
+    await asyncio.sleep(0)
+    following = asyncio.create_task(bench.journal.poll(2.0))
+    await asyncio.sleep(0)
+    now = asyncio.create_task(bench.journal.poll(0))
+    await asyncio.sleep(0)
+    held.set()
+    try:
+        assert not await first
+        assert not await asyncio.wait_for(now, 30)
+        assert asked == [0.0, 0.0], "the long poll gave way"
+        assert not await following, "it is for its caller to begin again"
+    finally:
+        following.cancel()
+        await asyncio.wait([following])
+
+
 async def test_a_restart_continues_where_the_notes_are(bench: Bench) -> None:
     for number in range(SAVE_EVERY + 7):
         bench.log.entries.append(b"noise %d" % number)
