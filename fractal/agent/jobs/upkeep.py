@@ -36,28 +36,40 @@ async def keep_up(group: GroupAgent) -> None:
     """
     told: dict[str, str] = {}
     checkpoints = Checkpoints(group)
+    settled: tuple[object, ...] | None = None
+    """All that the steps for apps look at, when every one of them had found nothing more to do."""
     while True:
-        for name, step in _steps(group, checkpoints):
+        basis = (group.state, group.agent.stopping, tuple(group.jobs))
+        # Whether the others are there, which draining asks, is not in the log.
+        open_ends = _drains(group)
+        for name, step in _steps(group, checkpoints, apps=open_ends or basis != settled):
             try:
                 await step()
                 told.pop(name, None)
             except Stale:
-                continue  # somebody else did it, or it is wanted no more
+                open_ends = True  # somebody else did it, or it is wanted no more
             except FractalError as error:
+                open_ends = True
                 if told.get(name) != str(error):
                     group.logger.warning("%s: %s", name, error)
                 told[name] = str(error)
+        settled = None if open_ends else basis
         await group.agent.clock.sleep(INTERVAL)
 
 
-def _steps(group: GroupAgent, checkpoints: Checkpoints) -> Iterator[Step]:
+def _drains(group: GroupAgent) -> bool:
+    me = group.state.devices.get(group.me)
+    return me is not None and me.draining
+
+
+def _steps(group: GroupAgent, checkpoints: Checkpoints, *, apps: bool) -> Iterator[Step]:
     yield "welcomes", partial(send_welcomes, group.agent, group.journal)
     me = group.state.devices.get(group.me)
     if group.blind or me is None or me.removed or group.agent.stopping:
         return
     yield "telling of this device", partial(_publish, group)
     yield "checkpoint", checkpoints.keep
-    for app_id, app in group.state.apps.items():
+    for app_id, app in group.state.apps.items() if apps else ():
         if app.removed or app.owner != group.me:
             continue
         # Each looks at the app as it is by then: the step before it may have changed it.
