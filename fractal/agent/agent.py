@@ -342,10 +342,11 @@ class Agent:
         self._show(tuple(_ended(run) if run.key in keys else run for run in self.runs))
 
     def _show(self, runs: Sequence[RunStatus]) -> None:
-        before, self.runs = self.runs, runs
-        if runs != before:
-            for group in self.groups.values():
-                group.pulse.beat()
+        if runs == self.runs:
+            return  # the same value stays, so that what was made of it does too
+        self.runs = runs
+        for group in self.groups.values():
+            group.pulse.beat()
 
     async def _observing(self) -> None:
         news = self.runtime if isinstance(self.runtime, SupportsNews) else None

@@ -144,10 +144,9 @@ class AppJob:
         store = self.group.stores.get(self.app.store)
         return max(self.app.epoch, store.highest(self.id) if store else 0) > epoch or self.app.removed
 
-    def runs(self) -> list[RunStatus]:
+    def runs(self) -> tuple[RunStatus, ...]:
         """Runs of the app on this device, as last observed."""
-        runs = self.group.agent.runs
-        return [r for r in runs if r.app == self.id and r.group == self.group.id] if runs else []
+        return self.group.runs(self.id)
 
     def health(self) -> RunStatus | None:
         """The present run, if there is one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +17,7 @@ from fractal.agent.pulse import Pulse
 from fractal.agent.remote import Remote
 from fractal.agent.supervise import supervise
 from fractal.api.errors import BackendError, NotFound
+from fractal.api.runtime import RunStatus
 from fractal.api.store import Store
 from fractal.archive.epochs import EpochRecord, Epochs
 from fractal.archive.images import Images
@@ -69,6 +70,10 @@ class GroupAgent:
         self.log_problem = ""
         self.certifying = Certifying()
         self._images: dict[str, Images] = {}
+        self._runs: tuple[Sequence[RunStatus], Mapping[str, tuple[RunStatus, ...]]] = ((), {})
+        """What was observed last, and the group's part of it by app."""
+        self._pace: tuple[tuple[object, ...], Timers] | None = None
+        """What `pace` was found of, and what it was."""
         self.logger = agent.logger.getChild(group[:8])
         self._stack = AsyncExitStack()
         self._opening: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -114,6 +119,17 @@ class GroupAgent:
             self.resting[app] = AppJob(self, app)
         return self.resting[app]
 
+    def runs(self, app: str) -> tuple[RunStatus, ...]:
+        """Runs of an app on this device, as last observed."""
+        runs = self.agent.runs
+        if self._runs[0] is not runs:
+            found: defaultdict[str, tuple[RunStatus, ...]] = defaultdict(tuple)
+            for run in runs:
+                if run.group == self.id:
+                    found[run.app] += (run,)
+            self._runs = (runs, dict(found))
+        return self._runs[1].get(app, ())
+
     def proofs(self, app: App) -> Proofs:
         """When this device last proved that an app's epoch is the highest."""
         store = self.stores.get(app.store)
@@ -128,8 +144,12 @@ class GroupAgent:
     @property
     def pace(self) -> Timers:
         """The timers by which log and stores are read: often enough for whichever app here has the shortest proofs."""
-        owned = (job.timers for job in self.jobs.values() if job.owns)
-        return min(owned, key=lambda timers: timers.proof, default=self.state.timers)
+        # All that says who owns what here, and which proofs the epoch objects of that allow.
+        basis = (self.state, tuple(self.jobs), [store.listed for store in self.stores.values()])
+        if self._pace is None or self._pace[0] != basis:
+            owned = (job.timers for job in self.jobs.values() if job.owns)
+            self._pace = (basis, min(owned, key=lambda timers: timers.proof, default=self.state.timers))
+        return self._pace[1]
 
     async def store(self, store: str) -> OpenStore:
         """A store of the group, opened on first use. Raises NotFound, BackendError."""
