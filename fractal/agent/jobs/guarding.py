@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fractal.api.errors import FractalError, NotFound, Unreachable
 from fractal.core.lease import seconds
 
 if TYPE_CHECKING:
+    from fractal.agent.app_job import AppJob
     from fractal.agent.group import GroupAgent
 
 INTERVAL = 0.5
@@ -18,26 +21,53 @@ KEPT = 3600.0
 """Seconds granted at a time to an app that its policy keeps running when the device is cut off."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Wish:
+    """What the guard is to know of one app's runs."""
+
+    basis: tuple[object, ...]
+    """All that the rest was found of."""
+    deadlines: Mapping[str, float]
+    """By run, also where they are over."""
+    replaced: tuple[str, ...]
+    """Runs of epochs that are over."""
+
+
+def _wish(job: AppJob, shared: tuple[object, ...], last: _Wish | None) -> _Wish:
+    """What the guard is to know now: found anew whenever anything differs that `AppJob.right`, `run_keys` and `replaced` read.
+
+    `shared` is what they read that is the same for all apps.
+    """
+    group, app = job.group, job.app
+    basis = (app, job.facts.now, job.runs(), group.proofs(app), group.stored(app), shared)
+    if last is not None and last.basis == basis:
+        return last
+    right, keys = job.right(), job.run_keys()
+    until = right.deadline
+    deadlines = {key: until for key, epoch in keys.items() if until is not None and epoch == app.epoch}
+    over = (key for key, epoch in keys.items() if key not in deadlines and job.replaced(epoch))
+    return _Wish(basis, deadlines, tuple(over))
+
+
 async def grant(group: GroupAgent) -> None:
     """Grant every run its deadline; freeze at once what was replaced."""
     clock = group.agent.clock
     freezing: dict[str, asyncio.Task[None]] = {}
+    wishes: dict[str, _Wish] = {}
     told = ""
     granted: tuple[dict[str, float], float] = ({}, 0.0)
     try:
         while True:
             now = clock.boottime()
             grants: dict[str, float] = {}
-            for job in group.jobs.values():
-                keys = job.run_keys()
-                if not keys:
-                    continue
-                right, present = job.right(), job.app.epoch
-                for key, epoch in keys.items():
-                    if right.deadline is not None and epoch == present:
-                        if right.deadline > now:
-                            grants[key] = min(right.deadline, now + KEPT)
-                    elif job.replaced(epoch) and (key not in freezing or freezing[key].done()):
+            shared = (group.state.timers, group.blind)
+            wishes = {app: _wish(job, shared, wishes.get(app)) for app, job in group.jobs.items()}
+            for wish in wishes.values():
+                for key, deadline in wish.deadlines.items():
+                    if deadline > now:
+                        grants[key] = min(deadline, now + KEPT)
+                for key in wish.replaced:
+                    if key not in freezing or freezing[key].done():
                         # Beside the grants: a tree that is slow to stand still must not cost the others theirs.
                         freezing[key] = asyncio.create_task(_freeze(group, key))
             freezing = {key: task for key, task in freezing.items() if not task.done()}
