@@ -21,8 +21,9 @@ from fractal.builtin.sqlite_file import BusyError, LogFile
 
 T = TypeVar("T")
 
-LOOK = 0.05
-"""Seconds between looks at the file's time stamps while a long poll waits."""
+LOOK, LOOK_QUIET = 0.05, 0.2
+"""Seconds between looks at the file's time stamps while a long poll waits, and where nothing was appended for `QUIET`."""
+QUIET = 5.0
 LOOK_INSIDE = 0.5
 """Seconds after which a waiting poll queries the file although no stamp changed: two commits within one tick of the
 file system's clock may leave the same stamp."""
@@ -52,6 +53,8 @@ class SqliteCoordinator:
         self._timeout = config.timeout
         self._file = file
         self._heard: dict[str, int] = {}
+        self._moved: dict[str, float] = {}
+        """When an entry of a log was last read or written here."""
 
     @property
     def staleness(self) -> float:
@@ -75,6 +78,7 @@ class SqliteCoordinator:
     async def append(self, address: str, token: str, entry: bytes) -> None:
         """Append, durable when this returns."""
         group = group_of(address, "sqlite")
+        self._moved[group] = self._context.clock.boottime()
         await self._run(self._file.append, group, check_name("token", token), check_entry(entry))
 
     async def read(self, address: str, after: str | None, *, limit: int = 500, wait: float = 0.0) -> Page:
@@ -83,14 +87,20 @@ class SqliteCoordinator:
         clock = self._context.clock
         end = clock.boottime() + wait
         check_limit(limit)
+        before: tuple[int, ...] = ()
         while True:
             mark, looked = self._file.mark(), clock.boottime()
             page = await self._run(self._file.read, group, after, limit)
+            if page.entries:
+                self._moved[group] = clock.boottime()
             if page.entries or clock.boottime() >= end:
                 return page
-            until = min(end, looked + LOOK_INSIDE)
+            # A stamp that was there a whole `LOOK_INSIDE` before this query is none that a later commit could still leave.
+            until = end if mark == before else min(end, looked + LOOK_INSIDE)
+            before = mark
+            pause = LOOK if looked - self._moved.setdefault(group, looked) < QUIET else LOOK_QUIET
             while (now := clock.boottime()) < until and self._file.mark() == mark:
-                await clock.sleep(min(LOOK, until - now))
+                await clock.sleep(min(pause, until - now))
 
     async def signal(self, address: str, payload: bytes, *, to: str | None = None) -> None:
         """Keep the payload as this device's last broadcast, or as one more message to `to`."""
