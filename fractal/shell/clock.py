@@ -27,4 +27,5 @@ class SystemClock(Clock):
         end = self.boottime() + seconds
         await asyncio.sleep(0)
         while (left := end - self.boottime()) > 0:  # noqa: ASYNC110 - waits for time itself, no event tells of it
-            await asyncio.sleep(min(left, _LONGEST_NAP))
+            # Naps end together: many who wait for long wake the process once, not each at a time of its own.
+            await asyncio.sleep(min(left, _LONGEST_NAP - asyncio.get_running_loop().time() % _LONGEST_NAP))
