@@ -16,9 +16,9 @@ from fractal.cli.given import (
     given_options,
     given_values,
     is_path,
-    read_files,
     read_text,
     sent_contexts,
+    taken_along,
 )
 from fractal.cli.lazy import LazyGroup
 from fractal.cli.output import clean, moment, show_facts, show_table
@@ -88,9 +88,9 @@ def install(session: Session, name: str, group: str | None, **options: Any) -> N
     if is_path(name):
         path, source, name = Path(name), name, Path(name).stem
         manifest = read_text(path)
-        given = {**given, "files": read_files(path)}
+        given = {**given, "files": taken_along(path, options["read"])}
         given = asked(manifest, str(path), given, everything=options["ask"], brings=beside(path))
-        given["contexts"] = sent_contexts(session, manifest, path, given, dry_run=options["dry_run"])
+        given["contexts"] = sent_contexts(session, manifest, path, given, options)
     else:
         given = _asked_of_catalog(session, name, given, everything=options["ask"])
     session.change(
@@ -132,6 +132,8 @@ def _show_installed(result: Mapping[str, Any]) -> None:
     for step in result["plan"]:
         if idle := step["detail"].get("without effect here"):
             click.echo(f"  without effect here: {clean(idle)}")
+        if reads := step["detail"].get("reads beside it"):
+            click.echo(f"  read beside the manifest: {clean(reads)}")
     for route in result["routes"]:
         click.echo(f"  https://{clean(route)}/" if not route.startswith(":") else f"  port {clean(route)}")
 

@@ -10,7 +10,7 @@ import click
 
 from fractal.cli import complete
 from fractal.cli.app import AT_HELP, say_done
-from fractal.cli.given import given_options, given_values, read_files, read_text, sent_contexts
+from fractal.cli.given import given_options, given_values, read_text, sent_contexts, taken_along
 from fractal.cli.output import clean, show_facts, size
 from fractal.cli.session import (
     Session,
@@ -203,8 +203,8 @@ def update(session: Session, name: str, group: str | None, **options: Any) -> No
     manifest, given, contexts, text = options["manifest"], given_values(options), None, None
     if manifest is not None:
         path = Path(manifest)
-        given, text = {**given, "files": read_files(path) or None}, read_text(path)
-        contexts = sent_contexts(session, text, path, given, dry_run=options["dry_run"])
+        given, text = {**given, "files": taken_along(path, options["read"]) or None}, read_text(path)
+        contexts = sent_contexts(session, text, path, given, options)
     session.change(
         "app.update",
         {

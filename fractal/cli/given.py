@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from fractal.cli.brought import refuse_unasked, unasked
 from fractal.cli.output import clean
 from fractal.cli.pairs import name_values
 
@@ -21,8 +22,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def given_options(function: F) -> F:
-    """`--set`, `--set-file`, `--values`, `--allow` and `--image`."""
+    """`--set`, `--set-file`, `--values`, `--allow`, `--image` and `--read`."""
     for option in (
+        click.option(
+            "--read",
+            "read",
+            multiple=True,
+            metavar="PATH",
+            help="Hidden file or folder beside the manifest that it may take along, as `app check` names it.",
+        ),
         click.option(
             "--values",
             "value_files",
@@ -157,11 +165,11 @@ def beside(manifest: Path) -> Callable[[ImageBuild], str]:
 
 
 def sent_contexts(
-    session: Session, manifest: str, path: Path, given: Mapping[str, Any], *, dry_run: bool
+    session: Session, manifest: str, path: Path, given: Mapping[str, Any], options: Mapping[str, Any]
 ) -> dict[str, str] | None:
     """Give the agent what the manifest's builds work on: by what they are called, ids. For a dry run nothing is sent.
 
-    Raises InvalidInput, and the agent's own errors.
+    Raises click's usage error, InvalidInput, and the agent's own errors.
     """
     import tempfile
 
@@ -169,9 +177,11 @@ def sent_contexts(
     from fractal.manifest import check
 
     found = {}
-    for build, _ in check(manifest, str(path), as_given(given, beside(path))).builds.values():
+    builds = [build for build, _ in check(manifest, str(path), as_given(given, beside(path))).builds.values()]
+    refuse_unasked(path, unasked(path, (), builds, options["read"]))
+    for build in builds:
         found[build.name] = ""
-        if not dry_run:
+        if not options["dry_run"]:
             with tempfile.TemporaryFile() as archive:
                 packed = pack(path.parent, build, archive)
                 archive.seek(0)
@@ -193,6 +203,13 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise click.UsageError(f"{path}:{line}: not UTF-8 text") from error
+
+
+def taken_along(manifest: Path, read: tuple[str, ...]) -> dict[str, str]:
+    """As `read_files`, where they are sent on. Raises click's usage error for those that have to be named and are not."""
+    found = read_files(manifest)
+    refuse_unasked(manifest, unasked(manifest, found, (), read))
+    return found
 
 
 def read_files(manifest: Path) -> dict[str, str]:

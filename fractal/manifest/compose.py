@@ -41,6 +41,8 @@ class Checked:
     """What the manifest asks for."""
     builds: Mapping[str, tuple[ImageBuild, bool]] = field(default_factory=dict)
     """Image as the specification calls it -> how it is built, and whether it is first looked for by its name."""
+    files: tuple[str, ...] = ()
+    """Paths of the files that came with it."""
 
 
 def parse(
@@ -89,6 +91,7 @@ def check(text: str, source: str = "manifest", given: Given | None = None) -> Ch
         granted=tuple(problems.granted.items()),
         fields=tuple(form),
         builds=dict(problems.builds),
+        files=tuple(sorted(given.files)) if given is not None else (),
     )
 
 

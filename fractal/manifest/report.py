@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from typing import Any
 
 from fractal.api.app import AppSpec, ServiceSpec
@@ -82,6 +83,18 @@ def report(checked: Checked) -> dict[str, Any]:
     }
 
 
+def reads(checked: Checked) -> list[str]:
+    """Files and folders beside the manifest that go into the app, or into its images."""
+    contexts = (f"{posixpath.normpath(build.context)}/" for build, _ in checked.builds.values())
+    return [*checked.files, *dict.fromkeys(contexts)]
+
+
+def reads_line(checked: Checked) -> dict[str, str]:
+    """One line for them; none if there are none."""
+    found = reads(checked)
+    return {"reads beside it": ", ".join(found)} if found else {}
+
+
 def lines(checked: Checked) -> dict[str, str]:
     """The same, one line for each matter that there is something to say of."""
     found = report(checked)
@@ -104,6 +117,7 @@ def lines(checked: Checked) -> dict[str, str]:
         "asks for": ", ".join(f["name"] for f in found["fields"]),
         "empty variables": ", ".join(name for name, _ in checked.unset),
         "can fail over": over,
+        **reads_line(checked),
     }
     return {name: text for name, text in said.items() if text}
 

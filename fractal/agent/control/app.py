@@ -294,6 +294,7 @@ async def app_update(agent: Agent, params: Params, _: Progress) -> Plan:
         refuse_what_cannot_run,
     )
     from fractal.agent.fork_key import sealed_secrets
+    from fractal.manifest.report import reads_line
 
     group, app = named(agent, params)
     name = check_new_name("app", params.text("name"), _other_names(group, app)) if "name" in params else None
@@ -301,6 +302,7 @@ async def app_update(agent: Agent, params: Params, _: Progress) -> Plan:
     text: str | None = None
     spec: dict[str, object] | None = None
     builds = Builds(agent=agent, group=group, wanted={}, contexts={})
+    told: dict[str, str] = {}
     if any(key in params for key in ("manifest", "env", "allow", "images")) or not (given or name):
         # Without anything else to change the catalog's present manifest is meant.
         manifest = await read_manifest(agent, app.name, params, app, group)
@@ -308,6 +310,7 @@ async def app_update(agent: Agent, params: Params, _: Progress) -> Plan:
         refuse_what_cannot_run(agent, group, app.owner or app.placed, spec)
         builds = builds_of(agent, group, manifest, params)
         builds.refuse_another_machine(app.owner or app.placed)
+        told = reads_line(manifest.checked)
         builds.read = partial(manifest.of, agent.workers)
         await pack_contexts(builds, app.name, manifest, params)
 
@@ -343,7 +346,7 @@ async def app_update(agent: Agent, params: Params, _: Progress) -> Plan:
 
     new = " and ".join(n for n, v in (("manifest", text), ("secrets", given), ("name", name)) if v)
     what = f"give {app.name} a new {new}; where that matters to it, its device takes a snapshot and starts it again"
-    actions = [*builds.actions(), Action(what, {"app": app.name}, change)]
+    actions = [*builds.actions(), Action(what, {"app": app.name, **told}, change)]
     wait = params.number("wait_s", DEFAULT)
     return waiting_plan(group, app.id, wait, actions, applied)
 

@@ -51,6 +51,17 @@ async def test_values_are_sealed_and_stay_given(attic: Bed) -> None:
     assert (await attic.starts("Attic"))[-1] == "again/bye-canary"
 
 
+async def test_what_came_along_with_a_manifest_is_in_the_plan(attic: Bed) -> None:
+    with_file, came = manifest(service(more="    env_file: own.env\n")), {"own.env": "A=canary\n"}
+    plan = await attic.call("Attic", "app.install", manifest=with_file, files=came, dry_run=True)
+    assert plan["plan"][0]["detail"]["reads beside it"] == "own.env"
+    assert "canary" not in json.dumps(plan)
+    assert (await attic.call("Attic", "app.install", manifest=manifest(), wait_s=40))["done"]
+    changes = {"app": "test", "manifest": with_file, "files": came, "dry_run": True}
+    plan = await attic.call("Attic", "app.update", **changes)
+    assert plan["plan"][0]["detail"]["reads beside it"] == "own.env"
+
+
 async def test_what_this_runtime_has_no_place_for_is_refused_by_name(attic: Bed) -> None:
     reaching = ASKS.replace(
         "    stop_grace_period", "    volumes: [/srv/media:/media]\n    stop_grace_period"
