@@ -19,6 +19,7 @@ import pytest
 
 from fractal.api.context import Context
 from fractal.api.errors import Ambiguous, BackendError, InvalidInput, Misconfigured, NotFound
+from fractal.builtin import sqlite
 from fractal.builtin.sqlite import SqliteCoordinator, open_sqlite
 from fractal.builtin.sqlite_config import SqliteConfig
 from fractal.shell.clock import SystemClock
@@ -32,6 +33,7 @@ WRITER = """
 import asyncio, logging, sys
 from pathlib import Path
 from fractal.api.context import Context
+from fractal.builtin import sqlite
 from fractal.builtin.sqlite import open_sqlite
 from fractal.builtin.sqlite_config import SqliteConfig
 from fractal.shell.clock import SystemClock
@@ -413,3 +415,21 @@ async def test_configuration_is_checked(opener: Open) -> None:
     with pytest.raises(Misconfigured, match="timeout"):
         async with opener(timeout=0.0):
             pass
+
+
+async def test_what_comes_after_a_long_quiet_is_read_within_the_same_poll(
+    opener: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also once the file is no longer queried without a new stamp."""
+    monkeypatch.setattr(sqlite, "QUIET", 0.0)
+    async with opener() as reader, opener(device="b") as writer:
+        address = await writer.create("g", "Family")
+        await writer.append(address, "t-0", b"zero")
+        first = await reader.read(address, None)
+        poll = asyncio.create_task(reader.read(address, first.cursor, wait=60.0))
+        await asyncio.sleep(2 * sqlite.LOOK_INSIDE + sqlite.LOOK_QUIET)
+        assert not poll.done()
+        await writer.append(address, "t-1", b"one")
+        # Before its end, at which it would query in any case.
+        async with asyncio.timeout(30.0):
+            assert (await poll).entries == (b"one",)

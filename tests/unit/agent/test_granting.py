@@ -1,0 +1,44 @@
+"""What the guard is told of an app's runs follows everything that it is found of."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from fractal.agent.jobs import guarding
+from fractal.testing.agents import bed
+
+
+async def test_a_deadline_is_found_anew_when_anything_differs_that_it_hangs_on(tmp_path: Path) -> None:
+    async with bed(tmp_path) as beds:
+        await beds.start("attic")
+        await beds.found("attic")
+        await beds.install("attic")
+        job = beds.job("attic")
+        group, epoch = job.group, job.app.epoch
+
+        def told(last: guarding._Wish | None) -> guarding._Wish:
+            return guarding._wish(job, (group.state.timers, group.blind), last)
+
+        # From here on nothing is awaited: the agent itself changes nothing in between.
+        first = told(None)
+        ((key, until),) = first.deadlines.items()
+        assert until == job.right().deadline
+        assert told(first) is first
+
+        assert group.journal.proof_sent is not None
+        group.journal.proof_sent += 1.0
+        proved = told(first)
+        assert proved.deadlines == {key: job.right().deadline} != first.deadlines
+
+        before = job.facts.now
+        job.facts.now = replace(before, released=epoch)
+        assert told(proved).deadlines == {}
+        job.facts.now = before
+        assert told(proved) == proved
+
+        store = group.stores[job.app.store]
+        known = store.listed[job.id]
+        store.listed = {**store.listed, job.id: {**known, epoch + 1: known[epoch]}}
+        over = told(proved)
+        assert (over.deadlines, over.replaced) == ({}, (key,))
