@@ -31,8 +31,10 @@ from fractal.core.plan import Step, View, next_step, steady
 if TYPE_CHECKING:
     from fractal.agent.group import GroupAgent
 
-LOOK, LOOK_OWNER = 5.0, 1.0
-"""Seconds between two looks when nothing wakes the job, and where the app runs or should and not all is as it should be."""
+LOOK, LOOK_OWNER, LOOK_STEADY = 5.0, 1.0, 15.0
+"""Seconds between two looks when nothing wakes the job; where the app runs or should and not all is as it should be; and where all
+is, so that whatever makes anything due wakes the job or is known ahead.
+"""
 LOOK_AGAIN = 30.0
 """Seconds between two looks for a snapshot that its owner says is there."""
 START_LIMIT = 120.0
@@ -380,10 +382,10 @@ class AppJob:
         self._looked = (said, self.group.agent.clock.boottime())
 
     def _idle(self, view: View) -> float:
-        waits = [LOOK]
-        if self.owns:
-            if not steady(view):
-                waits.append(LOOK_OWNER)
+        if not self.owns:
+            waits = [LOOK]
+        else:
+            waits = [LOOK_STEADY if steady(view) else LOOK_OWNER]
             soon = (view.tick_due, view.wait_over or 0.0, view.start_at, view.restore_at)
             waits += [at - view.now for at in soon if at > view.now]
         return max(0.02, min(waits))
