@@ -95,11 +95,13 @@ class SimStore(Store):
                 )
                 gone = set(old[-hidden:])
                 return [i for i in found if i.key not in gone]
-            if network.remember_listed:
-                network.listed.setdefault(name, set()).update(i.key for i in found)
             return found
 
-        for info in await network.call(self._machine, STORE, effect):
+        answer = await network.call(self._machine, STORE, effect)
+        if network.remember_listed:
+            # Shown is what arrived: of an answer that was lost the device knows nothing, and could not notice what is hidden later.
+            network.listed.setdefault(name, set()).update(info.key for info in answer)
+        for info in answer:
             yield info
 
     async def delete(self, key: str) -> None:
