@@ -76,11 +76,6 @@ def test_who_runs_by_short_proofs_is_not_frozen_when_the_group_gets_patient(valu
     assert not [line for line in result.timeline if "guard froze" in line]
 
 
-def test_a_store_hides_only_what_a_device_was_shown() -> None:
-    """Of a listing whose answer was lost it knows nothing: an epoch hidden after that is one that it never saw (seed 3326)."""
-    assert not simulate(3326).violations
-
-
 def test_no_fault_begins_when_all_have_ended() -> None:
     """This one would cut the owner off 16 s after it began, for so long that another takes the app."""
     result = simulate(
