@@ -21,8 +21,8 @@ from pathlib import Path
 from fractal.demo.devices import DemoDevice, kill
 from fractal.testing.agents import manifest, service
 
-SETTLING = 20.0
-"""Seconds between the app's becoming healthy and the measurement."""
+SETTLING = 135.0
+"""Seconds between the last app's becoming healthy and the measurement: its archive is looked after for the first time two minutes later."""
 INTERVAL = "30s"
 """Between two checks of an app's health: Compose's own default."""
 TICKS = os.sysconf("SC_CLK_TCK")

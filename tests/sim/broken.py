@@ -113,7 +113,7 @@ def committed_without_a_look(patch: pytest.MonkeyPatch) -> None:
     note = Saver._note
 
     async def hopeful(self: Saver, queued: Any, record: Record, _: int) -> None:
-        await note(self, queued, record, 0)
+        await note(self, replace(queued, epoch=record.epoch + 1000), record, 0)  # as if none came after it
 
     patch.setattr(Saver, "_note", hopeful)
 
