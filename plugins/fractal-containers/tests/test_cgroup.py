@@ -10,6 +10,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,8 @@ def cgroup(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunCgroup
     yield made
     made.release()
     for pid in made.pids():
-        os.kill(pid, 9)
+        with suppress(ProcessLookupError):  # it ended by itself meanwhile
+            os.kill(pid, 9)
     assert eventually(made.remove)
     assert not made.outer.exists()
 

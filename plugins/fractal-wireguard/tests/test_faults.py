@@ -61,7 +61,7 @@ async def test_planned_move_fails_no_request(patient: Town) -> None:
         await town.forward(town.target(0, ""), town.target(1, town.ids[1]))
         stopped = loop.time()
         # What reached the first device before is finished; what did not by now waits for the next one.
-        while loop.time() < stopped + 1 and any(start < stopped for start in seen.pending.values()):
+        while loop.time() < stopped + 4 and any(start < stopped for start in seen.pending.values()):
             await asyncio.sleep(0.02)
         await town.serve(0, [])
         await town.serve(1, [*town.routes(1), town.web_route(0, town.apps[1].port)])

@@ -104,11 +104,17 @@ class Gateway:
             held=frozenset(a for address in held for a in (address.v4, address.v6)),
         )
         self._network.apps = {port.address for port in had}
+        ended = _ended(before, self._apps, keys)
+        # Nothing gets through to an app that is held: what is established leads to where it was. Once it goes on, who waited is let
+        # through at once, and is not to be taken for one of those.
+        old = {of_app(*app).v6 for app in ended if not before[app].device}
+        begun = await self._passing.established(old) if self._passing is not None else []
         # First nothing new is let through to those that are held, then the peers, then what was held may go on.
         await self._network.apply()
         if self._passing is not None:
             await self._passing.apply(names)
-            await self._passing.shut({of_app(*app).v6 for app in _ended(before, self._apps, keys)})
+            begun += await self._passing.established({of_app(*app).v6 for app in ended} - old)
+            await self._passing.shut(begun)
         return problems
 
     async def hasten(self, near: bool) -> None:

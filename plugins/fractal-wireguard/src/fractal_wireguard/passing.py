@@ -6,14 +6,14 @@ ever loaded anew. The file is written first, then the running process is told: o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from fractal.api.context import Context
 from fractal.api.errors import BackendError
 from fractal_wireguard.addresses import CHALLENGE_PORT, ENTRY_PORT
 from fractal_wireguard.challenge import PROTOCOL
 from fractal_wireguard.config import WireguardConfig
-from fractal_wireguard.haproxy import Haproxy, common_settings
+from fractal_wireguard.haproxy import Haproxy, Session, common_settings
 
 SOON = 0.25
 """Seconds for one try to connect to an app that changes hands: a packet that was held is sent anew after a whole second only."""
@@ -83,11 +83,16 @@ class Passing:
             await self._haproxy.tell(f"add acl {self._soon_file} {address}" for address in sorted(apps - old))
             await self._haproxy.tell(f"del acl {self._soon_file} {address}" for address in sorted(old - apps))
 
-    async def shut(self, apps: Collection[str]) -> None:
-        """End the connections that lead to these addresses; those that are still being tried go on to whoever has them now."""
-        if apps and self._haproxy.up:
-            found = await self._haproxy.sessions()
-            await self._haproxy.shut([s for s in found if s.leads_to in apps and s.established])
+    async def established(self, apps: Collection[str]) -> list[Session]:
+        """Connections that lead to these addresses; those that are still being tried go on to whoever has them. Raises BackendError."""
+        if not apps or not self._haproxy.up:
+            return []
+        return [s for s in await self._haproxy.sessions() if s.leads_to in apps and s.established]
+
+    async def shut(self, sessions: Sequence[Session]) -> None:
+        """End these connections. Raises BackendError."""
+        if sessions and self._haproxy.up:
+            await self._haproxy.shut(sessions)
 
     async def _started(self) -> None:
         """It has read the files."""
