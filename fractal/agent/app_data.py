@@ -321,9 +321,8 @@ class AppData:
         elif base == EMPTY:
             await snapshotter.create_root(self.volume)
         else:
-            name = await self._restore(
-                base, prune=False
-            )  # what is stored first makes room, or the app's leaving
+            # What is stored first makes room, or the app's leaving.
+            name = await self._restore(base, prune=False)
             await snapshotter.checkout(self.volume, name)
         await self._forget_ignored()
         await self._make_folders()

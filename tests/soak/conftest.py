@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.stack.bed import Bed
+from tests.stack.real.world import World, missing, world
 
 
 @pytest.fixture
@@ -21,3 +22,12 @@ def bed(tmp_path: Path) -> Iterator[Bed]:
         yield made
     finally:
         made.end()
+
+
+@pytest.fixture
+def real() -> Iterator[World]:
+    """An empty world."""
+    if reason := missing():
+        pytest.skip(reason)
+    with world() as made:
+        yield made

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
 
@@ -12,7 +11,7 @@ from tests.stack.busy_sqlite import BusySqlite
 from tests.stack.real.databases import Databases
 from tests.stack.real.engines import Docker, Podman
 from tests.stack.real.test_databases import device
-from tests.stack.real.world import World, missing, world
+from tests.stack.real.world import World
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "0"))
 EVERY = 10.0
@@ -20,15 +19,6 @@ pytestmark = [
     pytest.mark.skipif(not SECONDS, reason="set SOAK_SECONDS, or run `make soak`"),
     pytest.mark.timeout(SECONDS * 20 + 1800),
 ]
-
-
-@pytest.fixture
-def real() -> Iterator[World]:
-    """An empty world."""
-    if reason := missing():
-        pytest.skip(reason)
-    with world() as made:
-        yield made
 
 
 @pytest.mark.parametrize("engine", [Docker, Podman])

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.stack.real.engines import Docker, Podman
 from tests.stack.real.scene import LAPTOP, PI, Scene
 from tests.stack.real.sniff import canary
 from tests.stack.real.test_scenario import first_is_back
-from tests.stack.real.world import World, missing, world
-
-
-@pytest.fixture
-def real() -> Iterator[World]:
-    """An empty world."""
-    if reason := missing():
-        pytest.skip(reason)
-    with world() as made:
-        yield made
+from tests.stack.real.world import World
 
 
 @pytest.mark.timeout(1800)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Iterator
 
 import pytest
 
@@ -14,7 +13,7 @@ from tests.stack.real.device import GROUP, Device
 from tests.stack.real.engines import Docker, Podman
 from tests.stack.real.small import IMAGE, SETTINGS, Notebook, image
 from tests.stack.real.test_databases import device
-from tests.stack.real.world import World, missing, world
+from tests.stack.real.world import World
 
 ROUNDS = 5
 ASKED = ("/bin/busybox", "wget", "-q", "-O", "-", "http://127.0.0.1:8000/cgi-bin/lines")
@@ -24,15 +23,6 @@ pytestmark = [
     ),
     pytest.mark.timeout(900),
 ]
-
-
-@pytest.fixture
-def real() -> Iterator[World]:
-    """An empty world."""
-    if reason := missing():
-        pytest.skip(reason)
-    with world() as made:
-        yield made
 
 
 @pytest.mark.parametrize("kind", [Docker, Podman])

@@ -9,25 +9,16 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
 from tests.stack.bed import until
 from tests.stack.real.faults import RECOVERY, faults, one
 from tests.stack.real.scene import APP, GROUP, Scene
-from tests.stack.real.world import World, missing, takeover_bound, world
+from tests.stack.real.world import World, takeover_bound
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "0"))
-
-
-@pytest.fixture
-def real() -> Iterator[World]:
-    """An empty world."""
-    if reason := missing():
-        pytest.skip(reason)
-    with world() as made:
-        yield made
 
 
 @pytest.mark.skipif(not SECONDS, reason="set SOAK_SECONDS, or run `make soak`")
