@@ -6,7 +6,7 @@ reader concludes from it depends only on the log.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -120,6 +120,8 @@ class Epochs:
         self._parsed: dict[tuple[str, int], EpochRecord] = {}
         self._bases: dict[tuple[str, int], Point] = {}
         self._seen: dict[tuple[str, int], float] = self._recall()
+        self._void: set[tuple[str, int]] = set()
+        """Names that were shown, and whose objects do not count."""
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -130,10 +132,14 @@ class Epochs:
         """
         seen = set(self._seen)  # an epoch that is created while the listing is under way may be missing in it
         shown: set[tuple[str, int]] = set()
-        async for name in listed(self._store, layout.epochs_prefix(self._group), MAX_LISTED):
-            key = layout.parse_epoch_key(self._group, name)
-            if key is not None and not key.base:
-                shown.add((key.app, key.epoch))
+        try:
+            async for name in listed(self._store, layout.epochs_prefix(self._group), MAX_LISTED):
+                key = layout.parse_epoch_key(self._group, name)
+                if key is not None and not key.base:
+                    shown.add((key.app, key.epoch))
+        finally:
+            # Also what a listing showed that proves nothing, or whose objects cannot be read now: the next may hide just that.
+            self._remember(self._plausible(shown - self._seen.keys() - self._void))
         self._refuse_rollback(seen - shown)
         result: dict[str, dict[int, EpochRecord]] = {}
         for app, epoch in sorted(shown):
@@ -149,7 +155,9 @@ class Epochs:
             record = self._parse(app, epoch)
             if not record.burnt or epoch == last + 1:
                 known[epoch] = record
-        self._remember({(app, epoch) for app, known in result.items() for epoch in known})
+        counted = {(app, epoch) for app, known in result.items() for epoch in known}
+        self._void = shown - counted
+        self._remember(counted, forget=self._void)
         return result
 
     async def base(self, app: str, epoch: int) -> Point | None:
@@ -266,12 +274,29 @@ class Epochs:
             f"{key} was in the store and is gone: the store was rolled back or hides it. Check the store."
         )
 
-    def _remember(self, shown: set[tuple[str, int]]) -> None:
-        new = shown - set(self._seen)
-        if not new:
+    def _plausible(self, names: set[tuple[str, int]]) -> set[tuple[str, int]]:
+        """Names by which an epoch may stand that counts, as far as names tell."""
+        highest: dict[str, int] = {}
+        for app, epoch in self._seen if names else ():
+            highest[app] = max(highest.get(app, 0), epoch)
+        found = set()
+        for app, epoch in sorted(names):
+            last = max(highest.get(app, 0), self._announced(app))
+            if epoch <= last + MAX_LEAP:
+                highest[app] = max(last, epoch)
+                found.add((app, epoch))
+        return found
+
+    def _remember(self, shown: set[tuple[str, int]], *, forget: Collection[tuple[str, int]] = ()) -> None:
+        """Expect these in every later listing, and those no more that turned out not to count."""
+        new = shown - self._seen.keys()
+        gone = self._seen.keys() & forget
+        if not new and not gone:
             return
         now = self._clock.boottime()
         self._seen.update(dict.fromkeys(new, now))
+        for name in gone:
+            del self._seen[name]
         if self._notes is not None:
             highest: dict[str, int] = {}
             for app, epoch in self._seen:

@@ -175,11 +175,16 @@ class Truth:
                 continue
             app = key.rpartition("/")[2]
             local = from_plain(Local, decode(value))
-            if local.committed is not None:
+            if local.committed is not None and local.root and not self._late_base(app, local):
                 self._committed(machine, app, local.committed, local.name_of(local.committed))
             if local.root and (app, local.root) not in self._rooted:
                 self._rooted.add((app, local.root))
                 self._fresh(app, local.committed)
+
+    def _late_base(self, app: str, local: Local) -> bool:
+        """Whether this is what an epoch starts from that was over before it was chosen: nobody was ever told that it is committed."""
+        assert local.committed is not None
+        return local.committed.epoch < local.root and (app, local.root + 1) in self.owners
 
     def _committed(self, machine: Machine, app: str, point: Point, name: str) -> None:
         volume = self._world.volume(app)

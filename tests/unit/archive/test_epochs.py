@@ -186,6 +186,51 @@ async def test_a_listing_that_lacks_what_was_seen_is_a_rollback_also_after_a_res
     assert sorted((await kitchen.epochs.listing())[APP]) == [1, 2]
 
 
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_what_a_listing_showed_that_was_refused_must_not_be_missing_later(
+    world: World, restarts: bool
+) -> None:
+    attic, kitchen = world.device("Attic"), world.device("Kitchen")
+    await attic.epochs.create(APP, 1, TIMERS)
+    await kitchen.epochs.listing()
+    await attic.epochs.create(APP, 2, TIMERS)
+    world.store.hidden.add(key(1))
+    with pytest.raises(Rollback, match=key(1)):
+        await kitchen.epochs.listing()
+    if restarts:
+        kitchen.open_epochs()
+    world.store.hidden = {key(2)}
+    with pytest.raises(Rollback, match=key(2)):
+        await kitchen.epochs.listing()
+
+
+async def test_what_was_listed_and_could_not_be_read_must_not_be_missing_later(world: World) -> None:
+    attic, kitchen = world.device("Attic"), world.device("Kitchen")
+    await attic.epochs.create(APP, 1, TIMERS)
+    await kitchen.epochs.listing()
+    await attic.epochs.create(APP, 2, TIMERS)
+    world.store.fail = lambda c, _key: "down" if c == "get" else ""
+    with pytest.raises(BackendError, match="down"):
+        await kitchen.epochs.listing()
+    world.store.fail = lambda _call, _key: ""
+    world.store.hidden.add(key(2))
+    with pytest.raises(Rollback, match=key(2)):
+        await kitchen.epochs.listing()
+
+
+async def test_a_stray_name_that_counts_for_nothing_may_go_again(world: World) -> None:
+    attic = world.device("Attic")
+    await attic.epochs.create(APP, 1, TIMERS)
+    for stray in (key(5), key(MAX_LEAP + 10)):
+        await world.store.put_new(stray, b"no epoch")
+    assert sorted((await attic.epochs.listing())[APP]) == [1]
+    for restarts in (False, True):
+        if restarts:
+            attic.open_epochs()
+        world.store.hidden = {key(5), key(MAX_LEAP + 10)}
+        assert sorted((await attic.epochs.listing())[APP]) == [1]
+
+
 async def test_a_stale_listing_proves_nothing_but_is_no_alarm_within_the_declared_bound(world: World) -> None:
     attic = world.device("Attic")
     world.store._staleness = 30.0
