@@ -70,6 +70,7 @@ class GroupAgent:
         self.log_problem = ""
         self.certifying = Certifying()
         self._images: dict[str, Images] = {}
+        self._proofs: dict[str, Proofs] = {}
         self._runs: tuple[Sequence[RunStatus], Mapping[str, tuple[RunStatus, ...]]] = ((), {})
         """What was observed last, and the group's part of it by app."""
         self._pace: tuple[tuple[object, ...], Timers] | None = None
@@ -134,7 +135,11 @@ class GroupAgent:
         """When this device last proved that an app's epoch is the highest."""
         store = self.stores.get(app.store)
         listed = store is not None and app.epoch in store.listed.get(app.id, ())
-        return Proofs(log=self.journal.proof_sent, store=store.sent if store is not None and listed else None)
+        log, listing = self.journal.proof_sent, store.sent if store is not None and listed else None
+        last = self._proofs.get(app.id)
+        if last is None or last.log != log or last.store != listing:
+            last = self._proofs[app.id] = Proofs(log=log, store=listing)
+        return last  # the same value stays: it is asked for several times a second
 
     def stored(self, app: App) -> Mapping[int, EpochRecord]:
         """The app's epochs in its store, as last listed."""

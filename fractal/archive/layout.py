@@ -67,22 +67,22 @@ def parse_epoch_key(group: str, key: str) -> EpochKey | None:
 
 def record_key(group: str, app: str, point: Point) -> str:
     """The record of one committed snapshot."""
-    return f"{group}/{app}/{point.epoch}/record/{point.number}"
+    return f"{epoch_records_prefix(group, app, point.epoch)}{point.number}"
 
 
-def records_prefixes(group: str, app: str) -> tuple[str, ...]:
-    """Prefixes that together cover the records of every epoch and none of the (many) objects or the trims."""
-    return tuple(f"{group}/{app}/{digit}" for digit in range(1, 10))
+def records_prefix(group: str, app: str) -> str:
+    """The records of every epoch, of every level, and none of the (many) objects or the trims."""
+    return f"{group}/{app}/record/"
 
 
 def epoch_records_prefix(group: str, app: str, epoch: int) -> str:
     """The records of one epoch, of every level."""
-    return f"{group}/{app}/{epoch}/"
+    return f"{records_prefix(group, app)}{epoch}/"
 
 
 def level_key(group: str, app: str, point: Point, level: int) -> str:
     """Another record of a moment: one that merges what led to it."""
-    return f"{group}/{app}/{point.epoch}/level/{point.number}/{level}"
+    return f"{epoch_records_prefix(group, app, point.epoch)}level/{point.number}/{level}"
 
 
 def slot_key(group: str, app: str, slot: Slot) -> str:
@@ -94,7 +94,7 @@ def slot_key(group: str, app: str, slot: Slot) -> str:
 @lru_cache(maxsize=REMEMBERED)
 def parse_slot_key(group: str, app: str, key: str) -> Slot | None:
     """The inverse of `slot_key`; None for any other name. Remembered, as every listing shows all the names again."""
-    prefix = f"{group}/{app}/"
+    prefix = records_prefix(group, app)
     if not key.startswith(prefix):
         return None
     match key[len(prefix) :].split("/"):
@@ -126,11 +126,11 @@ def parse_trim_key(group: str, app: str, key: str) -> int | None:
 
 def parse_record_key(group: str, app: str, key: str) -> Point | None:
     """The inverse of `record_key`; None for any other name."""
-    prefix = f"{group}/{app}/"
+    prefix = records_prefix(group, app)
     if not key.startswith(prefix):
         return None
     match key[len(prefix) :].split("/"):
-        case [epoch, "record", number] if _NUMBER.fullmatch(epoch) and _NUMBER.fullmatch(number):
+        case [epoch, number] if _NUMBER.fullmatch(epoch) and _NUMBER.fullmatch(number):
             return Point(epoch=int(epoch), number=int(number))
         case _:
             return None

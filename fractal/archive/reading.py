@@ -79,7 +79,7 @@ class Records:
         """By a listing sent now. Raises Rollback if a record that was seen before is missing (if `strict`), BackendError."""
         # What is written while the listing is under way may be missing in it.
         noted, noted_trim = self._notes.scan(self._note), self._noted_trim()
-        slots = await self._list(layout.records_prefixes(self._group, self._app))
+        slots = await self._list(layout.records_prefix(self._group, self._app))
         # Trims after records: whatever was deleted before the first listing was let go by one that stands in the second.
         numbers = await self._list_trims()
         bases, epoch = await self._line() if self._line is not None and numbers else ({}, 0)
@@ -98,7 +98,7 @@ class Records:
 
     async def end_of(self, epoch: int) -> tuple[int, Timeline]:
         """The number that the next record of an epoch takes, and its records; bears with a store that lost some."""
-        slots = await self._list([layout.epoch_records_prefix(self._group, self._app, epoch)])
+        slots = await self._list(layout.epoch_records_prefix(self._group, self._app, epoch))
         # The next one follows what is known to stand, wherever it does.
         slots = sorted({*slots, *(s for s in self.rescued if s[0].epoch == epoch and s in self._known)})
         timeline = self._judge(slots, [], {}, 0)
@@ -222,22 +222,10 @@ class Records:
     def _key(self, slot: Slot) -> str:
         return layout.slot_key(self._group, self._app, slot)
 
-    async def _list(self, prefixes: Iterable[str]) -> list[Slot]:
-        found: list[Slot] = []
-
-        async def look(prefix: str) -> None:
-            async for key in listed(self.store, prefix, MAX_LISTED):
-                slot = layout.parse_slot_key(self._group, self._app, key)
-                if slot is not None:
-                    found.append(slot)
-
-        # All at once: each costs a round trip, and whoever takes an app over waits for them.
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for prefix in prefixes:
-                    tasks.create_task(look(prefix))
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from errors
+    async def _list(self, prefix: str) -> list[Slot]:
+        names = listed(self.store, prefix, MAX_LISTED)
+        slots = [layout.parse_slot_key(self._group, self._app, key) async for key in names]
+        found = [slot for slot in slots if slot is not None]
         await self._fetch([self._key(s) for s in found if s not in self._known])
         return sorted(found)
 
@@ -254,6 +242,8 @@ class Records:
 
     async def _fetch(self, keys: Sequence[str]) -> None:
         """Have the bytes of those that stand: one that vanished meanwhile has none."""
+        if not keys:
+            return
         waiting = list(reversed(keys))
 
         async def fetch() -> None:

@@ -40,6 +40,8 @@ class Truth:
         self._world = world
         self.owners: dict[tuple[str, int], str] = {}
         """(app, epoch) -> device that created the epoch."""
+        self._late: set[tuple[str, str, Point]] = set()
+        """By device, app: bases that were chosen for an epoch that was over."""
         self.committed: dict[tuple[str, Point], str] = {}
         """What was reported as committed -> digest of its content."""
         self.counts: dict[tuple[str, Point], int] = {}
@@ -175,16 +177,17 @@ class Truth:
                 continue
             app = key.rpartition("/")[2]
             local = from_plain(Local, decode(value))
-            if local.committed is not None and local.root and not self._late_base(app, local):
+            if local.committed is not None and not self._late_base(machine, app, local.committed, local.root):
                 self._committed(machine, app, local.committed, local.name_of(local.committed))
             if local.root and (app, local.root) not in self._rooted:
                 self._rooted.add((app, local.root))
                 self._fresh(app, local.committed)
 
-    def _late_base(self, app: str, local: Local) -> bool:
+    def _late_base(self, machine: Machine, app: str, point: Point, root: int) -> bool:
         """Whether this is what an epoch starts from that was over before it was chosen: nobody was ever told that it is committed."""
-        assert local.committed is not None
-        return local.committed.epoch < local.root and (app, local.root + 1) in self.owners
+        if point.epoch < root and (app, root + 1) in self.owners:
+            self._late.add((machine.name, app, point))
+        return (machine.name, app, point) in self._late and point.epoch != root
 
     def _committed(self, machine: Machine, app: str, point: Point, name: str) -> None:
         volume = self._world.volume(app)

@@ -48,7 +48,10 @@ def results(run: Run, seeds: range, *, jobs: int, seconds: float) -> Iterator[tu
                 return
             yield run(seed)
         return
-    with multiprocessing.get_context("spawn").Pool(jobs, _prepare, maxtasksperchild=SEEDS_EACH) as pool:
+    # Forked by a process that has imported everything and does nothing else: importing costs as much as two seeds.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with context.Pool(jobs, _prepare, maxtasksperchild=SEEDS_EACH) as pool:
         coming = pool.imap(run, seeds)
         for seed in seeds:
             left = end - time.monotonic()

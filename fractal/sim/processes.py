@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -195,6 +196,12 @@ class SimGuardClient(GuardClient):
         raise NotImplementedError
 
 
+@lru_cache(maxsize=1000)
+def _status(group: str, app: str, epoch: int, health: Health, frozen: bool) -> RunStatus:
+    service = ServiceStatus(name="main", running=True, health=health)
+    return RunStatus(group=group, app=app, epoch=epoch, services=(service,), frozen=frozen)
+
+
 class SimRuntime:
     """A `Runtime` whose apps are counters that write to their volume."""
 
@@ -274,10 +281,7 @@ class SimRuntime:
             health = Health.UNHEALTHY
         else:
             health = Health.HEALTHY if ready else Health.STARTING
-        service = ServiceStatus(name="main", running=True, health=health)
-        return RunStatus(
-            group=tree.group, app=tree.app, epoch=tree.epoch, services=(service,), frozen=tree.frozen
-        )
+        return _status(tree.group, tree.app, tree.epoch, health, tree.frozen)
 
     async def logs(
         self,

@@ -56,6 +56,7 @@ async def grant(group: GroupAgent) -> None:
     wishes: dict[str, _Wish] = {}
     told = ""
     granted: tuple[dict[str, float], float] = ({}, 0.0)
+    pulse = 0
     try:
         while True:
             now = clock.boottime()
@@ -79,7 +80,10 @@ async def grant(group: GroupAgent) -> None:
             if problem and problem != told:
                 group.logger.warning("no grants: %s", problem)
             told = problem
-            await clock.sleep(min(INTERVAL, seconds(group.state.timers.margin) / 4))
+            if any(job.runs() for job in group.jobs.values()):
+                await clock.sleep(min(INTERVAL, seconds(group.state.timers.margin) / 4))
+            else:
+                pulse = await group.pulse.wait(pulse, AGAIN)  # whoever sees a run beats it
     finally:
         for task in freezing.values():
             task.cancel()

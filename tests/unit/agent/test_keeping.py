@@ -13,6 +13,7 @@ from fractal.agent.local import Local
 from fractal.api.errors import Denied, InvalidInput, NotFound
 from fractal.archive.thinning import Thinned
 from fractal.core.model import Point
+from fractal.core.placement import trusted
 from fractal.core.retention import HOUR_MS
 from fractal.shell.clock import SystemClock
 from fractal.testing.agents import Bed, bed
@@ -271,6 +272,8 @@ async def test_who_takes_an_app_over_goes_on_merging_from_what_its_copy_brought(
     before = await hours(attic, 3)
     await attic.call("Attic", "snapshot.prune", app="test")
     await attic.until(lambda: attic.job("Kitchen").data.fetched == attic.job("Attic").facts.now.committed)
+    kitchen = attic.agents["Kitchen"].keys.id  # which may be the first to read that it is trusted
+    await attic.until(lambda: trusted(attic.job("Attic").app, kitchen))
     moved = await attic.call("Attic", "app.move", app="test", device="Kitchen", wait_s=60)
     assert moved["done"]
     after = await hours(attic, 3, on="Kitchen")

@@ -75,7 +75,7 @@ async def test_a_record_that_could_not_be_read_once_is_there_when_it_can(world: 
     one = await attic.save(1, "t-1", {"a": b"1"}, None)
     await kitchen.fetch(one)
     two = await attic.save(1, "t-2", {"a": b"2"}, one)
-    (key,) = (key for key in world.store.objects if key.endswith("/1/record/2"))
+    (key,) = (key for key in world.store.objects if key.endswith("/record/1/2"))
     world.store.hidden = {key}
     real = world.store.list
 
@@ -100,7 +100,7 @@ async def test_what_follows_on_another_moment_of_the_same_name_is_refused(world:
     two = await attic.save(1, "t-2", {"a": b"2"}, one)
     other = World(world.folder / "other")
     await other.device("Attic").save(1, "t-1", {"a": b"other"}, None)
-    (key,) = (key for key in world.store.objects if key.endswith("/1/record/1"))
+    (key,) = (key for key in world.store.objects if key.endswith("/record/1/1"))
     world.store.objects[key] = other.store.objects[key]
     with pytest.raises((Corrupt, NotFound)):
         await world.device("Shed").fetch(two)
@@ -135,7 +135,7 @@ async def test_a_record_lost_in_the_middle_names_the_nearest_good_moments(world:
     two = await attic.save(1, "t-2", {"a": b"2"}, one)
     three = await attic.save(1, "t-3", {"a": b"3"}, two)
     full = await attic.save(1, "t-4", {"a": b"4"}, None)
-    world.store.hidden.add(next(k for k in world.objects if k.endswith("/record/2")))
+    world.store.hidden.add(next(k for k in world.objects if k.endswith("/record/1/2")))
     with pytest.raises(Corrupt, match=r"1\.3 cannot be restored: 1\.2.*is missing.*1\.1, 1\.4"):
         await kitchen.fetch(three)
     assert await kitchen.fetch(one) == {"a": b"1"}
@@ -147,7 +147,7 @@ async def test_a_record_lost_in_the_middle_names_the_nearest_good_moments(world:
 async def test_a_lost_parent_heals_by_a_full_snapshot(world: World) -> None:
     attic = world.device("Attic")
     one = await attic.save(1, "t-1", {"a": b"1"}, None)
-    del world.objects[next(k for k in world.objects if k.endswith("/record/1"))]
+    del world.objects[next(k for k in world.objects if k.endswith("/record/1/1"))]
     attic.restart()
     two = await attic.save(1, "t-2", {"a": b"2"}, one)
     assert two == P(epoch=1, number=2)

@@ -75,7 +75,7 @@ async def test_segments_swapped_between_objects_and_replayed(world: World) -> No
 
 async def test_records_swapped_replayed_foreign_or_damaged_are_no_records(world: World) -> None:
     one, two, _ = await stored(world)
-    keys = [f"{GROUP}/{APP}/1/record/{n}" for n in (1, 2)]
+    keys = [f"{GROUP}/{APP}/record/1/{n}" for n in (1, 2)]
     good = [world.objects[k] for k in keys]
     other = World(world.folder / "other")
     await other.device("Attic").save(1, "t", {"x": b"y"}, None)
@@ -122,7 +122,7 @@ async def test_only_the_owner_of_an_epoch_writes_its_records(world: World) -> No
 async def test_hiding_or_replacing_the_newest_record_is_a_rollback_also_after_a_restart(world: World) -> None:
     _, two, _ = await stored(world)
     attic = world.device("Attic")
-    key = f"{GROUP}/{APP}/1/record/2"
+    key = f"{GROUP}/{APP}/record/1/2"
     world.store.hidden.add(key)
     for _ in range(2):
         with pytest.raises(Rollback, match=r"record 1\.2 of app .* is gone"):
@@ -162,7 +162,7 @@ async def test_a_member_cannot_sign_for_another_device(world: World) -> None:
     one = await attic.save(1, "t-1", {"a": b"1"}, None)
     forged = DeviceKeys(shed.keys.sign_seed, shed.keys.box_secret)
     forged.__dict__["id"] = attic.keys.id
-    key = f"{GROUP}/{APP}/1/record/2"
+    key = f"{GROUP}/{APP}/record/1/2"
     body = to_plain((await attic.archive.timeline()).record(one).body)
     world.objects[key] = seal_statement(
         "archive-record", key, body, keys=forged, group_key=world.group_key, entropy=shed.entropy
@@ -178,7 +178,7 @@ async def test_a_record_with_a_giant_number_costs_no_time(world: World) -> None:
     one = await attic.save(1, "t-1", {"a": b"1"}, None)
     body = to_plain((await attic.archive.timeline()).record(one).body)
     for number in (5, 10**14):
-        key = f"{GROUP}/{APP}/7/record/{number}"
+        key = f"{GROUP}/{APP}/record/7/{number}"
         world.objects[key] = seal_statement(
             "archive-record", key, body, keys=den.keys, group_key=world.group_key, entropy=den.entropy
         )
@@ -193,7 +193,7 @@ async def test_a_store_that_lists_records_without_end_is_given_up(
 ) -> None:
     monkeypatch.setattr("fractal.archive.reading.MAX_LISTED", 10)
     for number in range(11):
-        world.objects[f"{GROUP}/{APP}/1/x/{number}"] = b""
+        world.objects[f"{GROUP}/{APP}/record/x/{number}"] = b""
     with pytest.raises(BackendError, match="more than 10"):
         await world.device("Attic").archive.timeline()
 
@@ -201,8 +201,8 @@ async def test_a_store_that_lists_records_without_end_is_given_up(
 async def test_numbers_used_up_by_garbage_block_nobody(world: World) -> None:
     attic = world.device("Attic")
     await attic.save(1, "t-1", {"a": b"1"}, None)
-    world.objects[f"{GROUP}/{APP}/1/record/{10**15 - 1}"] = b"garbage"
-    world.objects[f"{GROUP}/{APP}/1/record/2"] = b"garbage"
+    world.objects[f"{GROUP}/{APP}/record/1/{10**15 - 1}"] = b"garbage"
+    world.objects[f"{GROUP}/{APP}/record/1/2"] = b"garbage"
     attic.restart()
     assert await attic.save(1, "t-2", {"a": b"2"}, None) == Point(epoch=1, number=3)
 

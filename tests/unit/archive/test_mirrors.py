@@ -81,7 +81,7 @@ async def test_what_stands_in_a_mirror_is_whole_at_any_moment(world: World, atti
 async def test_a_copy_that_was_broken_off_goes_on_where_it_was(world: World, attic: Device) -> None:
     points = await saved(attic, 3)
     cellar = world.mirrors["Cellar"]
-    cellar.fail = lambda call, key: "down" if call == "put" and key.endswith("record/2") else ""
+    cellar.fail = lambda call, key: "down" if call == "put" and key.endswith("record/1/2") else ""
     with pytest.raises(BackendError, match="down"):
         await attic.fill("Cellar")
     assert (len(segments(cellar)), len(records(cellar))) == (2, 1)
@@ -354,7 +354,7 @@ async def test_what_the_arbiter_lost_is_no_reason_to_delete_it_in_a_mirror(
     await saved(attic, 3)
     await attic.fill("Cellar")
     cellar = dict(world.mirrors["Cellar"].objects)
-    for key in [k for k in world.objects if "/object/" in k or k.endswith("record/1")]:
+    for key in [k for k in world.objects if "/object/" in k or k.endswith("record/1/1")]:
         del world.objects[key]
     mirror = attic.mirror("Cellar")
     for _ in range(30):

@@ -86,7 +86,7 @@ async def test_an_hour_becomes_one_record_that_counts_when_it_was_read_back(worl
     done = await life.device.thin()
     assert done.merged is not None and done.proved == (done.merged,) and done.trim == 1
     assert (done.merged.level, done.merged.parent) == (1, Point(epoch=1, number=1))
-    key = f"{GROUP}/{APP}/1/level/{done.merged.number}/1"
+    key = f"{GROUP}/{APP}/record/1/level/{done.merged.number}/1"
     assert key in world.objects and f"{GROUP}/{APP}/trim/1" in world.objects
     reader = world.device("Kitchen")
     chain = await reader.archive.chain_to(done.merged.point)
@@ -103,7 +103,7 @@ async def test_old_ticks_leave_the_list_at_once_and_the_store_a_day_later(world:
     assert timeline.let_go(gone)
     with pytest.raises(NotFound, match=r"snapshot 1\.6 was let go by the app's retention.*Nearest whole"):
         await world.device("Kitchen").fetch(gone)
-    key = f"{GROUP}/{APP}/1/record/6"
+    key = f"{GROUP}/{APP}/record/1/6"
     segment = f"{GROUP}/{APP}/object/{timeline.stored[gone, 0].body.object.id}/0"
     assert key in world.objects and segment in world.objects
     for _ in range(26):
@@ -310,7 +310,7 @@ async def test_pins_stay_and_so_does_what_they_build_on(world: World) -> None:
 async def test_nothing_is_let_go_while_a_record_is_missing_or_hidden(world: World) -> None:
     life = await Life(world).begin()
     await life.hours(8, thin=False)
-    world.store.hidden.add(f"{GROUP}/{APP}/1/record/5")
+    world.store.hidden.add(f"{GROUP}/{APP}/record/1/5")
     life.device.restart()
     objects = set(world.objects)
     for _ in range(9):

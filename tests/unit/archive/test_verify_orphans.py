@@ -77,14 +77,14 @@ async def test_deep_finds_a_flipped_bit_that_shallow_cannot(world: World) -> Non
     shed = world.device("Shed")
     assert (await shed.archive.verify(deep=False)).problems == ()
     report = await shed.archive.verify(deep=True)
-    assert [p.key for p in report.problems] == [f"{GROUP}/{APP}/1/record/3"]
+    assert [p.key for p in report.problems] == [f"{GROUP}/{APP}/record/1/3"]
     assert report.broken == (P(epoch=1, number=3),)
     assert list(shed.spool.rglob("0")) == []
 
 
 async def test_a_record_taken_out_or_replaced_by_garbage_is_told(world: World) -> None:
     points = await three(world)
-    key = f"{GROUP}/{APP}/1/record/2"
+    key = f"{GROUP}/{APP}/record/1/2"
     data = world.objects.pop(key)
     report = await world.device("Shed").archive.verify(deep=False)
     assert report.broken == (points[2],)
@@ -139,7 +139,7 @@ async def test_a_leap_of_the_clock_or_a_restart_ages_nothing_by_much(world: Worl
 async def test_nothing_is_collected_while_a_record_is_unreadable(world: World) -> None:
     await three(world)
     await broken_off(world)
-    world.objects[f"{GROUP}/{APP}/1/record/2"] = b"garbage"
+    world.objects[f"{GROUP}/{APP}/record/1/2"] = b"garbage"
     with pytest.raises(Corrupt, match=r"record 1\.2 cannot be read"):
         await world.device("Kitchen").archive.collect_orphans(always, grace=0)
     assert segment(world, 3)
