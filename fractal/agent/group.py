@@ -176,7 +176,7 @@ class GroupAgent:
                 entropy=self.agent.entropy,
                 notes=self.agent.notes,
                 name=store,
-                announced=lambda app: self.state.apps[app].epoch if app in self.state.apps else 0,
+                announced=lambda app: self.state.apps[app].epoch if app in self.state.apps else None,
             )
             self.stores[store] = OpenStore(store=opened, epochs=epochs)
             return self.stores[store]

@@ -6,19 +6,21 @@ reader concludes from it depends only on the log.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from itertools import groupby, islice
 
 from fractal.api.canonical import Value
 from fractal.api.context import Clock, Entropy
-from fractal.api.errors import BackendError, Conflict, Corrupt, ExitCode, InvalidInput, NotFound
+from fractal.api.errors import Conflict, Corrupt, InvalidInput, NotFound
 from fractal.api.plain import from_plain, to_plain
 from fractal.api.store import Store
 from fractal.archive import layout
+from fractal.archive.expected import MOST_IN_DOUBT, Expected, Name, Notes, Rollback
 from fractal.archive.sealed import (
     GroupKey,
     SignKeyOf,
+    at_once,
     create,
     listed,
     open_statement,
@@ -29,29 +31,19 @@ from fractal.core.chain import EMPTY
 from fractal.core.model import Point, Timers
 from fractal.crypto.keys import DeviceKeys
 
+__all__ = ["MAX_LEAP", "EpochRecord", "Epochs", "Notes", "Rollback"]
+
 MAX_LEAP = 1_000
 """Epochs by which one may be above all that are known: `core.fold_lease.MAX_LEAP`, so that each can be announced."""
 MAX_LISTED = 1_000_000
-
-
-class Rollback(BackendError):
-    """A store no longer shows what it once showed: it was rolled back, or hides something. What it shows proves nothing."""
-
-    exit_code = ExitCode.CONFLICT
-    code = "rollback"
-
-
-class Notes(Protocol):
-    """The part of the agent's durable memory that the archive uses."""
-
-    def get(self, key: str) -> bytes | None:
-        """The value, None if there is none."""
-
-    def scan(self, prefix: str) -> list[tuple[str, bytes]]:
-        """Every key that begins with `prefix`, with its value."""
-
-    def write(self, changes: Mapping[str, bytes | None]) -> None:
-        """Atomic and durable."""
+LARGEST = 4096
+"""Bytes of an epoch's object: ten times what it takes. What is larger is none."""
+AGAIN = 60.0
+"""Seconds after which what was read and is no valid epoch may be read again: the store may have been mended."""
+A_FEW = 8
+"""So many of these at one listing, so that any number of them costs each listing the same."""
+MOST_KEPT = 10_000
+"""So many of them are kept to be judged again: the log may tell who signed them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,9 +93,10 @@ class Epochs:
         entropy: Entropy,
         notes: Notes | None = None,
         name: str = "",
-        announced: Callable[[str], int] = lambda _: 0,
+        announced: Callable[[str], int | None] = lambda _: 0,
     ) -> None:
-        """`announced` gives the highest epoch of an app that the log tells of. `sign_key_of` also knows removed devices. With `notes`, what was listed is remembered across restarts under
+        """`announced` gives the highest epoch of an app that the log tells of, None if it knows no such app: what stands in
+        the store under that name is nobody's business. `sign_key_of` also knows removed devices. With `notes`, what was listed is remembered across restarts under
         `name`, the store's id.
         """
         self._group = group
@@ -114,14 +107,11 @@ class Epochs:
         self._clock = clock
         self._entropy = entropy
         self._announced = announced
-        self._notes = notes
-        self._note = f"archive/{group}/epochs/{name}"
-        self._raw: dict[tuple[str, int], bytes] = {}
-        self._parsed: dict[tuple[str, int], EpochRecord] = {}
-        self._bases: dict[tuple[str, int], Point] = {}
-        self._seen: dict[tuple[str, int], float] = self._recall()
-        self._void: set[tuple[str, int]] = set()
-        """Names that were shown, and whose objects do not count."""
+        self._expected = Expected(group=group, store=name, clock=clock, notes=notes)
+        self._raw: dict[Name, tuple[bytes, float]] = {}
+        """What was read and is no valid epoch so far, with when it was read (boottime); the longest ago first."""
+        self._parsed: dict[Name, EpochRecord] = {}
+        self._bases: dict[Name, Point] = {}
 
     # --- reading -------------------------------------------------------------------------------------------------
 
@@ -130,34 +120,25 @@ class Epochs:
 
         Raises Rollback if it lacks what an earlier one showed, BackendError; both mean that nothing is proved.
         """
-        seen = set(self._seen)  # an epoch that is created while the listing is under way may be missing in it
-        shown: set[tuple[str, int]] = set()
+        expected = (
+            self._expected.names()
+        )  # one that is created while the listing is under way may be missing in it
+        shown: set[Name] = set()
+        judged = False
         try:
-            async for name in listed(self._store, layout.epochs_prefix(self._group), MAX_LISTED):
-                key = layout.parse_epoch_key(self._group, name)
-                if key is not None and not key.base:
+            async for text in listed(self._store, layout.epochs_prefix(self._group), MAX_LISTED):
+                key = layout.parse_epoch_key(self._group, text)
+                if key is not None and not key.base and self._concerns((key.app, key.epoch), expected):
                     shown.add((key.app, key.epoch))
+            prefix = layout.epochs_prefix(self._group)
+            self._expected.check(expected, frozenset(shown), self._store.staleness, prefix)
+            result = await self._judged(sorted(shown))
+            judged = True
         finally:
-            # Also what a listing showed that proves nothing, or whose objects cannot be read now: the next may hide just that.
-            self._remember(self._plausible(shown - self._seen.keys() - self._void))
-        self._refuse_rollback(seen - shown)
-        result: dict[str, dict[int, EpochRecord]] = {}
-        for app, epoch in sorted(shown):
-            known = result.setdefault(app, {})
-            last = max(known, default=0)
-            # Ours are created without gaps, but for what was announced and is not there. Without this a member, or a removed
-            # device with old credentials, could use up all numbers, or stop an app with one that nobody can announce.
-            if epoch > max(last, self._announced(app)) + MAX_LEAP:
-                continue
-            if (app, epoch) not in self._parsed:
-                # What is not valid is read again each time: the log may have told more, or the store have been mended.
-                self._raw[app, epoch] = await self._read(layout.epoch_key(self._group, app, epoch))
-            record = self._parse(app, epoch)
-            if not record.burnt or epoch == last + 1:
-                known[epoch] = record
-        counted = {(app, epoch) for app, known in result.items() for epoch in known}
-        self._void = shown - counted
-        self._remember(counted, forget=self._void)
+            if not judged:
+                # Also what a listing showed that proves nothing, or whose objects cannot be read now: the next may hide just that.
+                self._expected.note(valid=shown & self._parsed.keys(), doubt=self._in_doubt(sorted(shown)))
+        self._note(shown, result)
         return result
 
     async def base(self, app: str, epoch: int) -> Point | None:
@@ -180,9 +161,12 @@ class Epochs:
         data = self._seal("archive-epoch", key, body)
         if not await create(self._store, key, lambda: data, self._clock):
             data = await read_small(self._store, key)
-        self._raw[app, epoch] = data
-        self._remember({(app, epoch)})
+        self._keep((app, epoch), data)
         record = self._parse(app, epoch)
+        if record.burnt:
+            self._expected.note(doubt=[(app, epoch)])
+        else:
+            self._expected.note(valid=[(app, epoch)])
         if record.owner != self._keys.id:
             raise Conflict(f"epoch {epoch} of app {app} is taken: {record.owner or record.burnt}")
         return replace(record, acknowledged=self._clock.boottime())
@@ -206,15 +190,92 @@ class Epochs:
             kind, key, body, keys=self._keys, group_key=self._group_key, entropy=self._entropy
         )
 
-    async def _read(self, key: str) -> bytes:
-        try:
-            return await read_small(self._store, key)
-        except Corrupt:
-            return b""
-        except NotFound as error:
-            raise Rollback(
-                f"{key} was listed and is not there: the store proves nothing", retryable=True
-            ) from error
+    def _concerns(self, name: Name, expected: frozenset[Name]) -> bool:
+        return name in expected or self._announced(name[0]) is not None
+
+    async def _judged(self, names: list[Name]) -> dict[str, dict[int, EpochRecord]]:
+        """The epochs that count, of these names, in order; what is not known yet is read."""
+        await self._read([n for n in islice(self._raw, A_FEW) if n in names and self._old(n)])
+        result, unread = self._counting(names)
+        while unread:
+            await self._read(unread)
+            result, unread = self._counting(names)
+        return result
+
+    def _counting(self, names: list[Name]) -> tuple[dict[str, dict[int, EpochRecord]], list[Name]]:
+        """As far as it was read, and what must be read to tell."""
+        result: dict[str, dict[int, EpochRecord]] = {}
+        unread: list[Name] = []
+        for app, of_app in groupby(names, key=lambda name: name[0]):
+            known = result.setdefault(app, {})
+            last, announced = 0, self._announced(app) or 0
+            for name in of_app:
+                epoch = name[1]
+                # Ours are created without gaps, but for what was announced and is not there. Without this a member, or a removed
+                # device with old credentials, could use up all numbers, or stop an app with one that nobody can announce.
+                if epoch > max(last, announced) + MAX_LEAP:
+                    break
+                if name not in self._parsed and name not in self._raw:
+                    unread.append(name)
+                    continue
+                record = self._parse(app, epoch)
+                if not record.burnt or epoch == last + 1:
+                    known[epoch] = record
+                    last = epoch
+        return result, unread
+
+    def _in_doubt(self, names: list[Name]) -> list[Name]:
+        """Names that were not read and by which an epoch may stand that counts: the next ones above what is known."""
+        found: list[Name] = []
+        for app, of_app in groupby(names, key=lambda name: name[0]):
+            known = max(self._expected.highest(app), self._announced(app) or 0)
+            last, count = known, 0
+            for name in of_app:
+                if name[1] > last + MAX_LEAP or count == MOST_IN_DOUBT:
+                    break
+                last = max(last, name[1])
+                if name[1] > known and name not in self._parsed and name not in self._raw:
+                    found.append(name)
+                    count += 1
+        return found
+
+    def _note(self, shown: set[Name], result: dict[str, dict[int, EpochRecord]]) -> None:
+        """What a listing proved is expected of later ones."""
+        valid, doubt = set[Name](), set[Name]()
+        for app, known in result.items():
+            valid |= {(app, epoch) for epoch, record in known.items() if not record.burnt}
+            # The log, or a store that is mended, may tell later that it is one.
+            doubt |= set([(app, epoch) for epoch in sorted(known) if known[epoch].burnt][-MOST_IN_DOUBT:])
+        self._expected.note(valid=valid, doubt=doubt, settled=shown - valid - doubt)
+        for name in [n for n in self._raw if n not in shown]:
+            del self._raw[name]  # somebody removed it
+
+    def _old(self, name: Name) -> bool:
+        return self._clock.boottime() - self._raw[name][1] >= AGAIN
+
+    async def _read(self, names: list[Name]) -> None:
+        """Have the bytes of these, several at once. Raises Rollback if one is not there, BackendError."""
+        waiting = names[::-1]
+
+        async def read() -> None:
+            while waiting:
+                app, epoch = name = waiting.pop()
+                key = layout.epoch_key(self._group, app, epoch)
+                try:
+                    data = await read_small(self._store, key, LARGEST)
+                except Corrupt:
+                    data = b""
+                except NotFound as error:
+                    raise Rollback(
+                        f"{key} was listed and is not there: the store proves nothing", retryable=True
+                    ) from error
+                self._keep(name, data)
+
+        await at_once(read, len(names))
+
+    def _keep(self, name: Name, data: bytes) -> None:
+        self._raw.pop(name, None)
+        self._raw[name] = (data if len(self._raw) < MOST_KEPT else b"", self._clock.boottime())
 
     def _parse(self, app: str, epoch: int) -> EpochRecord:
         """The record, or why it is burnt. A valid one stays valid; others are judged again, as the log may tell more."""
@@ -225,7 +286,7 @@ class Epochs:
             said = open_statement(
                 "archive-epoch",
                 key,
-                self._raw[app, epoch],
+                self._raw[app, epoch][0],
                 sign_key_of=self._sign_key_of,
                 group_key=self._group_key,
             )
@@ -245,7 +306,8 @@ class Epochs:
         key = layout.base_key(self._group, app, epoch)
         data = await read_small(self._store, key)
         if (app, epoch) not in self._parsed:
-            self._raw[app, epoch] = await read_small(self._store, layout.epoch_key(self._group, app, epoch))
+            owned = layout.epoch_key(self._group, app, epoch)
+            self._keep((app, epoch), await read_small(self._store, owned, LARGEST))
         said = open_statement(
             "archive-base", key, data, sign_key_of=self._sign_key_of, group_key=self._group_key
         )
@@ -261,53 +323,3 @@ class Epochs:
             raise Corrupt(f"{key}: signed by {said.by}, which does not own the epoch")
         self._bases[app, epoch] = point
         return point
-
-    def _refuse_rollback(self, missing: set[tuple[str, int]]) -> None:
-        if not missing:
-            return
-        app, epoch = first = min(missing)
-        key = layout.epoch_key(self._group, app, epoch)
-        late = self._clock.boottime() - self._seen[first] < self._store.staleness
-        if late:
-            raise Rollback(f"the listing does not show {key} yet: it proves nothing", retryable=True)
-        raise Rollback(
-            f"{key} was in the store and is gone: the store was rolled back or hides it. Check the store."
-        )
-
-    def _plausible(self, names: set[tuple[str, int]]) -> set[tuple[str, int]]:
-        """Names by which an epoch may stand that counts, as far as names tell."""
-        highest: dict[str, int] = {}
-        for app, epoch in self._seen if names else ():
-            highest[app] = max(highest.get(app, 0), epoch)
-        found = set()
-        for app, epoch in sorted(names):
-            last = max(highest.get(app, 0), self._announced(app))
-            if epoch <= last + MAX_LEAP:
-                highest[app] = max(last, epoch)
-                found.add((app, epoch))
-        return found
-
-    def _remember(self, shown: set[tuple[str, int]], *, forget: Collection[tuple[str, int]] = ()) -> None:
-        """Expect these in every later listing, and those no more that turned out not to count."""
-        new = shown - self._seen.keys()
-        gone = self._seen.keys() & forget
-        if not new and not gone:
-            return
-        now = self._clock.boottime()
-        self._seen.update(dict.fromkeys(new, now))
-        for name in gone:
-            del self._seen[name]
-        if self._notes is not None:
-            highest: dict[str, int] = {}
-            for app, epoch in self._seen:
-                highest[app] = max(highest.get(app, 0), epoch)
-            text = " ".join(f"{app}:{epoch}" for app, epoch in sorted(highest.items()))
-            self._notes.write({self._note: text.encode()})
-
-    def _recall(self) -> dict[tuple[str, int], float]:
-        text = (self._notes.get(self._note) if self._notes is not None else None) or b""
-        found = {}
-        for part in text.decode().split():
-            app, _, epoch = part.partition(":")
-            found[app, int(epoch)] = float("-inf")
-        return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from fractal.api.context import Clock
 from fractal.api.errors import BackendError, Corrupt, NotFound
@@ -13,7 +13,7 @@ from fractal.archive.epochs import Notes, Rollback
 from fractal.archive.places import Places, nowhere
 from fractal.archive.records import KIND, Record, record_of
 from fractal.archive.rescue import LIMIT, InVain, Rescued, asked_for, rescue
-from fractal.archive.sealed import GroupKey, SignKeyOf, listed, open_statement, read_small
+from fractal.archive.sealed import GroupKey, SignKeyOf, at_once, listed, open_statement, read_small
 from fractal.archive.timeline import Timeline, name
 from fractal.archive.trims import Trim, TrimBody, trim_of
 from fractal.core.chain import on_line
@@ -24,8 +24,6 @@ MAX_GAPS = 1000
 """Missing numbers that are told."""
 MAX_LISTED = 4_000_000
 """Records of an app that are looked at: seven years of one a minute."""
-FETCHES = 8
-"""Records fetched at once."""
 
 Line = Callable[[], Awaitable[tuple[Mapping[int, Point], int]]]
 """The bases of an app's epochs, as far as they are known, and its highest epoch."""
@@ -176,7 +174,7 @@ class Records:
                     self._seen.pop(record.slot, None)
                     self._judged = None
 
-        await _at_once(read, min(FETCHES, len(waiting)))
+        await at_once(read, len(waiting))
 
     # --- fetching ------------------------------------------------------------------------------------------------
 
@@ -256,7 +254,7 @@ class Records:
                 except NotFound:
                     self._raw.pop(key, None)
 
-        await _at_once(fetch, min(FETCHES, len(keys)))
+        await at_once(fetch, len(keys))
 
     # --- judging -------------------------------------------------------------------------------------------------
 
@@ -391,16 +389,6 @@ class Records:
             raise Rollback(
                 f"trim {noted} of app {self._app} is gone: the store was rolled back, or hides it. Check the store."
             )
-
-
-async def _at_once(work: Callable[[], Coroutine[None, None, None]], count: int) -> None:
-    """Run it so many times beside itself. Raises the first error."""
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(count):
-                tasks.create_task(work())
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from errors
 
 
 def _gaps(records: Iterable[Point], burnt: Mapping[Point, str], trim: Trim | None) -> tuple[Point, ...]:

@@ -9,7 +9,8 @@ another name. Whatever is wrong with an object, everybody who has the same log c
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass
 
 from fractal.api.canonical import Value, decode, encode, pack, unpack
@@ -26,6 +27,8 @@ SignKeyOf = Callable[[str], bytes | None]
 
 LIMIT = 1 << 20
 """Bytes; no object of this kind is larger."""
+FETCHES = 8
+"""Small objects fetched at once."""
 TRIES = 4
 """How often an ambiguous create is repeated before the caller is told."""
 
@@ -92,16 +95,26 @@ def _signed(kind: str, key: str, body: Value) -> bytes:
     return statement(kind, key.encode(), encode(body))
 
 
-async def read_small(store: Store, key: str) -> bytes:
-    """A small object, whole. Raises NotFound, Corrupt if it is larger than `LIMIT`, BackendError."""
+async def read_small(store: Store, key: str, limit: int = LIMIT) -> bytes:
+    """A small object, whole. Raises NotFound, Corrupt if it is larger than `limit` bytes, BackendError."""
     parts: list[bytes] = []
     size = 0
     async for chunk in store.get(key):
         parts.append(chunk)
         size += len(chunk)
-        if size > LIMIT:
-            raise Corrupt(f"{key}: larger than {LIMIT} bytes")
+        if size > limit:
+            raise Corrupt(f"{key}: larger than {limit} bytes")
     return b"".join(parts)
+
+
+async def at_once(work: Callable[[], Coroutine[None, None, None]], count: int) -> None:
+    """Run it `count` times beside itself, at most `FETCHES` times. Raises the first error."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(min(FETCHES, count)):
+                tasks.create_task(work())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from errors
 
 
 async def listed(store: Store, prefix: str, limit: int) -> AsyncIterator[str]:

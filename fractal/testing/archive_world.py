@@ -333,7 +333,7 @@ class Device:
             entropy=self.entropy,
             notes=self.notes,
             name="store",
-            announced=lambda _: self.announced,
+            announced=lambda app: self.announced if app == APP else None,
         )
         return self.epochs
 
