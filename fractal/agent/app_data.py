@@ -121,6 +121,7 @@ class AppData:
                 app_keys=self.keyring(),
                 group_key=group.journal.group_key,
                 owner_of=self._owner_of,
+                list_owners=self._list_owners,
                 sign_key_of=group.sign_key_of,
                 clock=group.agent.clock,
                 entropy=group.agent.entropy,
@@ -137,6 +138,9 @@ class AppData:
     def _owner_of(self, epoch: int) -> str | None:
         known = self._job.group.stored(self._app()).get(epoch)
         return known.owner if known else None
+
+    async def _list_owners(self) -> None:
+        await self._job.group.list_epochs(self._app().store)
 
     async def _ends(self) -> tuple[dict[int, Point], int]:
         """The bases of the app's epochs, and the highest one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from fractal.archive.mirroring import Mirror
 from fractal.archive.orphans import GRACE, Collector, Orphan, Proof, named_by_records
 from fractal.archive.places import Apart, Place, Places, nowhere
 from fractal.archive.progress import Progress
-from fractal.archive.reading import Line, Records
+from fractal.archive.reading import Line, OwnerOf, Records
 from fractal.archive.records import Record
 from fractal.archive.restore import Fetcher, Restore
 from fractal.archive.sealed import GroupKey, SignKeyOf
@@ -50,8 +50,8 @@ __all__ = [
 class Archive:
     """Reads and writes an app's snapshots. Opening it costs nothing; the first call reads the records.
 
-    `sign_key_of` also knows removed devices, whose records stay good; `owner_of` (epoch -> device, None if unknown) lets
-    records count only if the epoch's owner wrote them; `line` tells the bases and the highest epoch, by which trims count.
+    `sign_key_of` also knows removed devices, whose records stay good; `owner_of` (epoch -> device, "" if it is burnt, None if
+    unknown) lets records count only if the epoch's owner wrote them, `list_owners` has it know more; `line` tells the bases and the highest epoch, by which trims count.
     """
 
     def __init__(
@@ -69,7 +69,8 @@ class Archive:
         workers: Workers,
         spool: Path,
         notes: Notes,
-        owner_of: Callable[[int], str | None] | None = None,
+        owner_of: OwnerOf | None = None,
+        list_owners: Callable[[], Awaitable[object]] | None = None,
         line: Line | None = None,
         where: str = "the store",
         mirrors: Places = nowhere,
@@ -87,6 +88,7 @@ class Archive:
             group_key=group_key,
             clock=clock,
             owner_of=owner_of,
+            list_owners=list_owners,
             line=line,
         )
         self._read_apart = read

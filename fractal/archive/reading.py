@@ -25,6 +25,11 @@ MAX_GAPS = 1000
 MAX_LISTED = 4_000_000
 """Records of an app that are looked at: seven years of one a minute."""
 
+OWNERS_AGAIN = 60.0
+"""Seconds after which the owner of an epoch is looked for again. Records of one that has none are not even read."""
+
+OwnerOf = Callable[[int], str | None]
+"""Who owns an epoch; "" if nobody may, None if it is not known."""
 Line = Callable[[], Awaitable[tuple[Mapping[int, Point], int]]]
 """The bases of an app's epochs, as far as they are known, and its highest epoch."""
 
@@ -42,7 +47,8 @@ class Records:
         group_key: GroupKey,
         notes: Notes,
         clock: Clock,
-        owner_of: Callable[[int], str | None] | None,
+        owner_of: OwnerOf | None,
+        list_owners: Callable[[], Awaitable[object]] | None = None,
         line: Line | None = None,
         mirrors: Places = nowhere,
     ) -> None:
@@ -54,6 +60,10 @@ class Records:
         self._notes = notes
         self._clock = clock
         self._owner_of = owner_of
+        self._list_owners = list_owners
+        self._nobodys: frozenset[int] = frozenset()
+        """Epochs that had no owner at the last look for one."""
+        self._asked = float("-inf")
         self._line = line
         self._mirrors = mirrors
         self._in_vain = InVain(clock)
@@ -77,7 +87,7 @@ class Records:
         """By a listing sent now. Raises Rollback if a record that was seen before is missing (if `strict`), BackendError."""
         # What is written while the listing is under way may be missing in it.
         noted, noted_trim = self._notes.scan(self._note), self._noted_trim()
-        slots = await self._list(layout.records_prefix(self._group, self._app))
+        slots = await self._list(layout.records_prefix(self._group, self._app), noted)
         # Trims after records: whatever was deleted before the first listing was let go by one that stands in the second.
         numbers = await self._list_trims()
         bases, epoch = await self._line() if self._line is not None and numbers else ({}, 0)
@@ -110,7 +120,7 @@ class Records:
     async def read(self, point: Point, level: int = 0) -> Record | None:
         """What stands at a record's name: None if that is no valid record. Raises NotFound if there is nothing."""
         slot = point, level
-        if slot not in self._known:
+        if slot not in self._known and await self._of_somebody([slot]):
             key = self._key(slot)
             self._raw[key] = await read_small(self.store, key)
             self._parse(slot, {})
@@ -134,11 +144,17 @@ class Records:
 
     def authentic(self, slot: Slot, data: bytes) -> Record:
         """The record that these bytes are, under that name. Raises Corrupt with the reason if they are none."""
-        key, epoch = self._key(slot), slot[0].epoch
+        record = self._signed(slot, data)
+        if self._owner_of is not None and self._owner_of(record.epoch) != record.device:
+            raise Corrupt(
+                f"{self._key(slot)}: written by {record.device}, which does not own epoch {record.epoch}"
+            )
+        return record
+
+    def _signed(self, slot: Slot, data: bytes) -> Record:
+        """The same, whoever of the group wrote it."""
+        key = self._key(slot)
         said = open_statement(KIND, key, data, sign_key_of=self._sign_key_of, group_key=self._group_key)
-        owner = self._owner_of(epoch) if self._owner_of is not None else None
-        if owner is not None and owner != said.by:
-            raise Corrupt(f"{key}: written by {said.by}, which does not own epoch {epoch}")
         return record_of(key, slot, said.by, said.body)
 
     async def sealed(self, record: Record) -> bytes:
@@ -220,12 +236,30 @@ class Records:
     def _key(self, slot: Slot) -> str:
         return layout.slot_key(self._group, self._app, slot)
 
-    async def _list(self, prefix: str) -> list[Slot]:
+    async def _list(self, prefix: str, noted: Sequence[tuple[str, bytes]] = ()) -> list[Slot]:
         names = listed(self.store, prefix, MAX_LISTED)
         slots = [layout.parse_slot_key(self._group, self._app, key) async for key in names]
-        found = [slot for slot in slots if slot is not None]
+        also = [(self._read_note(note)[0], 0) for note in noted]
+        found = await self._of_somebody([slot for slot in slots if slot is not None], also)
         await self._fetch([self._key(s) for s in found if s not in self._known])
         return sorted(found)
+
+    async def _of_somebody(self, slots: list[Slot], also: Sequence[Slot] = ()) -> list[Slot]:
+        """Those of epochs that somebody created, as far as it can be known now. Of `also` it is only found out.
+
+        A record may be written before its epoch is created, by whoever may write into the store: it must not count then, and
+        be taken for the owner's later.
+        """
+        owner_of = self._owner_of
+        if owner_of is None:
+            return slots
+        strange = frozenset(e for e in {p.epoch for p, _ in (*slots, *also)} if owner_of(e) is None)
+        now = self._clock.boottime()
+        if self._list_owners and (strange - self._nobodys or (strange and now - self._asked >= OWNERS_AGAIN)):
+            await self._list_owners()
+            self._nobodys, self._asked = frozenset(e for e in strange if owner_of(e) is None), now
+        # Of a burnt epoch they are looked at: its object may be damaged, and what it held must not vanish unsaid.
+        return [slot for slot in slots if owner_of(slot[0].epoch) is not None]
 
     async def _list_trims(self) -> list[int]:
         names = listed(self.store, layout.trims_prefix(self._group, self._app), MAX_LISTED)
@@ -371,17 +405,35 @@ class Records:
                 raise Rollback(f"{key} was listed and is not there", retryable=True)
 
     def _refuse_rollback(self, timeline: Timeline, noted: list[tuple[str, bytes]]) -> None:
-        for key, value in noted:
-            point = Point(epoch=int(key.removeprefix(self._note)), number=int(value.split(b" ")[0]))
+        for note in noted:
+            point, digest = self._read_note(note)
             found = timeline.stored.get((point, 0))
-            if found is None and timeline.let_go(point):
+            if found is None and (timeline.let_go(point) or self._never_counted(point, digest, timeline)):
                 continue
-            if found is not None and found.hash.hex().encode() == value.split(b" ")[1]:
+            if found is not None and found.hash == digest:
                 continue
             what = "is gone" if found is None else "was replaced by another"
             raise Rollback(
                 f"record {name(point)} of app {self._app} {what}: the store was rolled back, or hides it. Check the store."
             )
+
+    def _never_counted(self, point: Point, digest: bytes, timeline: Timeline) -> bool:
+        """Whether a note tells of a record that the owner of its epoch did not write: earlier versions noted such."""
+        owner = self._owner_of(point.epoch) if self._owner_of is not None else ""
+        if owner is None:
+            # Nobody created an epoch as high. A lower one must have been there.
+            return point.epoch > max((p.epoch for p, _ in timeline.stored), default=0)
+        data = self._raw.get(self._key((point, 0)))
+        if not owner or data is None:
+            return False
+        try:
+            record = self._signed((point, 0), data)
+        except Corrupt:
+            return False
+        if record.hash != digest or record.device == owner:
+            return False
+        self._notes.write({f"{self._note}{point.epoch}": None})
+        return True
 
     def _refuse_older_trim(self, timeline: Timeline, noted: int) -> None:
         """Trims replace each other: of those seen before, none may be newer than all that stand."""

@@ -233,6 +233,10 @@ class Device:
         self.pins: set[Point] = set()
         self.announced = 0
         """Highest epoch of which the group's log tells."""
+        self.checks_owners = False
+        """Whether records count only if the owner of their epoch wrote them, as with agents; from the next `restart` on."""
+        self.owners: dict[int, str] = {}
+        """As it listed them last."""
         self.archive = self.restart()
         self.epochs = self.open_epochs()
 
@@ -257,6 +261,8 @@ class Device:
             workers=InlineWorkers(),
             spool=self.spool,
             notes=self.notes,
+            owner_of=self.owners.get if self.checks_owners else None,
+            list_owners=self.list_owners,
             line=self.line,
             where="store Shelf",
             mirrors=self.world.places,
@@ -276,6 +282,11 @@ class Device:
             await mirror.copy(record)
         await mirror.copy_trim()
         return len(lacking)
+
+    async def list_owners(self) -> None:
+        """Who owns which epoch, as the store shows it."""
+        listed = await self.epochs.listing()
+        self.owners |= {e: record.owner for e, record in listed.get(APP, {}).items()}
 
     async def line(self) -> tuple[dict[int, Point], int]:
         """Bases and highest epoch, as the store shows them."""
