@@ -197,7 +197,7 @@ class Ours:
                 merged += done.merged is not None
                 if done.merged is None and done.refused is None:
                     break
-            await self.archive.collect(yes, grace=0.0)
+            await self.archive.collect(rules, yes, grace=0.0)
             return merged
 
         return await self.measured(work)

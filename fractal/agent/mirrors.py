@@ -120,7 +120,8 @@ class Copy:
         if compared:
             # A store that deletes nothing keeps what was let go: that costs room, not safety.
             with suppress(NotSupported):
-                await mirror.sweep(job.care.thinning.owns_highest)
+                thinning = job.care.thinning
+                await mirror.sweep(await thinning.rules(), thinning.owns_highest)
                 await self._collect_images()
 
     async def _compare(self, mirror: Mirror) -> None:

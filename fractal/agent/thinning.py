@@ -121,11 +121,19 @@ class Thinning:
             )
         if step.trim:
             job.logger.info("%s: %d snapshot(s) let go by its policy", job.app.name, step.let_go)
+        if step.back:
+            # Pinned, or the policy keeps more than it did; or whoever owned the app before let go what it should not have.
+            job.logger.warning(
+                "%s: %d snapshot(s) that were let go are kept by its policy and pins, and count again",
+                job.app.name,
+                step.back,
+            )
         return step
 
     async def collect(self) -> list[Record]:
         """Delete what was let go a day ago. Raises NotSupported, Corrupt, BackendError."""
-        gone = await (await self._job.data.archive()).collect(self.owns_highest)
+        archive, rules = await self._job.data.archive(), await self.rules()
+        gone = await archive.collect(rules, self.owns_highest)
         if gone:
             size = sum(record.stored for record in gone)
             self._job.logger.info(

@@ -24,8 +24,9 @@ from fractal.archive.progress import Progress
 from fractal.archive.reading import Line, OwnerOf, Records
 from fractal.archive.records import Record
 from fractal.archive.restore import Fetcher, Restore
+from fractal.archive.rules import Rules
 from fractal.archive.sealed import GroupKey, SignKeyOf
-from fractal.archive.thinning import Here, Outlook, Rules, Thinned, Thinner
+from fractal.archive.thinning import Here, Outlook, Thinned, Thinner
 from fractal.archive.timeline import Timeline
 from fractal.archive.verify import Verifier, VerifyReport
 from fractal.core.model import Point
@@ -338,13 +339,13 @@ class Archive:
         async with self._thinning:
             return (await self._sweeper.look())[1]
 
-    async def collect(self, proof: Proof, *, grace: float = GRACE) -> list[Record]:
-        """Delete what was seen to be let go for `grace` seconds; `proof` is asked before each.
+    async def collect(self, rules: Rules, proof: Proof, *, grace: float = GRACE) -> list[Record]:
+        """Delete what was seen to be let go for `grace` seconds and the rules do not keep; `proof` is asked before each.
 
         Raises Corrupt, NotSupported by a store that deletes nothing, Rollback, BackendError.
         """
         async with self._thinning:
-            return await self._sweeper.collect(proof, grace=grace)
+            return await self._sweeper.collect(rules, proof, grace=grace, refused=self._thinner.refused)
 
     async def _follows(self, point: Point, here: Callable[[Point], bool]) -> Record | None:
         """The record of a moment that directly follows one that is `here`: no listing is needed to know the way. Else None."""

@@ -6,6 +6,7 @@ the next look goes on with, never objects that nothing names.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from fractal.api.context import Clock
@@ -16,6 +17,7 @@ from fractal.archive.epochs import Notes
 from fractal.archive.orphans import GRACE, Ages, Proof
 from fractal.archive.reading import Records
 from fractal.archive.records import Record
+from fractal.archive.rules import Rules
 from fractal.archive.standing import keys_of, sizes_of
 from fractal.archive.timeline import Timeline
 from fractal.core.retention import Slot
@@ -55,13 +57,18 @@ class Sweeper:
             for text, slot in sorted(leaving.items(), key=lambda item: item[1])
         ]
 
-    async def collect(self, proof: Proof, *, grace: float = GRACE) -> list[Record]:
-        """Delete what was let go for `grace` seconds; `proof` is asked before each.
+    async def collect(
+        self, rules: Rules, proof: Proof, *, grace: float = GRACE, refused: Collection[Slot] = ()
+    ) -> list[Record]:
+        """Delete what was let go for `grace` seconds, but for what the rules keep; `proof` is asked before each.
 
-        Raises Corrupt while something that stays is missing, NotSupported by a store that deletes nothing, Rollback, BackendError.
+        Merges at `refused` were read back and are not whole. Raises Corrupt while something that stays is missing, NotSupported by
+        a store that deletes nothing, Rollback, BackendError.
         """
         timeline, leaving = await self.look()
-        ripe = [found.record for found in leaving if found.age >= grace]
+        ripe = await self._not_kept(
+            [found.record for found in leaving if found.age >= grace], timeline, rules, refused
+        )
         old = [n for n in timeline.trims if timeline.trim is not None and n < timeline.trim.number]
         if not ripe and not old:
             return []
@@ -81,6 +88,22 @@ class Sweeper:
             for number in old:
                 await self.store.delete(layout.trim_key(self.group, self.app, number))
         return gone
+
+    async def _not_kept(
+        self, ripe: list[Record], timeline: Timeline, rules: Rules, refused: Collection[Slot]
+    ) -> list[Record]:
+        """Those that the rules do not keep either. The next trim of ours takes the others back, if they are whole."""
+        if not ripe:
+            return []
+        rules.refuse_cut_line()
+        kept = rules.kept(timeline, refused)
+        found = [record for record in ripe if record.slot in kept]
+        sizes = await sizes_of(self.store, self.group, self.app, found) if found else {}
+        # Of what is on its way out the segments went first: it is of no use to anybody.
+        whole = {
+            r.slot for r in found if all(k in sizes for k in keys_of(self.group, self.app, r.body.object))
+        }
+        return [record for record in ripe if record.slot not in whole]
 
     async def _delete_object(self, record: Record) -> None:
         for key in keys_of(self.group, self.app, record.body.object):

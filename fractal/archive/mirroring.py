@@ -25,6 +25,7 @@ from fractal.archive.places import place
 from fractal.archive.reading import Records
 from fractal.archive.records import ObjectRef, Record
 from fractal.archive.restore import Fetcher
+from fractal.archive.rules import Rules
 from fractal.archive.sealed import create, read_small
 from fractal.archive.standing import keys_of, sizes_of
 from fractal.archive.timeline import Timeline
@@ -216,12 +217,12 @@ class Mirror:
 
     # --- deleting ------------------------------------------------------------------------------------------------
 
-    async def sweep(self, proof: Proof, *, grace: float = GRACE) -> list[Record]:
-        """Delete what a trim let go and what nothing names, each a day after it was first seen to be so, as in the arbiter.
+    async def sweep(self, rules: Rules, proof: Proof, *, grace: float = GRACE) -> list[Record]:
+        """Delete what a trim let go and the rules do not keep, and what nothing names, each a day after it was first seen to be so, as in the arbiter.
 
         Raises Corrupt while something that stays is missing here, NotSupported by a store that deletes nothing, BackendError.
         """
-        gone = await self._sweeper.collect(proof, grace=grace)
+        gone = await self._sweeper.collect(rules, proof, grace=grace)
         await self._collector.collect(proof, grace=grace)
         return gone
 

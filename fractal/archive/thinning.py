@@ -6,7 +6,7 @@ crash at any point costs at most the step's work.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 
 from fractal.api.context import Clock, Entropy
@@ -23,29 +23,17 @@ from fractal.archive.progress import Progress
 from fractal.archive.reading import Records
 from fractal.archive.records import Record
 from fractal.archive.restore import Fetcher
+from fractal.archive.rules import Rules
 from fractal.archive.sealed import GroupKey, create, seal_statement
 from fractal.archive.timeline import Timeline
 from fractal.archive.trims import LevelRef, TrimBody
 from fractal.archive.verify import prove
 from fractal.core.model import Point
-from fractal.core.moments import Moment
-from fractal.core.retention import Keep, Merge, Retained, Slot, next_merge, retain
+from fractal.core.retention import Merge, Retained, Slot, next_merge
 from fractal.crypto.keys import DeviceKeys
 
 TRIM_EVERY = 3600.0
 """Seconds between two trims that only let go: a decision about every single tick would be a waste."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rules:
-    """By what an app's archive is kept: its line, its policy, and what people asked for."""
-
-    epoch: int
-    """The own epoch, which is the highest."""
-    bases: Mapping[int, Point]
-    keep: Keep
-    pins: frozenset[Point] = frozenset()
-    """Moments that stay: pinned, or about to be restored or forked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +59,8 @@ class Thinned:
     """Number of the trim that was written; 0: none."""
     let_go: int = 0
     """Records that it lets go."""
+    back: int = 0
+    """Records that were let go and count again by it."""
     over: int = 0
     """Bytes above the policy's limit that nothing can be let go for."""
 
@@ -85,7 +75,9 @@ class Outlook:
     pending: tuple[Record, ...]
     """Merges that it relies on and that were not read back yet."""
     back: tuple[Point, ...] = ()
-    """Moments that were let go and count again: they are wanted since, and still stand."""
+    """Moments that were let go and count again: the rules keep them, and they still stand."""
+    cut_off: frozenset[Point] = frozenset()
+    """Moments that build on what was let go, and to which nothing leads any more."""
 
 
 @dataclass(kw_only=True)
@@ -107,40 +99,53 @@ class Thinner:
     _refused: set[Slot] = field(default_factory=set)
     _trimmed: float | None = None
 
+    @property
+    def refused(self) -> frozenset[Slot]:
+        """Merges that came out too large, or that were read back and are not whole."""
+        return frozenset(self._refused)
+
     async def outlook(
         self, rules: Rules, held: Collection[Point] = frozenset(), stream_format: str = ""
     ) -> Outlook:
         """What the rules make of the archive as it stands. Raises Rollback, BackendError."""
-        timeline, back = await self._taking_back(await self.records.timeline(), rules.pins)
+        timeline, back = await self._taking_back(await self.records.timeline(), rules)
+        waiting = {
+            s for s in timeline.stored if s[1] and s not in timeline.counting and s not in self._refused
+        }
+        every = timeline.trying(waiting)
+        pieces = every.fitting()
         if stream_format:
             # Of what another file system stored, a merge would be a chain of two kinds.
             here = {p: timeline.records[p] for p in held if p in timeline.records}
             held = {p for p, record in here.items() if record.format == stream_format}
-        pending = [r for r in _pending(timeline) if r.slot not in self._refused]
-        pieces = timeline.fitting(also=[r.slot for r in pending])
-        line = [Moment(r.point, r.wall_ms) for r in timeline.main(rules.bases, rules.epoch)]
-        sides = [r.point for r in timeline.branches(rules.bases, rules.epoch)]
-        retained = retain(line, pieces, rules.keep, pins=rules.pins, sides=sides)
+        retained = rules.retained(every)
+        unproved = sorted(s for s in retained.needed & waiting if timeline.stored[s].hash not in self._proved)
         return Outlook(
             timeline=timeline,
             retained=retained,
-            merge=next_merge(line, pieces, held, epoch=rules.epoch, refused=self._refused),
-            pending=tuple(r for r in pending if r.slot in retained.needed and r.hash not in self._proved),
+            merge=next_merge(rules.line(every), pieces, held, epoch=rules.epoch, refused=self._refused),
+            pending=tuple(timeline.stored[slot] for slot in unproved),
             back=back,
+            cut_off=every.cut_off,
         )
 
-    async def _taking_back(
-        self, timeline: Timeline, pins: Collection[Point]
-    ) -> tuple[Timeline, tuple[Point, ...]]:
-        """A pin may reach the log between the owner's last look there and the trim that it decided by that look: the pin wins."""
-        back: set[Point] = set()
+    async def _taking_back(self, timeline: Timeline, rules: Rules) -> tuple[Timeline, tuple[Point, ...]]:
+        """What was let go and the rules keep counts again, as far as it still stands.
+
+        A pin may reach the log between the owner's last look there and the trim that it decided by that look; a policy may keep
+        more than it did; a trim may be the work of an owner that had turned hostile.
+        """
         uploader = self.merging.uploader
-        for pin in pins:
-            way = timeline.way_back(pin)
+        standing = timeline
+        while True:
+            kept = rules.kept(standing, self._refused)
+            back = {p for p, level in kept if not level and standing.let_go(p)}
             # Of a record that is on its way out the segments go first.
-            if way and all([await uploader.stands(record.body.object) for record in way]):
-                back |= {record.point for record in way}
-        return timeline.taking_back(back) if back else timeline, tuple(sorted(back))
+            cut = [p for p in sorted(back) if not await uploader.stands(timeline.stored[p, 0].body.object)]
+            if not cut:
+                return timeline.taking_back(back) if back else timeline, tuple(sorted(back))
+            left = {slot: record for slot, record in standing.stored.items() if slot[0] not in cut or slot[1]}
+            standing = replace(standing, stored=left)
 
     async def step(
         self,
@@ -212,8 +217,8 @@ class Thinner:
     async def _trim(self, found: Outlook, rules: Rules, proof: Proof, done: Thinned) -> Thinned:
         timeline, retained = found.timeline, found.retained
         _refuse_broken(timeline)
-        _refuse_cut_line(rules)
-        body = self._body(timeline, retained, rules)
+        rules.refuse_cut_line()
+        body = self._body(found, rules)
         before = timeline.trim.body if timeline.trim is not None else None
         let_go = [p for p, level in retained.let_go if not level and (p, 0) in timeline.counting]
         levels_changed = body is not None and body.levels != (before.levels if before else ())
@@ -221,7 +226,7 @@ class Thinner:
             return done
         if not await proof():
             return done
-        number = max(timeline.trims, default=0) + 1
+        number = self._number(timeline, rules.epoch)
         key = layout.trim_key(self.group, self.app, number)
         data = seal_statement(
             trims.KIND, key, to_plain(body), keys=self.keys, group_key=self.group_key, entropy=self.entropy
@@ -230,13 +235,14 @@ class Thinner:
             return done  # written by an earlier try of ours or by somebody else: the next look tells
         self._trimmed = self.clock.boottime()
         self._proved -= {ref.hash for ref in body.levels}
-        return replace(done, trim=number, let_go=len(let_go))
+        return replace(done, trim=number, let_go=len(let_go), back=len(found.back))
 
-    def _body(self, timeline: Timeline, retained: Retained, rules: Rules) -> TrimBody | None:
+    def _body(self, found: Outlook, rules: Rules) -> TrimBody | None:
+        timeline, retained = found.timeline, found.retained
         line = timeline.main(rules.bases, rules.epoch)
         if not line:
             return None
-        gone = [p for p, level in retained.let_go if not level] + sorted(timeline.cut_off)
+        gone = [p for p, level in retained.let_go if not level] + sorted(found.cut_off)
         needed = [timeline.stored[slot] for slot in sorted(retained.needed) if slot[1]]
         return TrimBody(
             epoch=rules.epoch,
@@ -246,15 +252,18 @@ class Thinner:
             wall_ms=self.clock.wall_ms(),
         )
 
+    def _number(self, timeline: Timeline, epoch: int) -> int:
+        """The number of the next trim: above all that stand, so that it is seen which one is missing."""
+        number = max(timeline.trims, default=0) + 1
+        if number < layout.MAX_NUMBER:
+            return number
+        # Somebody used the last one up, to end all retention. Only within an epoch do numbers tell which is newer, so any will do
+        # that never was another trim's name.
+        own = timeline.trim.number if timeline.trim is not None and timeline.trim.body.epoch == epoch else 0
+        return own + 1 if 0 < own < layout.MAX_NUMBER - 1 else 1 + int.from_bytes(self.entropy.bytes(6))
+
     def _due(self) -> bool:
         return self._trimmed is None or self.clock.boottime() - self._trimmed >= TRIM_EVERY
-
-
-def _pending(timeline: Timeline) -> list[Record]:
-    """Merges that stand, fit, and do not count yet."""
-    waiting = [slot for slot in timeline.stored if slot[1] and slot not in timeline.counting]
-    fitting = {r.slot for r in timeline.fitting(also=waiting)}
-    return [timeline.stored[slot] for slot in sorted(waiting) if slot in fitting]
 
 
 def _refuse_broken(timeline: Timeline) -> None:
@@ -263,13 +272,3 @@ def _refuse_broken(timeline: Timeline) -> None:
     for point in (*timeline.burnt, *timeline.gaps):
         raise Corrupt(f"nothing is let go while record {point.epoch}.{point.number} cannot be read")
     timeline.require_whole()
-
-
-def _refuse_cut_line(rules: Rules) -> None:
-    """Without one of its bases the line is shorter, and all that lies before looks like the work of a replaced owner."""
-    epoch = rules.epoch
-    while epoch > 1:
-        base = rules.bases.get(epoch)
-        if base is None:
-            raise Corrupt(f"nothing is let go while the base of epoch {epoch} cannot be read")
-        epoch = base.epoch if base.epoch < epoch else 0

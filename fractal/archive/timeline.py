@@ -30,6 +30,8 @@ class Timeline:
     """Numbers that must have existed, because later ones of their epoch do, and are not there."""
     trims: tuple[int, ...] = ()
     """Numbers of the trims that stand, valid or not."""
+    trial: frozenset[Slot] = frozenset()
+    """Merges that are taken to count though no trim names them: to see what would come of it."""
 
     # --- moments -------------------------------------------------------------------------------------------------
 
@@ -48,8 +50,11 @@ class Timeline:
         return {
             slot: record
             for slot, record in self.stored.items()
-            if (listed.get(slot) == record.hash if slot[1] else not self.let_go(slot[0]))
+            if (self._merge_counts(record, listed) if slot[1] else not self.let_go(slot[0]))
         }
+
+    def _merge_counts(self, record: Record, listed: Mapping[Slot, bytes]) -> bool:
+        return listed.get(record.slot) == record.hash or record.slot in self.trial
 
     @property
     def points(self) -> tuple[Point, ...]:
@@ -84,19 +89,6 @@ class Timeline:
         """What is on no part of that line: work of replaced owners, kept."""
         return tuple(self.records[p] for p in branches(self.points, bases, epoch))
 
-    def way_back(self, point: Point) -> list[Record]:
-        """The records that would have to count again for a moment that was let go to be there; [] if it is, or cannot be."""
-        found: list[Record] = []
-        at: Point | None = point
-        while at is not None and not self.whole(at):
-            record = self.stored.get((at, 0))
-            if record is None or not self.let_go(at):
-                return []
-            found.append(record)
-            at = record.parent
-        again = self.taking_back(r.point for r in found)
-        return found if found and again.whole(point) else []
-
     def taking_back(self, points: Iterable[Point]) -> Timeline:
         """As if these had not been let go."""
         if self.trim is None:
@@ -105,12 +97,21 @@ class Timeline:
         left = replace(body, gone=without(body.gone, set(points)))
         return replace(self, trim=replace(self.trim, body=left))
 
+    def trying(self, merges: Iterable[Slot]) -> Timeline:
+        """As if these merges counted."""
+        return replace(self, trial=frozenset(merges))
+
+    def undone(self) -> Timeline:
+        """As if no moment's own record had ever been let go."""
+        if self.trim is None:
+            return self
+        return replace(self, trim=replace(self.trim, body=replace(self.trim.body, gone={})))
+
     # --- ways ----------------------------------------------------------------------------------------------------
 
-    def fitting(self, also: Collection[Slot] = ()) -> list[Record]:
-        """The records that count, and those at `also`, as far as their parent is the one that they were taken against."""
-        every = {**self.counting, **{slot: self.stored[slot] for slot in also if slot in self.stored}}
-        return [r for r in every.values() if self._misfit(r) is None]
+    def fitting(self) -> list[Record]:
+        """The records that count, as far as their parent is the one that they were taken against."""
+        return [r for r in self.counting.values() if self._misfit(r) is None]
 
     @cached_property
     def routes(self) -> Mapping[Point, Route[Record]]:

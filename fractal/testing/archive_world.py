@@ -16,7 +16,8 @@ from fractal.api.snapshot import Snapshot, Snapshotter, Usage
 from fractal.api.store import ObjectInfo, Store
 from fractal.archive.archive import AppKeyring, Archive, Mirror, Place
 from fractal.archive.epochs import Epochs
-from fractal.archive.thinning import Here, Rules, Thinned
+from fractal.archive.rules import Rules
+from fractal.archive.thinning import Here, Thinned
 from fractal.builtin.memory_store import MemoryObjects, MemoryStore, MemoryStoreConfig
 from fractal.core.model import Point
 from fractal.core.moments import Moment
@@ -320,7 +321,7 @@ class Device:
         """All that is due, as an agent does it after each hour."""
         while (await self.thin()).merged is not None:
             pass
-        await self.archive.collect(self.owns)
+        await self.archive.collect(await self.rules(), self.owns)
         await self.forget_snapshots()
 
     async def forget_snapshots(self) -> None:

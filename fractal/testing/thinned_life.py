@@ -103,7 +103,7 @@ class Life:
             elif what == "thin":
                 await self._thin()
             elif what == "collect":
-                await self.archive.collect(_sure, grace=0.0)
+                await self.archive.collect(self._rules(), _sure, grace=0.0)
             elif what == "restart":
                 self.archive = self._open("one", self.notes)
             elif what == "restore":
@@ -112,7 +112,7 @@ class Life:
                 change(root, what, name, number, seed)
         await self._save(root)
         await self._thin()
-        await self.archive.collect(_sure, grace=0.0)
+        await self.archive.collect(self._rules(), _sure, grace=0.0)
         await self._all()
 
     async def _save(self, root: Path) -> None:
@@ -135,12 +135,15 @@ class Life:
     def _name(self, point: Point) -> str:
         return self.names.get(point, f"p-{point.epoch}-{point.number}")
 
+    def _rules(self) -> Rules:
+        return Rules(epoch=1, bases={}, keep=self.keep)
+
     async def _thin(self) -> None:
         # Each anew, as an agent that was just started: it is not kept from deciding by what it decided lately.
         self.archive = self._open("one", self.notes)
         while True:
             here = Here(snapshotter=self.here, volume="v", name_of=self._name, held=frozenset(self.names))
-            done = await self.archive.thin(Rules(epoch=1, bases={}, keep=self.keep), here, _sure)
+            done = await self.archive.thin(self._rules(), here, _sure)
             self.thinned += (done.merged is not None) + bool(done.trim)
             if done.merged is None and done.refused is None:
                 break

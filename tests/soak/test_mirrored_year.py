@@ -31,7 +31,7 @@ class Tended:
     def __init__(self, attic: Device, store: Unruly) -> None:
         self.mirror: Mirror = attic.mirror("Cellar")
         self.store = store
-        self.owns = attic.owns
+        self.owns, self.rules = attic.owns, attic.rules
         self.spool = attic.spool / "to-Cellar"
         self.backlogs: list[int] = []
         self.most_spooled = 0
@@ -44,7 +44,7 @@ class Tended:
             for record in lacking:
                 await self.mirror.copy(record)
             await self.mirror.copy_trim()
-            await self.mirror.sweep(self.owns)
+            await self.mirror.sweep(await self.rules(), self.owns)
         except BackendError:
             self.failures += 1
             return

@@ -83,7 +83,8 @@ async def test_an_archive_is_thinned_by_its_policy_and_what_stays_restores(attic
     archive = await attic.job("Attic").data.archive()
     leaving = await archive.leaving()
     assert leaving and (await attic.call("Attic", "snapshot.plan", app="test"))["leaving_bytes"] > 0
-    removed = await archive.collect(attic.job("Attic").care.thinning.owns_highest, grace=0.0)
+    thinning = attic.job("Attic").care.thinning
+    removed = await archive.collect(await thinning.rules(), thinning.owns_highest, grace=0.0)
     assert len(removed) == len(leaving)
     for moment in listed:
         opened = await attic.call("Attic", "snapshot.open", app="test", at=moment)

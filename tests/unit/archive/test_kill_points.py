@@ -206,14 +206,14 @@ async def test_a_restore_that_takes_less_than_a_day_is_not_torn_by_a_collection(
         pass
     for _ in range(23):
         world.clock.now += 3600
-        await attic.archive.collect(attic.owns)
+        await attic.archive.collect(await attic.rules(), attic.owns)
     timeline = await attic.archive.timeline()
     assert any(slot not in timeline.counting for slot in way), "its way was let go meanwhile"
     slow.go.set()
     assert await task == held[point]
     for _ in range(3):
         world.clock.now += 3600
-        await attic.archive.collect(attic.owns)
+        await attic.archive.collect(await attic.rules(), attic.owns)
     await moments_of(world, held)
 
 

@@ -328,13 +328,13 @@ async def test_what_a_trim_lets_go_leaves_both_after_its_day(world: World, attic
     assert before <= set(cellar.objects), (
         "nothing is deleted because the arbiter lets it go, or has it no more"
     )
-    assert await mirror.sweep(always) == [], "a day is not over"
-    assert await mirror.sweep(never, grace=0.0) == [], "nothing goes without proof"
+    assert await mirror.sweep(await attic.rules(), always) == [], "a day is not over"
+    assert await mirror.sweep(await attic.rules(), never, grace=0.0) == [], "nothing goes without proof"
     gone, swept = 0, 0
     for _ in range(26):
         world.clock.now += HOUR
-        gone += len(await attic.archive.collect(always))
-        swept += len(await mirror.sweep(always))
+        gone += len(await attic.archive.collect(await attic.rules(), always))
+        swept += len(await mirror.sweep(await attic.rules(), always))
     # What was let go before it was copied never came here.
     assert gone > swept > 0
     assert cellar.objects.keys() == {key for key in world.objects if "/epoch/" not in key}
@@ -360,7 +360,7 @@ async def test_what_the_arbiter_lost_is_no_reason_to_delete_it_in_a_mirror(
     for _ in range(30):
         world.clock.now += HOUR
         await mirror.look()
-        assert await mirror.sweep(always) == []
+        assert await mirror.sweep(await attic.rules(), always) == []
     assert world.mirrors["Cellar"].objects == cellar
 
 

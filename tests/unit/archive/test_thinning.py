@@ -59,7 +59,7 @@ class Life:
         done = [await self.device.thin()]
         while done[-1].merged is not None:
             done.append(await self.device.thin())
-        await self.device.archive.collect(self.device.owns)
+        await self.device.archive.collect(await self.device.rules(), self.device.owns)
         await self.device.forget_snapshots()
         return done
 
@@ -176,7 +176,7 @@ async def test_nothing_goes_without_fresh_proof(world: World) -> None:
     for _ in range(30):
         world.clock.now += HOUR
         await life.device.archive.leaving()
-        assert await life.device.archive.collect(life.device.owns) == []
+        assert await life.device.archive.collect(await life.device.rules(), life.device.owns) == []
         assert (await life.device.thin()).trim == 0
     assert {k for k in objects if "/object/" in k or "/record/" in k} <= set(world.objects)
     assert trimmed.over == 0
@@ -336,10 +336,10 @@ async def test_nothing_is_deleted_while_an_object_that_stays_is_missing(world: W
         await life.device.archive.leaving()
     before = set(world.objects)
     with pytest.raises(Corrupt, match=f"nothing is removed while {key}"):
-        await life.device.archive.collect(life.device.owns)
+        await life.device.archive.collect(await life.device.rules(), life.device.owns)
     assert set(world.objects) == before
     world.objects[key] = data
-    assert await life.device.archive.collect(life.device.owns)
+    assert await life.device.archive.collect(await life.device.rules(), life.device.owns)
     await all_restore(life, world.device("Kitchen"))
 
 
@@ -385,7 +385,7 @@ async def test_a_store_that_deletes_nothing_says_so(world: World) -> None:
         world.clock.now += HOUR
         await life.device.archive.leaving()
     with pytest.raises(NotSupported):
-        await life.device.archive.collect(life.device.owns)
+        await life.device.archive.collect(await life.device.rules(), life.device.owns)
     await all_restore(life, world.device("Kitchen"))
 
 

@@ -45,7 +45,7 @@ async def thin_all(world: World) -> None:
     attic = world.device("Attic")
     while True:
         done = await attic.thin()
-        gone = await attic.archive.collect(attic.owns, grace=0.0)
+        gone = await attic.archive.collect(await attic.rules(), attic.owns, grace=0.0)
         if done.merged is None and not done.trim and not gone:
             return
 
