@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fractal.agent.hooks import SnapshotHooks
@@ -234,10 +235,12 @@ class Saver:
         parent = facts.committed if facts.root == queued.epoch and not queued.branch else queued.parent
         if parent is not None and facts.name_of(parent) not in held:
             parent = None
-        if (await job.group.store(job.app.store)).sent is None:
+        opened = await job.group.store(job.app.store)
+        if opened.sent is None:
             # Not a byte into a place that lacks our epochs, such as the mount point of a disk that is not there.
-            await job.group.list_epochs(job.app.store)
-        record = await archive.write(
+            opened = await job.group.list_epochs(job.app.store)
+        write = partial(
+            archive.write,
             queued.epoch,
             snapshotter=job.group.agent.snapshotter,
             volume=job.data.volume,
@@ -246,8 +249,17 @@ class Saver:
             name_of=facts.name_of,
             wall_ms=queued.wall_ms,
         )
+        replaced = self._replaced(queued, opened.highest(job.id))
+        record = await write(replaced=replaced)
         opened = await job.group.list_epochs(job.app.store)
+        if not replaced and self._replaced(queued, opened.highest(job.id)):
+            # A device that was away for hours learns it only now. What it built on may be let go: then it is sent anew.
+            record = await write(replaced=True)
         await self._note(queued, record, opened.highest(job.id))
+
+    def _replaced(self, queued: Queued, highest: int) -> bool:
+        """Whether its epoch is over. A store may hide the higher one that the log tells of."""
+        return queued.branch or max(highest, self._job.app.epoch) > queued.epoch
 
     async def _note(self, queued: Queued, record: Record, highest: int) -> None:
         """The record stands; it is committed only if no higher epoch stood at a look that began after its put.
@@ -258,7 +270,7 @@ class Saver:
         point = Point(epoch=record.epoch, number=record.number)
         facts = job.facts.now
         left = tuple(q for q in facts.queue if q.name != queued.name)
-        if max(highest, job.app.epoch) > queued.epoch:
+        if self._replaced(queued, highest):
             job.facts.put(replace(facts.named(point, queued.name), queue=left))
             job.group.agent.tell(
                 "app.branch",

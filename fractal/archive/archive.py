@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from fractal.api.context import Clock, Entropy, Workers
-from fractal.api.errors import Corrupt, NotFound
+from fractal.api.errors import BackendError, Corrupt, NotFound
 from fractal.api.snapshot import Snapshot, Snapshotter
 from fractal.api.store import Store
 from fractal.archive.backup import Backup, Source
@@ -46,6 +46,10 @@ __all__ = [
     "Timeline",
     "VerifyReport",
 ]
+
+
+LATE_TRIES = 3
+"""How often a replaced owner's snapshot is sent, if what it builds on is let go meanwhile. The second is in full, as a rule."""
 
 
 class Archive:
@@ -240,6 +244,7 @@ class Archive:
         level: int = 0,
         manifest_hash: bytes = b"",
         progress: Progress | None = None,
+        replaced: bool = False,
     ) -> Record:
         """Store snapshot `name` of `volume`; returns when its record stands.
 
@@ -249,13 +254,16 @@ class Archive:
         `parent` is the stored snapshot to send against, `name_of(parent)` its name on this device. If the parent's record is no
         longer in the store, or of another format than this snapshotter's, a full snapshot is written, which heals the line. Called again with the same epoch and name,
         also after a crash, it goes on where it was. Raises BackendError, Ambiguous (call again).
+
+        `replaced`: the epoch is not the highest any more, so its successor may have let go what this builds on: what the store
+        holds is looked at before and after, and what nothing leads to is sent anew, in full.
         """
-        async with self._writing:
-            known = await self._parent(parent) if name_of is not None else None
-            if known is not None and known.format != snapshotter.format:
+
+        def source(known: Record | None, there: Timeline | None = None) -> Source:
+            if known is not None and (name_of is None or known.format != snapshotter.format):
                 # A taker with another file system begins anew: a chain of two kinds is of use only to who receives both.
                 known = None
-            source = Source(
+            return Source(
                 epoch=epoch,
                 snapshotter=snapshotter,
                 volume=volume,
@@ -265,8 +273,21 @@ class Archive:
                 wall_ms=wall_ms,
                 level=level,
                 manifest_hash=manifest_hash,
+                there=there,
             )
-            return await self._backup.write(source, self.app_keys, progress)
+
+        async with self._writing:
+            if not replaced:
+                known = await self._parent(parent) if name_of is not None else None
+                return await self._backup.write(source(known), self.app_keys, progress)
+            there = await self.timeline(strict=False)
+            for _ in range(LATE_TRIES):
+                known = there.records[parent] if parent is not None and there.whole(parent) else None
+                record = await self._backup.write(source(known, there), self.app_keys, progress)
+                there = await self.timeline(strict=False)
+                if there.leads_to(record.body):
+                    return record
+            raise BackendError(f"what snapshot {name} builds on is let go again and again", retryable=True)
 
     async def restore(
         self,

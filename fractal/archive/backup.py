@@ -20,6 +20,7 @@ from fractal.archive.progress import Progress
 from fractal.archive.reading import Records
 from fractal.archive.records import KIND, ObjectRef, Record, RecordBody, Segment, make_record, object_header
 from fractal.archive.sealed import GroupKey, create, seal_statement
+from fractal.archive.timeline import Timeline
 from fractal.archive.uploading import Uploader
 from fractal.core.model import Point
 from fractal.crypto.keys import DeviceKeys, seal_to
@@ -47,6 +48,12 @@ class Source:
     wall_ms: int
     level: int
     manifest_hash: bytes
+    there: Timeline | None = None
+    """What the store holds, if it may not lead any more to what an earlier call sent this against: that is sent anew then."""
+
+    def good(self, body: RecordBody) -> bool:
+        """Whether what an earlier call made of the snapshot can be restored."""
+        return self.there is None or self.there.leads_to(body)
 
 
 @dataclass(kw_only=True)
@@ -78,9 +85,13 @@ class Backup:
         """
         folder = self.folder / f"{source.epoch}-{source.name}"
         await self.workers.run(spool.keep_only, self.folder, {folder.name})
-        if (stored := await self._done(source.epoch, folder)) is not None:
+        stored = await self._done(source.epoch, folder)
+        if stored is not None and source.good(stored.body):
             return stored
         plan = await self.workers.run(spool.load_plan, folder)
+        if stored is not None or (plan is not None and not source.good(plan)):
+            await spool.to_its_end(self.workers, spool.discard, folder)
+            plan = None
         resumed = plan is not None and plan.object.generation == app_keys.generation
         ahead: set[int] = set()
         held: list[bytes] | None = None
@@ -99,14 +110,14 @@ class Backup:
         return record
 
     async def _standing(self, source: Source) -> Record | None:
-        """This very snapshot's record, if an earlier call wrote it and its caller died before it could note that."""
-        if source.epoch in self._next:
+        """This very snapshot's record, if an earlier call wrote it, whose caller did not note that, or asks again."""
+        if source.epoch not in self._next:
+            number, known = await self.records.end_of(source.epoch)
+            self._next[source.epoch] = number, known.newest(source.epoch)
+        newest = self._next[source.epoch][1]
+        if newest is None or (newest.device, newest.body.name) != (self.keys.id, source.name):
             return None
-        number, known = await self.records.end_of(source.epoch)
-        newest = known.newest(source.epoch)
-        self._next[source.epoch] = number, newest
-        ours = newest is not None and newest.device == self.keys.id and newest.body.name == source.name
-        return newest if ours else None
+        return newest if source.good(newest.body) else None
 
     async def _done(self, epoch: int, folder: Path) -> Record | None:
         """The record, if an earlier call wrote it and its caller died before it could note that."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from fractal.api.errors import Corrupt, NotFound
-from fractal.archive.records import Record
+from fractal.archive.records import Record, RecordBody
 from fractal.archive.trims import Trim, without
 from fractal.core.chain import branches, main_line
 from fractal.core.model import Point
@@ -136,6 +136,12 @@ class Timeline:
     def whole(self, point: Point) -> bool:
         """Whether the chain to `point` is unbroken."""
         return point in self.routes
+
+    def leads_to(self, body: RecordBody) -> bool:
+        """Whether one comes to what a record with this body builds on, and it is what it was taken against."""
+        if body.parent is None:
+            return True
+        return self.whole(body.parent) and self.records[body.parent].identity == body.parent_hash
 
     @cached_property
     def cut_off(self) -> frozenset[Point]:

@@ -31,3 +31,49 @@ async def test_what_a_replaced_owner_stores_is_a_branch_whoever_tells_of_it(list
     assert told == ["app.branch"]
     assert not facts.now.queue
     assert facts.now.name_of(Point(epoch=1, number=2)) == queued.name
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "asked"),
+    [(1, 1, [False]), (1, 2, [False, True]), (2, 2, [True])],
+    ids=["owner", "learns it by the look after", "knew it"],
+)
+async def test_what_a_replaced_owner_stores_must_lead_somewhere(
+    before: int, after: int, asked: list[bool]
+) -> None:
+    """Its successor may have let go what it builds on: then it is to be sent anew, in full."""
+    tested, facts = saver(Clocks(), Snapshots(same=False))
+    job = cast("Any", tested._job)
+    await tested.tick()
+    (queued,) = facts.now.queue
+    calls: list[bool] = []
+
+    async def write(epoch: int, *, replaced: bool, **_: object) -> object:
+        calls.append(replaced)
+        return SimpleNamespace(epoch=epoch, number=2 + len(calls), stored=1, parent=None)
+
+    async def archive() -> object:
+        return SimpleNamespace(write=write)
+
+    async def prune(**_: object) -> None:
+        pass
+
+    def opened(highest: int) -> object:
+        async def store(_: str) -> object:
+            return SimpleNamespace(sent=1.0, highest=lambda _: highest)
+
+        return store
+
+    async def snapshots(_: str) -> list[object]:
+        return [SimpleNamespace(name=queued.name)]
+
+    job.data.archive, job.data.committed, job.data.prune = archive, lambda _: None, prune
+    job.group.agent.snapshotter.snapshots = snapshots
+    job.app.store = "s"
+    job.group.store, job.group.list_epochs = opened(before), opened(after)
+    job.group.agent.tell = lambda *_, **__: None
+    await tested._store(queued)
+    assert calls == asked
+    assert not facts.now.queue
+    # What is remembered of it is the record that restores.
+    assert facts.now.name_of(Point(epoch=1, number=2 + len(asked))) == queued.name
