@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from fractal.agent.local import RESTORED, Queued
 from fractal.api.errors import BackendError, Corrupt, FractalError, NotFound
 from fractal.archive.archive import AppKeyring, Archive
-from fractal.core.chain import EMPTY, tip
+from fractal.core.chain import EMPTY, main_line, tip
 from fractal.core.model import App, Point
 from fractal.core.moments import Moment
 from fractal.core.retention import anchors
@@ -165,9 +165,13 @@ class AppData:
     async def look(self) -> Point:
         """The newest point of the main line, by a listing that starts now."""
         timeline = await (await self.archive()).timeline()
-        bases = await self.bases()
-        self.newest = tip(timeline.points, bases, self._app().epoch)
-        self._line = [Moment(r.point, r.wall_ms) for r in timeline.main(bases, self._app().epoch)]
+        app, bases = self._app(), await self.bases()
+        # An epoch that nobody owned by the log has a signed object all the same, and may have a base and records.
+        bases = {epoch: base for epoch, base in bases.items() if app.counts(epoch)}
+        points = [point for point in timeline.points if app.counts(point.epoch)]
+        self.newest = tip(points, bases, app.epoch)
+        line = [timeline.records[p] for p in main_line(points, bases, app.epoch)]
+        self._line = [Moment(r.point, r.wall_ms) for r in line]
         self._fulls = {r.point for r in timeline.counting.values() if r.parent is None}
         return self.newest
 

@@ -16,6 +16,8 @@ from fractal.core.placement import refusal, trusted
 
 MAX_LEAP = 1_000
 """How far one announcement may raise an epoch: a forged one must not use the numbers up."""
+MAX_OWNED = 64
+"""Owned epochs that are remembered of an app that serves nowhere; what is below counts, whoever created it."""
 
 
 def challenged(turn: Turn, entry: Challenged) -> GroupState:
@@ -85,7 +87,9 @@ def _require_next(app: App, epoch: int) -> None:
 
 
 def _owned(app: App, epoch: int, owner: str) -> App:
-    return replace(app, epoch=epoch, owner=owner, release=None)
+    before = app.owned or ((app.epoch,) if app.owner else ())
+    owned = (*before, epoch)[-MAX_OWNED:] if owner else before
+    return replace(app, epoch=epoch, owner=owner, owned=owned, release=None)
 
 
 def released(turn: Turn, entry: Released) -> GroupState:
@@ -106,7 +110,10 @@ def serving(turn: Turn, entry: Serving) -> GroupState:
     app = _owned_by_author(turn, entry.app, entry.epoch)
     require(app.release is None, f"epoch {entry.epoch} was released")
     move_to = "" if app.move_to == turn.device.id else app.move_to
-    return with_app(turn.state, replace(app, serving=entry.epoch, failed=(), move_to=move_to))
+    # What it starts from is chosen: nobody looks below it any more for what may be there.
+    return with_app(
+        turn.state, replace(app, serving=entry.epoch, owned=(entry.epoch,), failed=(), move_to=move_to)
+    )
 
 
 def _owned_by_author(turn: Turn, identity: str, epoch: int) -> App:

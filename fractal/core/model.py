@@ -273,6 +273,8 @@ class App:
     """Device of that epoch; "" before the first."""
     serving: int = 0
     """Highest epoch announced as healthy: routes lead to its owner."""
+    owned: tuple[int, ...] = ()
+    """Epochs that had an owner by this log, rising, from the last one that served (or the first that is known of) on."""
     failed: tuple[str, ...] = ()
     """Devices on which it did not get healthy since it last did somewhere."""
     release: Release | None = None
@@ -292,6 +294,14 @@ class App:
     images: tuple[ArchivedImage, ...] = ()
     """Those that it runs, and earlier ones that kept moments still belong to."""
     removed: bool = False
+
+    def counts(self, epoch: int) -> bool:
+        """Whether what an epoch up to the present one holds may be what the next one starts from.
+
+        Not if nobody ever owned it by the log: it was announced as burnt, or created below the present one by somebody who was
+        in no position to. Its creator's signature says nothing of that.
+        """
+        return not self.owned or epoch <= self.owned[0] or epoch in self.owned
 
     @property
     def pinned_images(self) -> Mapping[str, ArchivedImage]:

@@ -72,6 +72,9 @@ async def test_a_removed_device_can_neither_read_nor_take_nor_write(bed: Bed, tm
         ledger.add(owner)
         assert ledger.save(owner) not in moments, "the owner is not kept from storing"
         # It can still create an epoch, as it can write to the store: it is burnt, and the next one is taken.
+        # What it put there beforehand, and into the next one that is not its own, is what nobody starts from.
+        await bad.write(ledger.id, epoch + 1)
+        await bad.write(ledger.id, epoch + 2)
         await bad.create_epoch(ledger.id, epoch + 1)
         ledger.add(owner)  # so that it looks into the store soon
     until(lambda: kitchen.app()["epoch"] > epoch + 1, 60, "the burnt epoch is taken over")

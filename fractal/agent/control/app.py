@@ -29,7 +29,7 @@ from fractal.agent.status import app_status, owner_says
 from fractal.api.app import run_key
 from fractal.api.errors import Denied, NotFound
 from fractal.api.runtime import Health
-from fractal.core.chain import branches, main_line
+from fractal.core.chain import main_line
 from fractal.core.entries import AppChanged, AppMoved, AppRestoreWished
 from fractal.core.model import App, Desired, GroupState, Policy
 from fractal.core.moments import Moment, find, parse_point
@@ -72,9 +72,10 @@ async def moments(group: GroupAgent, app: App) -> tuple[list[Moment], tuple[Mome
     bases = await job.data.bases()
     every = [Moment(p, timeline.record(p).wall_ms) for p in sorted(timeline.points)]
     by_point = {m.point: m for m in every}
-    main = tuple(by_point[p] for p in main_line(by_point, bases, app.epoch))
-    side = tuple(by_point[p] for p in branches(by_point, bases, app.epoch))
-    return every, main, side
+    bases = {epoch: base for epoch, base in bases.items() if app.counts(epoch)}
+    line = main_line([p for p in by_point if app.counts(p.epoch)], bases, app.epoch)
+    on_line = frozenset(line)
+    return every, tuple(by_point[p] for p in line), tuple(m for m in every if m.point not in on_line)
 
 
 async def moment_of(group: GroupAgent, app: App, wanted: str) -> Moment:

@@ -17,7 +17,7 @@ from fractal.core.entries import (
     Serving,
     Took,
 )
-from fractal.core.fold_lease import MAX_LEAP
+from fractal.core.fold_lease import MAX_LEAP, MAX_OWNED
 from fractal.core.model import App, DeviceRole, Point, Policy, Role
 from fractal.testing.group import World
 
@@ -186,3 +186,27 @@ def test_who_has_nothing_to_do_with_an_app_cannot_take_it_from_its_owner(world: 
         assert "that it trusts" in world.say("shed", Found(app=APP, epoch=2, owner=owner))
     assert app(world) == before
     world.must("den", Found(app=APP, epoch=2, owner=""))
+
+
+def test_epochs_that_nobody_owned_are_told_from_those_that_count(world: World) -> None:
+    """A device that was removed can create epochs in the store for ever: the next owner must not start from what they hold."""
+    kitchen = world.machines["kitchen"].id
+    world.must("attic", Took(epochs={APP: 1}))
+    world.must("attic", Serving(app=APP, epoch=1))
+    assert app(world).owned == (1,)
+    world.must("attic", Found(app=APP, epoch=4, owner=""))
+    world.must("kitchen", Took(epochs={APP: 5}))
+    world.must("kitchen", Released(app=APP, epoch=5, clean=True))
+    world.must("attic", Found(app=APP, epoch=7, owner=""))
+    world.must("kitchen", Found(app=APP, epoch=8, owner=kitchen))
+    assert app(world).owned == (1, 5, 8)
+    assert [e for e in range(1, 9) if app(world).counts(e)] == [1, 5, 8]
+    world.must("kitchen", Serving(app=APP, epoch=8))
+    assert app(world).owned == (8,)
+
+
+def test_owned_epochs_are_bounded(world: World) -> None:
+    for epoch in range(1, 100):
+        world.must("attic", Took(epochs={APP: epoch}))
+    assert len(app(world).owned) == MAX_OWNED
+    assert app(world).counts(99) and app(world).owned[-1] == 99
