@@ -154,9 +154,11 @@ class AppData:
 
     async def bases(self) -> dict[int, Point]:
         """The base of every listed epoch that has one; they never change once they stand."""
-        opened = await self._job.group.store(self._app().store)
-        for epoch in opened.listed.get(self._job.id, {}):
-            if epoch not in self._bases:
+        app = self._app()
+        opened = await self._job.group.store(app.store)
+        for epoch, record in opened.listed.get(self._job.id, {}).items():
+            # What nobody owned has none that matters. Strangers can leave a thousand such epochs: each would be asked for every time.
+            if epoch not in self._bases and record.owner and app.counts(epoch):
                 base = await opened.epochs.base(self._job.id, epoch)
                 if base is not None:
                     self._bases[epoch] = base

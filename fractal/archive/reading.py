@@ -253,13 +253,14 @@ class Records:
         owner_of = self._owner_of
         if owner_of is None:
             return slots
-        strange = frozenset(e for e in {p.epoch for p, _ in (*slots, *also)} if owner_of(e) is None)
+        strange = {e for e in {p.epoch for p, _ in (*slots, *also)} if owner_of(e) is None}
         now = self._clock.boottime()
         if self._list_owners and (strange - self._nobodys or (strange and now - self._asked >= OWNERS_AGAIN)):
             await self._list_owners()
-            self._nobodys, self._asked = frozenset(e for e in strange if owner_of(e) is None), now
+            strange = {e for e in strange if owner_of(e) is None}
+            self._nobodys, self._asked = frozenset(strange), now
         # Of a burnt epoch they are looked at: its object may be damaged, and what it held must not vanish unsaid.
-        return [slot for slot in slots if owner_of(slot[0].epoch) is not None]
+        return [slot for slot in slots if slot[0].epoch not in strange] if strange else slots
 
     async def _list_trims(self) -> list[int]:
         names = listed(self.store, layout.trims_prefix(self._group, self._app), MAX_LISTED)

@@ -12,7 +12,7 @@ import pytest
 from fractal.agent.app_data import AppData
 from fractal.core.chain import EMPTY
 from fractal.core.model import App, Point, Timers
-from fractal.testing.archive_world import APP, World
+from fractal.testing.archive_world import APP, GROUP, World
 
 if TYPE_CHECKING:
     from fractal.agent.app_job import AppJob
@@ -55,3 +55,28 @@ async def test_a_taker_does_not_start_from_what_a_removed_device_put_into_a_burn
     # Without a word of the log, what is signed by its creator counts.
     job.app = app
     assert await data.look() == Point(epoch=3, number=1)
+
+
+async def test_bases_of_epochs_that_nobody_owned_are_not_asked_for(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    attic, shed = world.device("Attic"), world.device("Shed")
+    await attic.epochs.create(APP, 1, TIMERS)
+    await attic.epochs.create_base(APP, 1, EMPTY)
+    for epoch in range(2, 100):
+        world.objects[f"{GROUP}/epoch/{APP}/{epoch}"] = b"garbage"
+    for epoch in range(100, 200):
+        await shed.epochs.create(APP, epoch, TIMERS)
+        await shed.epochs.create_base(APP, epoch, EMPTY)
+    await attic.epochs.create(APP, 200, TIMERS)
+    opened = SimpleNamespace(epochs=attic.epochs, listed=await attic.epochs.listing())
+
+    async def store(_: str) -> object:
+        return opened
+
+    app = App(id=APP, name="ledger", manifest="", spec={}, store="s", owner_member="m", epoch=200)
+    job = SimpleNamespace(app=replace(app, owned=(1, 200)), id=APP, group=SimpleNamespace(store=store))
+    world.store.gets.clear()
+    assert await AppData(cast("AppJob", job)).bases() == {1: EMPTY}
+    assert [key for key in world.store.gets if "base" in key] == [
+        f"{GROUP}/epoch/{APP}/{epoch}/base" for epoch in (200,)
+    ]
