@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fractal.agent.local import RESTORED, Queued
-from fractal.api.errors import BackendError, Corrupt, FractalError, NotFound
+from fractal.api.errors import BackendError, Corrupt, FractalError
 from fractal.archive.archive import AppKeyring, Archive
 from fractal.core.chain import EMPTY, main_line, tip
+from fractal.core.keeping import STRAY, outdone_strays
 from fractal.core.model import App, Point
 from fractal.core.moments import Moment
 from fractal.core.retention import anchors
@@ -273,9 +274,12 @@ class AppData:
     async def prune(self, *, keep: set[str]) -> None:
         """Delete local snapshots that nothing needs any more."""
         facts, snapshotter = self._job.facts, self._job.group.agent.snapshotter
-        for snapshot in await snapshotter.snapshots(self.volume):
+        snapshots = await snapshotter.snapshots(self.volume)
+        outdone = outdone_strays(s.name for s in snapshots)
+        for snapshot in snapshots:
             # Asked for each anew: while one is deleted others are taken, named and opened.
-            if not self._spared(snapshot.name) and snapshot.name not in self._needed(keep):
+            spared = self._spared(snapshot.name) and snapshot.name not in outdone
+            if not spared and snapshot.name not in self._needed(keep):
                 await snapshotter.delete(self.volume, snapshot.name)
         needed = self._needed(keep)
         facts.change(names={k: n for k, n in facts.now.names.items() if n in needed})
@@ -287,7 +291,7 @@ class AppData:
         self.crowded = False
 
     def _spared(self, name: str) -> bool:
-        return name.startswith("stray-") or (self._restoring > 0 and name.startswith(RESTORED))
+        return name.startswith(STRAY) or (self._restoring > 0 and name.startswith(RESTORED))
 
     def _needed(self, keep: set[str]) -> set[str]:
         """Names of local snapshots that something needs, and those to `keep`."""
@@ -315,41 +319,9 @@ class AppData:
 
     # --- the volume root -----------------------------------------------------------------------------------------
 
-    async def prepare(self) -> None:
-        """Choose the epoch's base (late in the wait) and make the volume root out of it."""
-        group, app, facts = self._job.group, self._app(), self._job.facts
-        snapshotter = group.agent.snapshotter
-        await self._clear_unknown_root()
-        opened = await group.list_epochs(app.store)
-        base = (await self.bases()).get(app.epoch)
-        if base is None:
-            await self._let_listings_catch_up(opened.store.staleness)
-            base = await opened.epochs.create_base(app.id, app.epoch, await self.look())
-            self._bases[app.epoch] = base
-        if base == EMPTY and app.source is not None:
-            await self._copy_source()
-        elif base == EMPTY:
-            await snapshotter.create_root(self.volume)
-        else:
-            # What is stored first makes room, or the app's leaving.
-            name = await self._restore(base, prune=False)
-            await snapshotter.checkout(self.volume, name)
-        await self._forget_ignored()
-        await self._make_folders()
-        self.fetched = base
-        committed = base if base != EMPTY else None
-        facts.change(root=app.epoch, committed=committed, spec="", updated_ms=0)
-
-    async def _let_listings_catch_up(self, staleness: float) -> None:
-        """Before a base is chosen in a store whose listings lag by up to S: a snapshot may have been called committed up to S after
-        this epoch's put, by a listing that did not show it yet, and is seen for certain S after that.
-        """
-        if staleness:
-            await self._job.group.agent.clock.sleep(2 * staleness)
-
-    async def _make_folders(self) -> None:
+    async def make_folders(self) -> None:
+        """Have a folder for each of the app's volumes below the root. Raises BackendError."""
         root = await self.root()
-
         spec = self._job.spec
 
         def make() -> None:
@@ -365,41 +337,14 @@ class AppData:
         path.mkdir(mode=0o700, exist_ok=True)
         return path
 
-    async def _forget_ignored(self) -> None:
+    async def forget_ignored(self) -> None:
         """What is ignored begins empty with every root, so that nothing can come to need it."""
         agent = self._job.group.agent
         await agent.workers.run(_remove_tree, agent.config.device.state_dir / "ignored" / self.volume)
 
-    async def _clear_unknown_root(self) -> None:
-        """A root that no epoch claims is left from a crash in the middle of `prepare`: keep it aside, begin again."""
-        facts, snapshotter = self._job.facts, self._job.group.agent.snapshotter
-        if await snapshotter.root(self.volume) is not None:
-            counter = facts.now.counter + 1
-            facts.change(counter=counter)
-            await snapshotter.set_aside(self.volume, f"stray-{counter}")
-
-    async def _copy_source(self) -> None:
-        """The first root of a fork: another app's moment, restored below this app's own volume."""
-        app = self._app()
-        source = app.source
-        if source is None:
-            return
-        origin = self._job.group.job(source.app)
-        if origin is None:
-            raise NotFound(f"the app that {app.name} is a fork of is not known here yet")
-        snapshotter = self._job.group.agent.snapshotter
-        archive = await origin.data.archive()
-        snapshot = await archive.restore(
-            source.point,
-            snapshotter=snapshotter,
-            volume=self.volume,
-            name_of=lambda p: f"s-{p.epoch}-{p.number}",
-        )
-        await snapshotter.checkout(self.volume, snapshot.name)
-
-    async def hold(self, point: Point) -> None:
-        """Have a local snapshot that holds the point. Raises NotFound, Corrupt, Denied, BackendError."""
-        await self._restore(point)
+    async def hold(self, point: Point, *, prune: bool = True) -> str:
+        """Have a local snapshot that holds the point; its name. Raises NotFound, Corrupt, Denied, BackendError."""
+        return await self._restore(point, prune=prune)
 
     async def has_root(self) -> bool:
         """Whether there is a volume root: not between the two steps of a restore that a crash broke off."""
@@ -417,7 +362,7 @@ class AppData:
         else:
             name = await self._restore(committed)
             await self._job.group.agent.snapshotter.checkout(self.volume, name)
-        await self._make_folders()
+        await self.make_folders()
 
     async def put_back(self, point: Point) -> None:
         """Make the root hold an earlier moment; the present one was stored before and is kept aside until then."""
@@ -428,8 +373,8 @@ class AppData:
             facts.change(counter=counter)
             await snapshotter.set_aside(self.volume, f"before-restore-{counter}")
         await snapshotter.checkout(self.volume, name)
-        await self._forget_ignored()
-        await self._make_folders()
+        await self.forget_ignored()
+        await self.make_folders()
 
     async def set_aside(self) -> None:
         """The root's epoch was replaced: keep what it holds beyond the last committed snapshot as a branch."""
@@ -483,7 +428,7 @@ class AppData:
         for snapshot in await agent.snapshotter.snapshots(self.volume):
             await agent.snapshotter.delete(self.volume, snapshot.name)
         await agent.workers.run(shutil.rmtree, agent.folder("spool") / self.volume, True)
-        await self._forget_ignored()
+        await self.forget_ignored()
         self._job.facts.forget()
         self._job.care.forget()
 
@@ -507,16 +452,19 @@ def _remove_tree(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """A volume's folder below the root, if it is not there. Raises BackendError for a symlink or anything else.
+    """A volume's folder below the root, if it is not there. Raises BackendError for a symlink or anything else, or without room.
 
     The app writes what it likes there, and restores bring it back: a link in a volume's place would bind another folder of the
     device into its containers.
     """
     try:
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o755)
         found = path.lstat()
-    except FileNotFoundError:
-        path.mkdir(mode=0o755)
-        return
+    except OSError as error:
+        raise BackendError(
+            f"{path}: the volume's folder cannot be made: {error.strerror}", retryable=True
+        ) from error
     if not stat.S_ISDIR(found.st_mode):
         raise BackendError(
             f"{path}: in place of a volume's folder is something else; restore an earlier moment"

@@ -18,6 +18,7 @@ from fractal.agent.local import LocalFacts
 from fractal.agent.manifest_use import ManifestUse
 from fractal.agent.mending import Mending
 from fractal.agent.mirrors import Mirrors
+from fractal.agent.rooting import Rooting
 from fractal.agent.saver import Saver
 from fractal.api.app import AppSpec, run_key
 from fractal.api.errors import BackendError, FractalError, NotFound
@@ -60,6 +61,7 @@ class AppJob:
         self.images = ImageCare(self)
         self.manifest = ManifestUse(self)
         self.bringing = Bringing(self)
+        self.rooting = Rooting(self)
         self.handover = Handover(self)
         self.trouble = ""
         self._wait: tuple[int, float] | None = None
@@ -407,7 +409,7 @@ class AppJob:
         # What a start needs and no right to run does: while the wait goes on, and beside the data, so that nothing but the start
         # itself comes after them.
         await self.bringing.begin()
-        await self.data.prepare()
+        await self.rooting.prepare()
         self.saver.reset()
         try:
             await self.bringing.step()

@@ -11,6 +11,7 @@ from fractal.archive.epochs import Epochs
 from fractal.archive.layout import parse_segment_key
 from fractal.builtin.memory_store import MemoryStore, MemoryStoreConfig
 from fractal.core.chain import main_line
+from fractal.core.keeping import outdone_strays
 from fractal.core.model import AppKey, GroupState, Point
 from fractal.sim.volumes import SimSnapshotter, digest
 
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from fractal.sim.world import World
 
 LEFT_OVER = 30
-"""Snapshots of one app that a device may hold at the end besides its queue: the newest ones, roots put aside, strays."""
+"""Snapshots of one app that a device may hold at the end besides its queue: the newest ones, roots put aside."""
+STRAYS = 2
+"""Roots put aside that a later one outdoes: two crashes may follow each other before anything is deleted."""
 
 
 class Auditor:
@@ -162,9 +165,11 @@ class Auditor:
             world.truth.checks += 1
             held = machine.disk.held.get(volume, {})
             queued = {q.name for q in world.truth.local(machine, app).queue}
-            strays = [n for n in held if n.startswith(("stray-", "before-"))]
-            if len(held) - len(queued) - len(strays) > LEFT_OVER:
+            aside = [n for n in held if n.startswith(("stray-", "before-"))]
+            if len(held) - len(queued) - len(aside) > LEFT_OVER:
                 world.wrong("I6", f"{machine.name} keeps {len(held)} snapshots of {app[:4]}: {sorted(held)}")
+            if len(strays := outdone_strays(held)) > STRAYS:
+                world.wrong("I6", f"{machine.name} keeps whole copies of {app[:4]}: {sorted(strays)}")
 
     def state_now(self) -> GroupState:
         """The newest state that any device folded."""
