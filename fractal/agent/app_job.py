@@ -259,6 +259,7 @@ class AppJob:
             Step.START: self._start,
             Step.ANNOUNCE: self._announce,
             Step.GIVE_UP: self.handover.give_up,
+            Step.LET_GO: self.handover.let_go,
             Step.HAND_OVER: self.handover.hand_over,
             Step.RELEASE: self.handover.release,
             Step.TICK: self.saver.tick,
@@ -296,6 +297,7 @@ class AppJob:
             # which are made before: a device that is cut off then must not give up what it never tried to start.
             self._started = (app.epoch, now)
         target = self.handover.target
+        unprepared = self.rooting.since(app.epoch)
         return View(
             me=group.me,
             now=now,
@@ -324,9 +326,16 @@ class AppJob:
             ending=group.agent.stopping,
             start_at=self._start_at,
             restore_at=self._restore_at if app.restore and app.restore.id == self._restore_tried else 0.0,
-            others_left=not app.failed
-            or any(d not in app.failed for d in successors(group.state, app, without=[group.me])),
+            others_left=not app.failed or any(self._untried()),
+            unprepared=unprepared,
+            spoilt=self.rooting.spoilt(app.epoch),
+            others_there=unprepared is not None and any(map(group.online, self._untried())),
         )
+
+    def _untried(self) -> list[str]:
+        """Other devices that could have the app and have not failed to run it."""
+        app, group = self.app, self.group
+        return [d for d in successors(group.state, app, without=[group.me]) if d not in app.failed]
 
     def _since(self, epoch: int) -> float | None:
         """When this epoch's time to get healthy began."""

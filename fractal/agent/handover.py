@@ -91,6 +91,10 @@ class Handover:
         await self._job.stop()
         await self.release(unhealthy=True)
 
+    async def let_go(self) -> None:
+        """Release an epoch that cannot start here, of which nothing is here yet. It is not held against this device."""
+        await self.release()
+
     async def release(self, *, unhealthy: bool = False) -> None:
         """Give the epoch up: noted durably before it is sent, re-sent until read back, final."""
         job = self._job
@@ -98,9 +102,11 @@ class Handover:
         # What is stopped stays so: nothing but a step of this job starts it, and from now on none does.
         stopped = not any(run.running for run in job.runs())
         clean = facts.waited == epoch and stopped
+        # What an earlier epoch committed here is no news to whoever comes next.
+        base = facts.committed if facts.root == epoch else None
         job.facts.change(released=epoch)
         await job.group.journal.append(
-            Released(app=app, epoch=epoch, clean=clean, base=facts.committed, unhealthy=unhealthy),
+            Released(app=app, epoch=epoch, clean=clean, base=base, unhealthy=unhealthy),
             wanted=lambda state: state.apps[app].epoch == epoch and state.apps[app].release is None,
             timeout=600.0,
         )

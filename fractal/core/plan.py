@@ -37,6 +37,7 @@ class Step(Enum):
     START = "start"
     ANNOUNCE = "announce that it is healthy"
     GIVE_UP = "release it: it does not get healthy here"
+    LET_GO = "release it: the epoch cannot start here"
     HAND_OVER = "stop, take the last snapshot and release"
     RELEASE = "announce a release that was noted but not sent"
     TICK = "take a snapshot"
@@ -98,6 +99,12 @@ class View:
     """It is being brought, beside the steps."""
     restore_at: float = 0.0
     """A restore is not to be tried before: the last try failed."""
+    unprepared: float | None = None
+    """Since when the present epoch's volume root cannot be made; None: no try failed, or one succeeded."""
+    spoilt: bool = False
+    """What stands in the store as the present epoch's base is not valid: nobody can start from this epoch."""
+    others_there: bool = False
+    """One of `others_left` gives signs of life. Asked only where a volume root cannot be made."""
 
 
 def steady(view: View) -> bool:
@@ -132,11 +139,30 @@ def next_step(view: View) -> Step:
             return Step.FETCH
         # Not while the app is on its way: it may be for this device, and people wait.
         return Step.MAKE_ROOM if view.crowded and app.release is None else Step.IDLE
+    if view.standing.root != app.epoch and (step := _without_root(view)) is not None:
+        return step
     if view.standing.waited != app.epoch:
         return _waiting(view)
     if view.standing.root != app.epoch:
         return Step.PREPARE
     return _owning(view)
+
+
+def _without_root(view: View) -> Step | None:
+    """Whether to let an epoch go whose volume root cannot be made. Nothing of it is here yet, so nothing has to be stored first.
+
+    Its owner lives and answers challenges, so nobody else would ever take it.
+    """
+    if view.spoilt:
+        return Step.LET_GO  # no fault of this device: it may well be the next to try
+    if view.unprepared is None:
+        return None
+    if view.hand_over_to:
+        return Step.LET_GO
+    app, late = view.app, view.now - view.unprepared > view.start_limit
+    asked_for = app.desired is Desired.RUNNING and app.policy.failover != "manual"
+    # Where nobody else could try, this device goes on: the disk may get room, the store come back.
+    return Step.GIVE_UP if late and asked_for and view.others_there else None
 
 
 def _waiting(view: View) -> Step:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fractal.api.runtime import Health
 from fractal.core.lease import Right, Standing
-from fractal.core.model import App, Desired, Point, Release, RestoreWish
+from fractal.core.model import App, Desired, Point, Policy, Release, RestoreWish
 from fractal.core.plan import BASE_LEAD, SMALL_ROUND, Step, View, next_step, steady
 
 APP = App(id="x", name="x", manifest="", spec={}, store="s", owner_member="m", epoch=3, owner="me", serving=3)
@@ -120,6 +120,55 @@ def test_what_cannot_be_prepared_here_is_given_up_like_what_does_not_get_healthy
     assert next_step(replace(stuck, now=219.0)) is Step.START
     assert next_step(replace(stuck, now=221.0)) is Step.GIVE_UP
     assert next_step(replace(stuck, now=221.0, started=None)) is Step.START
+
+
+class TestNoRootCanBeMade:
+    """Its owner lives and answers, so nobody else takes the app: it must let go by itself."""
+
+    waiting = view(
+        app(serving=2),
+        runs={},
+        right=NONE,
+        standing=Standing(waited=2),
+        wait_over=90.0,
+        unprepared=100.0,
+        start_limit=120.0,
+        others_there=True,
+    )
+
+    def test_it_is_tried_for_as_long_as_a_start_may_take(self) -> None:
+        assert next_step(replace(self.waiting, now=220.0)) is Step.PREPARE
+        assert next_step(replace(self.waiting, now=221.0)) is Step.GIVE_UP
+        waited = replace(self.waiting, standing=Standing(waited=3), now=221.0)
+        assert next_step(waited) is Step.GIVE_UP, "also where the wait is over"
+
+    @pytest.mark.parametrize(
+        "but",
+        [
+            {"unprepared": None},
+            {"others_there": False},
+            {"app": app(serving=2, desired=Desired.STOPPED)},
+            {"app": app(serving=2, policy=Policy(failover="manual"))},
+        ],
+        ids=["no try failed", "nobody else is there", "it is not to run", "people decide"],
+    )
+    def test_and_for_ever_where_giving_it_up_helps_nobody(self, but: dict[str, object]) -> None:
+        assert next_step(replace(self.waiting, now=1e6, **but)) is Step.PREPARE  # type: ignore[arg-type]
+
+    def test_a_base_that_is_not_valid_is_left_behind_at_once(self) -> None:
+        spoilt = replace(self.waiting, spoilt=True, others_there=False)
+        assert next_step(spoilt) is Step.LET_GO
+        by_hand = app(serving=2, policy=Policy(failover="manual"))
+        assert next_step(replace(spoilt, app=by_hand)) is Step.LET_GO, "nobody can start from this epoch"
+
+    def test_whoever_is_to_have_it_gets_it_without_a_last_snapshot(self) -> None:
+        wished = replace(self.waiting, hand_over_to="other")
+        assert next_step(wished) is Step.LET_GO
+        assert next_step(replace(wished, unprepared=None)) is Step.PREPARE
+
+    def test_once_there_is_a_root_none_of_it_matters(self) -> None:
+        rooted = replace(self.waiting, standing=Standing(waited=3, root=3), right=PROVED, spoilt=True)
+        assert next_step(rooted) is Step.START
 
 
 class TestTakingOver:

@@ -1,0 +1,69 @@
+"""An owner that lives, answers, and cannot do what its epoch is for: it must let go by itself, as nobody takes from the living."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+from fractal.archive import layout
+from fractal.sim import faults
+from fractal.sim.faults import Fault
+from fractal.sim.scene import Scene
+from fractal.sim.world import Result, simulate
+
+if TYPE_CHECKING:
+    from fractal.sim.machine import Machine
+    from fractal.sim.world import World
+
+pytestmark = pytest.mark.timeout(600)
+SCENE = Scene(faults_for=330.0, rest=60.0)
+
+
+def fault(number: int, at: float, kind: str, device: int, seconds: float = 1.0, value: float = 0.5) -> Fault:
+    return Fault(number=number, at=at, kind=kind, devices=(device,), seconds=seconds, value=value)
+
+
+def say(result: Result) -> str:
+    return "\n".join([*result.timeline[-120:], *result.violations])
+
+
+def garbage(world: World, _: Machine, fault: Fault) -> None:
+    """Somebody who may create objects in the store fills the names of the bases of epochs to come."""
+    for epoch in range(2, 2 + int(fault.seconds)):
+        key = layout.base_key(world.group_id, world.apps[0], epoch)
+        world.network.objects.by_key[key] = b"garbage"
+        insort(world.network.keys, key)
+
+
+@pytest.fixture
+def spoiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = cast("MutableMapping[str, object]", faults.KINDS)
+    monkeypatch.setitem(kinds, "bases are spoilt", garbage)
+
+
+@pytest.mark.usefixtures("spoiling")
+def test_epochs_whose_base_was_filled_with_garbage_are_left_behind() -> None:
+    """The taker tried for ever to read its base, and answered every challenge."""
+    script = (fault(0, 40.0, "bases are spoilt", 2, seconds=2.0), fault(1, 60.0, "owner dies", 0, 260.0))
+    result = simulate(0, script=script, scene=SCENE)
+    assert not result.violations, say(result)
+    assert result.counts["epochs"] == 4, say(result)
+    assert result.counts["entry: released, unhealthy"] == 0, "no device failed it"
+    ((_, took),) = result.takeovers
+    assert took < 33.0 + 2 * 33.0, say(result)
+
+
+def test_a_taker_without_room_lets_another_have_it() -> None:
+    """It could not restore the data, and kept the app down for as long as its disk was full. In this seed it is first in rank."""
+    script = (
+        fault(0, 45.0, "disk full", 2, seconds=280.0, value=0.9),
+        fault(1, 60.0, "owner dies", 0, seconds=260.0),
+    )
+    result = simulate(0, script=script, scene=SCENE)
+    assert not result.violations, say(result)
+    assert result.counts["entry: released, unhealthy"] == 1, say(result)
+    ((_, took),) = result.takeovers
+    assert took < 33.0 + 120.0 + 33.0, say(result)
