@@ -329,6 +329,7 @@ class AppJob:
             others_left=not app.failed or any(self._untried()),
             unprepared=unprepared,
             spoilt=self.rooting.spoilt(app.epoch),
+            log_away=bool(group.log_problem) or group.blind,
             others_there=unprepared is not None and any(map(group.online, self._untried())),
         )
 

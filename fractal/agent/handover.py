@@ -2,13 +2,16 @@
 
 What people wait for while an app moves happens between two of these lines, so nothing is done in between that can be done
 later: what the run leaves (containers, networks) is removed once the epoch is released.
+
+A release is final, and nobody acts on one that is not in the log. So the log is read right before an app is stopped for it, and
+right before it is noted: an app whose owner cannot be heard goes on where it is, by what its store proves.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from fractal.api.errors import FractalError
+from fractal.api.errors import BackendError, FractalError, LeaseLost
 from fractal.core.entries import Released
 from fractal.core.placement import successors
 
@@ -58,8 +61,9 @@ class Handover:
         return beat.warm.get(self._job.id) == facts.committed
 
     async def hand_over(self) -> None:
-        """Stop, take the last snapshot, store it, release."""
-        job = self._job
+        """Stop, take the last snapshot, store it, release. Raises FractalError: then the app stays."""
+        job, epoch = self._job, self._job.app.epoch
+        await self._hear(epoch)
         self.leaving = True
         try:
             await self._withdraw()
@@ -67,12 +71,13 @@ class Handover:
             try:
                 await job.saver.tick()
                 await job.saver.drain(HAND_OVER_LIMIT)
+                await self.release(epoch)
             except FractalError:
-                # Without its last snapshot stored the app is better off running here; the wish is tried again later.
+                # Without its last snapshot stored, or with nobody to hear of it, the app is better off running here; the wish is
+                # tried again later.
                 self._stay_until = job.group.agent.clock.boottime() + STAY
                 await job.remove(halted)
                 raise
-            await self.release()
             await job.remove(halted)
         finally:
             self.leaving = False
@@ -87,18 +92,37 @@ class Handover:
             await agent.clock.sleep(0.02)
 
     async def give_up(self) -> None:
-        """Release an app that does not get healthy here."""
+        """Release an app that does not get healthy here. Raises FractalError."""
+        epoch = self._job.app.epoch
+        await self._hear(epoch)
         await self._job.stop()
-        await self.release(unhealthy=True)
+        await self.release(epoch, unhealthy=True)
 
     async def let_go(self) -> None:
         """Release an epoch that cannot start here, of which nothing is here yet. It is not held against this device."""
         await self.release()
 
-    async def release(self, *, unhealthy: bool = False) -> None:
-        """Give the epoch up: noted durably before it is sent, re-sent until read back, final."""
+    async def _hear(self, epoch: int) -> None:
+        """Read the log now. Raises BackendError if it cannot be read or proves nothing, LeaseLost if the epoch is over."""
         job = self._job
-        app, epoch, facts = job.id, job.app.epoch, job.facts.now
+        await job.group.journal.poll(0)
+        if job.group.blind:
+            raise BackendError(
+                "the log proves nothing at present: nobody would act on a release", retryable=True
+            )
+        if job.app.epoch != epoch or not job.owns:
+            raise LeaseLost(f"epoch {epoch} of {job.app.name} is over: there is nothing to release")
+
+    async def release(self, epoch: int = 0, *, unhealthy: bool = False) -> None:
+        """Give an epoch up, the present one unless told: noted durably before it is sent, re-sent until read back, final.
+
+        Nothing is noted if the log cannot be read now. Raises FractalError.
+        """
+        job = self._job
+        epoch = epoch or job.app.epoch
+        if job.facts.now.released < epoch:
+            await self._hear(epoch)
+        app, facts = job.id, job.facts.now
         # What is stopped stays so: nothing but a step of this job starts it, and from now on none does.
         stopped = not any(run.running for run in job.runs())
         clean = facts.waited == epoch and stopped

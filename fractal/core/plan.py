@@ -103,6 +103,8 @@ class View:
     """Since when the present epoch's volume root cannot be made; None: no try failed, or one succeeded."""
     spoilt: bool = False
     """What stands in the store as the present epoch's base is not valid: nobody can start from this epoch."""
+    log_away: bool = False
+    """The log cannot be read, or proves nothing: a release would reach nobody, and it is final."""
     others_there: bool = False
     """One of `others_left` gives signs of life. Asked only where a volume root cannot be made."""
 
@@ -153,6 +155,8 @@ def _without_root(view: View) -> Step | None:
 
     Its owner lives and answers challenges, so nobody else would ever take it.
     """
+    if view.log_away:
+        return None
     if view.spoilt:
         return Step.LET_GO  # no fault of this device: it may well be the next to try
     if view.unprepared is None:
@@ -214,6 +218,8 @@ def _round_wanted(view: View) -> bool:
 
 
 def _hand_over_now(view: View, *, running: bool) -> bool:
+    if view.log_away:
+        return False
     if view.hand_over_to == "*" or not running:
         return True
     small = view.last_round is not None and view.last_round <= SMALL_ROUND
@@ -222,6 +228,8 @@ def _hand_over_now(view: View, *, running: bool) -> bool:
 
 def _hopeless(view: View, health: Health | None) -> bool:
     if health is Health.HEALTHY or view.app.serving == view.app.epoch or view.app.policy.failover == "manual":
+        return False
+    if view.log_away:
         return False
     return view.started is not None and view.now - view.started > view.start_limit
 

@@ -244,11 +244,11 @@ def half_of_the_snapshots(patch: pytest.MonkeyPatch) -> None:
 def a_release_that_is_not_final(patch: pytest.MonkeyPatch) -> None:
     release = handover.Handover.release
 
-    async def impatient(self: handover.Handover, *, unhealthy: bool = False) -> None:
+    async def impatient(self: handover.Handover, epoch: int = 0, *, unhealthy: bool = False) -> None:
         job = self._job
         try:
             async with asyncio.timeout(3.0):
-                await release(self, unhealthy=unhealthy)
+                await release(self, epoch, unhealthy=unhealthy)
         except TimeoutError:
             # Nobody seems to have heard of it: go on here, and try again later, as after other handovers that failed.
             job.facts.change(released=0)

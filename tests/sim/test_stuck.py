@@ -38,13 +38,20 @@ def garbage(world: World, _: Machine, fault: Fault) -> None:
         insort(world.network.keys, key)
 
 
-@pytest.fixture
-def spoiling(monkeypatch: pytest.MonkeyPatch) -> None:
-    kinds = cast("MutableMapping[str, object]", faults.KINDS)
-    monkeypatch.setitem(kinds, "bases are spoilt", garbage)
+def running(world: World, _: Machine, __: Fault) -> None:
+    """Somebody looks whether the app runs."""
+    if not world.truth.running(world.apps[0]):
+        world.wrong("I5", f"the app does not run {world.why_not(world.apps[0])}")
 
 
-@pytest.mark.usefixtures("spoiling")
+@pytest.fixture(autouse=True)
+def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only these runs do."""
+    known = cast("MutableMapping[str, object]", faults.KINDS)
+    monkeypatch.setitem(known, "bases are spoilt", garbage)
+    monkeypatch.setitem(known, "somebody looks", running)
+
+
 def test_epochs_whose_base_was_filled_with_garbage_are_left_behind() -> None:
     """The taker tried for ever to read its base, and answered every challenge."""
     script = (fault(0, 40.0, "bases are spoilt", 2, seconds=2.0), fault(1, 60.0, "owner dies", 0, 260.0))
@@ -67,3 +74,31 @@ def test_a_taker_without_room_lets_another_have_it() -> None:
     assert result.counts["entry: released, unhealthy"] == 1, say(result)
     ((_, took),) = result.takeovers
     assert took < 33.0 + 120.0 + 33.0, say(result)
+
+
+@pytest.mark.parametrize("after", [0.5 * n for n in range(1, 15)])
+def test_a_move_as_the_log_dies_leaves_the_app_running(after: float) -> None:
+    """The app was stopped, and its release noted, which is final, though nobody could hear of it until the log was back."""
+    script = (
+        # 1.1 / 997 names the first app and the second device.
+        fault(0, 45.0, "move", 2, value=1.1 / 997),
+        fault(1, 45.0 + after, "cut off from the log", 0, seconds=100.0),
+        fault(2, 85.0 + after, "somebody looks", 2),
+        fault(3, 135.0 + after, "somebody looks", 2),
+    )
+    result = simulate(0, script=script, scene=Scene(faults_for=170.0, rest=60.0))
+    assert not result.violations, say(result)
+
+
+@pytest.mark.parametrize("after", [2.0 * n for n in range(2, 12)])
+def test_a_log_that_dies_while_the_last_snapshot_is_stored_does_so_too(after: float) -> None:
+    """The store takes seconds for each answer, so that the log dies between the stop and the release."""
+    script = (
+        fault(0, 44.0, "slow store", 0, seconds=60.0, value=0.1),
+        fault(1, 45.0, "move", 2, value=1.1 / 997),
+        fault(2, 45.0 + after, "cut off from the log", 0, seconds=120.0),
+        fault(3, 115.0 + after, "somebody looks", 2),
+        fault(4, 155.0 + after, "somebody looks", 2),
+    )
+    result = simulate(0, script=script, scene=Scene(faults_for=210.0, rest=60.0))
+    assert not result.violations, say(result)

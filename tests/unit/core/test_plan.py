@@ -171,6 +171,36 @@ class TestNoRootCanBeMade:
         assert next_step(rooted) is Step.START
 
 
+class TestNobodyHears:
+    """What ends in an entry that is final begins only while the log can be read."""
+
+    def test_an_app_is_not_stopped_for_a_release(self) -> None:
+        for target in ("other", "*"):
+            moving = view(
+                app(move_to="other"), hand_over_to=target, last_round=10, rounds=1, target_ready=True
+            )
+            assert next_step(moving) is Step.HAND_OVER
+            assert next_step(replace(moving, log_away=True)) is Step.IDLE
+            assert next_step(replace(moving, log_away=True, tick_due=99.0)) is Step.TICK, (
+                "it is saved as ever"
+            )
+
+    def test_one_that_does_not_get_healthy_is_tried_on(self) -> None:
+        sick = view(app(serving=2), runs={3: Health.UNHEALTHY}, started=-30.0, log_away=True)
+        assert next_step(sick) is Step.IDLE
+        assert next_step(replace(sick, tick_due=99.0)) is Step.TICK
+        assert next_step(replace(sick, runs={})) is Step.START
+
+    def test_nor_is_an_epoch_let_go_that_cannot_start(self) -> None:
+        stuck = replace(TestNoRootCanBeMade.waiting, now=1e6, log_away=True)
+        for seen in (stuck, replace(stuck, spoilt=True), replace(stuck, hand_over_to="*")):
+            assert next_step(seen) is Step.PREPARE
+
+    def test_what_was_noted_is_sent_all_the_same(self) -> None:
+        noted = view(runs={}, standing=Standing(waited=3, root=3, released=3), log_away=True)
+        assert next_step(noted) is Step.RELEASE
+
+
 class TestTakingOver:
     taken = view(app(serving=2), runs={}, standing=Standing(waited=2), wait_over=114.0)
 
