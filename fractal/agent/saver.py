@@ -11,6 +11,8 @@ from fractal.agent.hooks import SnapshotHooks
 from fractal.agent.local import Queued
 from fractal.api.app import run_key
 from fractal.api.errors import BackendError, FractalError
+from fractal.archive.backup import Unreadable
+from fractal.core.keeping import outrun, to_store
 from fractal.core.lease import seconds
 from fractal.core.model import Point
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 RETRY = 10.0
 """Seconds after which a snapshot that failed is taken again, if the interval is not shorter."""
+SHORTEST = 0.02
 LOOK = 5.0
 """Seconds between two looks for something to store when nothing wakes the job."""
 LONGEST_QUEUE = 12
@@ -41,6 +44,8 @@ class Saver:
         """Whether a snapshot was taken, or found needless, since the root was replaced or somebody asked for one."""
         self._taken: dict[str, float] = {}
         self._safe_at: float | None = None
+        self._failures: dict[str, int] = {}
+        """By name of a queued snapshot: how often it could not be read."""
 
     @property
     def due(self) -> float:
@@ -201,24 +206,45 @@ class Saver:
             await clock.sleep(0.02)
 
     async def run(self) -> None:
-        """Store what is queued, oldest first, for ever."""
-        clock = self._job.group.agent.clock
+        """Store what is queued, oldest first, for ever. What cannot be stored itself does not keep later ones from it."""
         pause = 0.5
         pulse = 0
         while True:
             if not self._job.facts.now.queue:
                 pulse = await self._job.group.pulse.wait(pulse, LOOK)
                 continue
-            try:
-                await self._store(self._job.facts.now.queue[0])
+            if await self._store_one():
                 pause = 0.5
                 self.problem = ""
+            else:
+                await self._rest(pause)
+                pause = min(15.0, pause * 2)
+
+    async def _rest(self, pause: float) -> None:
+        """Wait after a failure; what is queued meanwhile does not wait for the end of it."""
+        group, clock = self._job.group, self._job.group.agent.clock
+        end, pulse = clock.boottime() + pause, group.pulse.count
+        known = {q.name for q in self._job.facts.now.queue}
+        while clock.boottime() < end and known.issuperset(q.name for q in self._job.facts.now.queue):
+            pulse = await group.pulse.wait(pulse, max(SHORTEST, end - clock.boottime()))
+
+    async def _store_one(self) -> bool:
+        """Store one snapshot; whether that was done."""
+        queue = self._job.facts.now.queue
+        self._failures = {q.name: self._failures[q.name] for q in queue if q.name in self._failures}
+        for queued in to_store(queue, self._failures):
+            try:
+                await self._store(queued)
             except FractalError as error:
                 if self.problem != str(error):
                     self._job.logger.warning("%s: snapshot not stored: %s", self._job.app.name, error)
                 self.problem = str(error)
-                await clock.sleep(pause)
-                pause = min(15.0, pause * 2)
+                if not isinstance(error, Unreadable):
+                    return False
+                self._failures[queued.name] = self._failures.get(queued.name, 0) + 1
+            else:
+                return True
+        return False
 
     async def _store(self, queued: Queued) -> None:
         """Store one snapshot: segments, then its record, then the look that makes it committed."""
@@ -268,8 +294,8 @@ class Saver:
         """
         job = self._job
         point = Point(epoch=record.epoch, number=record.number)
-        facts = job.facts.now
-        left = tuple(q for q in facts.queue if q.name != queued.name)
+        facts, done = job.facts.now, self._done_with(queued)
+        left = tuple(q for q in facts.queue if q.name not in done)
         if self._replaced(queued, highest):
             job.facts.put(replace(facts.named(point, queued.name), queue=left))
             job.group.agent.tell(
@@ -290,6 +316,18 @@ class Saver:
         self.last_round = record.stored
         await job.data.prune(keep={queued.name})
         job.group.pulse.beat()
+
+    def _done_with(self, stored: Queued) -> set[str]:
+        """Names that leave the queue as this one was stored."""
+        lost = outrun(self._job.facts.now.queue, stored.name)
+        for queued in lost:
+            self._taken.pop(queued.name, None)
+            self._job.logger.warning(
+                "%s: snapshot %s cannot be read and is given up: a later one is stored",
+                self._job.app.name,
+                queued.name,
+            )
+        return {stored.name, *(q.name for q in lost)}
 
     def _target_moving(self) -> bool:
         return bool(self._job.app.move_to and self._job.app.move_to != self._job.group.me)

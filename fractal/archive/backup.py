@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from fractal.api.context import Clock, Entropy, Workers
-from fractal.api.errors import Ambiguous, Corrupt, NotFound
+from fractal.api.errors import Ambiguous, BackendError, Corrupt, FractalError, NotFound
 from fractal.api.plain import to_plain
 from fractal.api.snapshot import Snapshotter
 from fractal.api.store import Store
@@ -54,6 +54,12 @@ class Source:
     def good(self, body: RecordBody) -> bool:
         """Whether what an earlier call made of the snapshot can be restored."""
         return self.there is None or self.there.leads_to(body)
+
+
+class Unreadable(BackendError):
+    """A snapshot on this device cannot be read: the store has no part in it."""
+
+    code = "unreadable"
 
 
 @dataclass(kw_only=True)
@@ -162,7 +168,7 @@ class Backup:
 
         seal = ObjectSeal.of(object_key, object_header(self.group, self.app, source.epoch, body))
         writer = self._writer(folder)
-        chunks = self._chunks(source)
+        chunks = self._readable(source)
         uploading = asyncio.create_task(self.uploader.ahead(ref.id, writer, ahead))
         try:
             async with aclosing(frames_of(chunks)) as frames:
@@ -176,8 +182,20 @@ class Backup:
             await asyncio.wait([uploading])
         return plan, writer.held
 
+    async def _readable(self, source: Source) -> AsyncGenerator[bytes, None]:
+        """The stream that is sealed. Raises Unreadable."""
+        chunks = self._chunks(source)
+        try:
+            async for chunk in chunks:
+                yield chunk
+        except FractalError as error:
+            raise Unreadable(f"snapshot {source.name} cannot be read: {error}", retryable=True) from error
+        finally:
+            if isinstance(chunks, AsyncGenerator):
+                await chunks.aclose()
+
     def _chunks(self, source: Source) -> AsyncIterator[bytes]:
-        """The stream that is sealed."""
+        """The stream as the snapshotter gives it."""
         return source.snapshotter.send(source.volume, source.name, source.parent_name)
 
     def _writer(self, folder: Path) -> spool.ObjectWriter:

@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from fractal.agent.local import LocalFacts, Queued
+from fractal.agent.saver import Saver
+from fractal.api.errors import BackendError
+from fractal.archive.backup import Unreadable
+from fractal.core.keeping import TRIES
 from fractal.core.model import Point
 from tests.unit.agent.test_clock_steps import Clocks, Snapshots, saver
 
@@ -77,3 +82,61 @@ async def test_what_a_replaced_owner_stores_must_lead_somewhere(
     assert not facts.now.queue
     # What is remembered of it is the record that restores.
     assert facts.now.name_of(Point(epoch=1, number=2 + len(asked))) == queued.name
+
+
+async def three(error: BackendError, monkeypatch: pytest.MonkeyPatch) -> tuple[Saver, LocalFacts, list[str]]:
+    """A saver with three snapshots in its queue, of which the first cannot be stored; the names that were tried."""
+    clock, snapshots = Clocks(), Snapshots(same=False)
+    tested, facts = saver(clock, snapshots)
+    job = cast("Any", tested._job)
+    said: list[str] = []
+    job.logger = SimpleNamespace(warning=lambda text, *given: said.append(text % given))
+    job.data.committed = lambda record: None
+    job.data.prune = _nothing
+    tried: list[str] = []
+
+    async def store(queued: Queued) -> None:
+        tried.append(queued.name)
+        if queued.name == "t-1-1":
+            raise error
+        record = SimpleNamespace(epoch=1, number=2 + len(tried), stored=1)
+        await tested._note(queued, cast("Record", record), highest=1)
+
+    monkeypatch.setattr(tested, "_store", store)
+    for _ in range(3):
+        clock.boot += 60
+        await tested.tick()
+    monkeypatch.setattr(tested, "said", said, raising=False)
+    return tested, facts, tried
+
+
+async def test_a_snapshot_that_cannot_be_read_does_not_keep_later_ones_from_the_store(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A damaged disk: every snapshot after it would have waited behind it for ever, and nothing been committed any more."""
+    tested, facts, tried = await three(Unreadable("t-1-1: input/output error"), monkeypatch)
+    for _ in range(TRIES):
+        assert not await tested._store_one()
+    assert [q.name for q in facts.now.queue] == ["t-1-1", "t-1-2", "t-1-3"], "not given up for nothing"
+    assert await tested._store_one()
+    assert tried == ["t-1-1"] * (TRIES + 1) + ["t-1-2"], "tried once more, then the next"
+    # Stored after the later one it would be the newest of the line, with older data.
+    assert [q.name for q in facts.now.queue] == ["t-1-3"]
+    assert facts.now.name_of(cast("Point", facts.now.committed)) == "t-1-2"
+    assert any("t-1-1 cannot be read and is given up" in text for text in cast("Any", tested).said)
+    assert tested.safe(1120.0)
+    assert await tested._store_one()
+    assert not facts.now.queue
+
+
+async def test_a_store_that_is_away_is_no_snapshots_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is passed over then, and a large snapshot that is half uploaded keeps what it has."""
+    tested, facts, tried = await three(BackendError("the store does not answer"), monkeypatch)
+    for _ in range(3 * TRIES):
+        assert not await tested._store_one()
+    assert tried == ["t-1-1"] * 3 * TRIES
+    assert len(facts.now.queue) == 3
+
+
+async def _nothing(*, keep: set[str]) -> None:
+    assert keep

@@ -12,6 +12,7 @@ import pytest
 from fractal.api.errors import BackendError, Corrupt, Denied, NotFound, NotSupported
 from fractal.api.store import ObjectInfo
 from fractal.archive import spool
+from fractal.archive.backup import Unreadable
 from fractal.archive.epochs import Rollback
 from fractal.core.model import Point
 from fractal.testing.archive_world import World
@@ -244,6 +245,32 @@ async def test_a_full_disk_is_told_and_changes_nothing(world: World, monkeypatch
     assert world.objects == {}
     point = await attic.save(1, "t", {"a": b"1"}, None)
     assert await world.device("Kitchen").fetch(point) == {"a": b"1"}
+
+
+async def test_a_snapshot_that_cannot_be_read_is_told_from_a_store_that_is_away(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever stores a queue of them passes over the one, and waits for the other."""
+    attic = world.device("Attic")
+    send, ended = attic.volumes.send, []
+
+    async def breaks(volume: str, name: str, parent: str | None = None) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in send(volume, name, parent):
+                yield chunk
+                raise BackendError("input/output error")
+        finally:
+            ended.append(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attic.volumes, "send", breaks)
+        with pytest.raises(Unreadable, match="snapshot t cannot be read: input/output error"):
+            await attic.save(1, "t", {"a": b"1"}, None)
+    assert ended == ["t"], "the sender is not left running"
+    world.store.fail = lambda call, _key: "down" if call == "put" else ""
+    with pytest.raises(BackendError, match="down") as caught:
+        await attic.save(1, "t", {"a": b"1"}, None)
+    assert not isinstance(caught.value, Unreadable)
 
 
 async def test_an_epoch_begins_with_its_first_record_also_where_the_store_lags(world: World) -> None:
