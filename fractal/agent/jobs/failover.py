@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from fractal.agent.journal import Stale
@@ -35,6 +36,10 @@ LONGEST_TRY = 5.0
 """Longest pause between two tries to take an app whose store does not let it."""
 FOUND_AFTER = 3.0
 """Seconds that an unannounced epoch may stand in the store before somebody else announces it."""
+GATHER = 2.0
+"""Seconds for which an epoch that was created here waits for others, to be announced by one entry with them."""
+FRESH = 1.0
+"""Seconds since which a read of the log must have been sent for an epoch to be created on what it says."""
 
 
 async def answer(group: GroupAgent) -> None:
@@ -143,37 +148,84 @@ async def _found(group: GroupAgent, app: App, epoch: int, owner: str) -> None:
 
 
 async def _take(group: GroupAgent, due: list[Take], tries: dict[str, tuple[float, float]]) -> None:
-    """One round of taking: read the log, list the store, create the epochs, announce all at once.
+    """One round of taking: read the log, list the stores, create the epochs, announce those of the same moment at once.
 
     `tries` keeps, of each app that could not be taken, when it is tried next, and the pause before that.
     """
-    clock = group.agent.clock
     await group.journal.poll(0)
-    still = {t.app: t for t in takes(group.state, group.me, group.seen) if t.at <= clock.boottime()}
-    taken: dict[str, int] = {}
-    acknowledged: dict[str, float] = {}
+    by_store: defaultdict[str, list[Take]] = defaultdict(list)
     for take in due:
-        if take.app in still and _holds_key(group, take.app):
-            try:
-                epoch = await _create(group, group.app(take.app), take)
-            except (FractalError, TimeoutError) as error:
-                # One app's store being away, or set up wrongly, must not keep this device from taking the others.
-                why = str(error) or "its store did not answer in time"
-                pause = min(LONGEST_TRY, 2 * tries.get(take.app, (0.0, LOOK / 2))[1])
-                if pause == LOOK:
-                    group.logger.warning("cannot take %s: %s", group.app(take.app).name, why)
-                tries[take.app] = (clock.boottime() + pause, pause)
-                continue
-            tries.pop(take.app, None)
-            if epoch:
-                taken[take.app], acknowledged[take.app] = epoch, clock.boottime()
-    if not taken:
-        await clock.sleep(LOOK)
-        return
-    await _announce(group, taken)
-    for app, epoch in taken.items():
-        await _begin_wait(group, app, epoch, acknowledged[app], clock.boottime())
+        if _free(group, take.app) and _holds_key(group, take.app):
+            by_store[group.app(take.app).store].append(take)
+    taken: dict[str, tuple[int, float]] = {}
+    working = {asyncio.create_task(_take_in(group, found, tries, taken)) for found in by_store.values()}
+    any_taken = False
+    try:
+        while working:
+            done, working = await asyncio.wait(working, timeout=LOOK, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+            first = min((acknowledged for _, acknowledged in taken.values()), default=None)
+            if first is not None and (not working or group.agent.clock.boottime() - first >= GATHER):
+                any_taken = True
+                await _announce_taken(group, taken)
+    finally:
+        for task in working:
+            task.cancel()
+        if working:
+            await asyncio.wait(working)
+    if not any_taken:
+        await group.agent.clock.sleep(LOOK)
+
+
+async def _take_in(
+    group: GroupAgent,
+    found: list[Take],
+    tries: dict[str, tuple[float, float]],
+    taken: dict[str, tuple[int, float]],
+) -> None:
+    """Take one store's apps, one after the other; `taken` gets epoch and instant of those that were."""
+    clock = group.agent.clock
+    for take in found:
+        try:
+            epoch = await _create(group, group.app(take.app), take)
+        except (FractalError, TimeoutError) as error:
+            # One app's store being away, or set up wrongly, must not keep this device from taking the others.
+            why = str(error) or "its store did not answer in time"
+            pause = min(LONGEST_TRY, 2 * tries.get(take.app, (0.0, LOOK / 2))[1])
+            if pause == LOOK:
+                group.logger.warning("cannot take %s: %s", group.app(take.app).name, why)
+            tries[take.app] = (clock.boottime() + pause, pause)
+            continue
+        tries.pop(take.app, None)
+        if epoch:
+            taken[take.app] = epoch, clock.boottime()
+
+
+async def _announce_taken(group: GroupAgent, taken: dict[str, tuple[int, float]]) -> None:
+    """Announce what was taken so far, and begin its wait."""
+    batch = dict(taken)
+    taken.clear()
+    await _announce(group, {app: epoch for app, (epoch, _) in batch.items()})
+    for app, (epoch, acknowledged) in batch.items():
+        await _begin_wait(group, app, epoch, acknowledged, group.agent.clock.boottime())
     group.pulse.beat()
+
+
+def _free(group: GroupAgent, app: str) -> bool:
+    """Whether this device may take the app now, as far as the log was read."""
+    if group.blind or group.agent.stopping:
+        return False
+    now = group.agent.clock.boottime()
+    return any(t.app == app and t.at <= now for t in takes(group.state, group.me, group.seen))
+
+
+async def _free_still(group: GroupAgent, app: str) -> bool:
+    """The same by a read of the log of a moment ago: a store may have taken seconds, and the owner have answered meanwhile."""
+    sent = group.journal.proof_sent
+    if sent is None or group.agent.clock.boottime() - sent > FRESH:
+        await group.journal.poll(0)
+    return _free(group, app)
 
 
 def _holds_key(group: GroupAgent, app: str) -> bool:
@@ -184,7 +236,7 @@ def _holds_key(group: GroupAgent, app: str) -> bool:
 
 
 async def _create(group: GroupAgent, app: App, take: Take) -> int:
-    """Create the app's next epoch in its store: the lock. 0 if another device was first."""
+    """Create the app's next epoch in its store: the lock. 0 if another device was first, or the app is not free any more."""
     opened = await group.list_epochs(app.store)
     highest = opened.highest(app.id)
     if highest > app.epoch:
@@ -199,6 +251,8 @@ async def _create(group: GroupAgent, app: App, take: Take) -> int:
             f"store {store!r} cannot fence, so nothing is taken over from a silent owner there: bring its device back, "
             f"or run a copy by `homeserver app fork {app.name} NAME`; what is to fail over must be installed in a store that fences"
         )
+    if not await _free_still(group, app.id):
+        return 0
     async with asyncio.timeout(seconds(group.state.timers.read_timeout) * 3):
         try:
             await opened.epochs.create(app.id, epoch, group.state.timers)
