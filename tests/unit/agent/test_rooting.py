@@ -16,8 +16,10 @@ from fractal.agent.local import LocalFacts
 from fractal.agent.notes import MemoryNotes
 from fractal.agent.rooting import Rooting
 from fractal.api.errors import BackendError, Corrupt
+from fractal.archive.layout import base_key
 from fractal.core.chain import EMPTY
 from fractal.core.model import Point
+from fractal.testing.agents import bed
 from tests.unit.agent.test_clock_steps import Clocks
 
 if TYPE_CHECKING:
@@ -185,3 +187,23 @@ def test_a_folder_that_cannot_be_made_is_an_error_of_the_backend(
     monkeypatch.setattr(Path, "mkdir", full)
     with pytest.raises(BackendError, match="No space left"):
         make_folder(tmp_path / "data")
+
+
+async def test_garbage_in_place_of_bases_costs_epochs_and_not_the_app(tmp_path: Path) -> None:
+    """On real parts: whoever has the store's credentials put it there before the app was moved."""
+    async with bed(tmp_path) as beds:
+        await beds.start("attic")
+        await beds.start("den")
+        await beds.found("attic")
+        await beds.join("den", by="attic")
+        await beds.install("attic")
+        await beds.until(lambda: beds.agents["den"].keys.id in beds.app("attic").keys[-1].sealed)
+        store = beds.at("attic").stores[beds.app("attic").store].store
+        for epoch in (2, 3):
+            await store.put_new(base_key(beds.group, beds.app("attic").id, epoch), b"garbage")
+        moved = await beds.call("attic", "app.move", app="test", device="den", wait_s=55)
+        assert moved["done"], await beds.call("den", "status.show")
+        await beds.until(lambda: beds.app("den").serving == 4)
+        assert beds.app("den").owner == beds.agents["den"].keys.id
+        assert not beds.app("den").failed
+        assert await beds.starts("den") == ["one", "one"], "with the data of before"
