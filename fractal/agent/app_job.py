@@ -182,6 +182,8 @@ class AppJob:
             return self.trouble
         if self._restore_trouble and self.app.restore is not None:
             return f"{self._restore_trouble}; `homeserver app restore` to another moment replaces the wish"
+        if weariness := self.handover.weariness():
+            return weariness
         right = self.right()
         if self.owns and right.deadline is None:
             return f"not running: {right.reason}"
@@ -259,6 +261,7 @@ class AppJob:
             Step.START: self._start,
             Step.ANNOUNCE: self._announce,
             Step.GIVE_UP: self.handover.give_up,
+            Step.REST: self.handover.rest,
             Step.LET_GO: self.handover.let_go,
             Step.HAND_OVER: self.handover.hand_over,
             Step.RELEASE: self.handover.release,
@@ -325,6 +328,7 @@ class AppJob:
             bringing=self.bringing.under_way,
             ending=group.agent.stopping,
             start_at=self._start_at,
+            rest_until=self.handover.rest_until,
             restore_at=self._restore_at if app.restore and app.restore.id == self._restore_tried else 0.0,
             others_left=not app.failed or any(self._untried()),
             unprepared=unprepared,
@@ -332,6 +336,11 @@ class AppJob:
             log_away=bool(group.log_problem) or group.blind,
             others_there=unprepared is not None and any(map(group.online, self._untried())),
         )
+
+    @property
+    def nowhere(self) -> bool:
+        """Whether the app got healthy on none of the devices that may have it, of which this one keeps it."""
+        return self.owns and self.group.me in self.app.failed and not self._untried()
 
     def _untried(self) -> list[str]:
         """Other devices that could have the app and have not failed to run it."""

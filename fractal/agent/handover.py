@@ -26,6 +26,10 @@ HAND_OVER_LIMIT = 120.0
 """Seconds for the last snapshot of a handover to be stored; after that the app goes on where it is."""
 
 
+REST = 300.0
+"""Seconds until an app that got healthy on none of its devices is tried once more: its disk may have room by then, its image be mended."""
+
+
 class Handover:
     """Belongs to one app's job."""
 
@@ -34,6 +38,8 @@ class Handover:
         self._stay_until = 0.0
         self.leaving = False
         """Whether the app is about to stop here to go on elsewhere: no route leads here any more."""
+        self.rest_until = 0.0
+        """When an app that got healthy on none of its devices is tried here once more (boottime)."""
 
     @property
     def target(self) -> str:
@@ -95,8 +101,24 @@ class Handover:
         """Release an app that does not get healthy here. Raises FractalError."""
         epoch = self._job.app.epoch
         await self._hear(epoch)
-        await self._job.stop()
+        await self.rest()  # should nobody else be left to take it
         await self.release(epoch, unhealthy=True)
+
+    async def rest(self) -> None:
+        """Stop an app that does not get healthy here, and leave it alone for a while. Raises FractalError."""
+        await self._job.stop()
+        self.rest_until = self._job.group.agent.clock.boottime() + REST
+
+    def weariness(self) -> str:
+        """What to tell of an app that rests; "" if it does not."""
+        job = self._job
+        left = self.rest_until - job.group.agent.clock.boottime()
+        if left <= 0 or job.runs() or not job.nowhere:
+            return ""
+        return (
+            f"it got healthy on none of its devices; tried here again within {left / 60 + 1:.0f} min. "
+            f"Its log says why: `homeserver app logs {job.app.name}`"
+        )
 
     async def let_go(self) -> None:
         """Release an epoch that cannot start here, of which nothing is here yet. It is not held against this device."""

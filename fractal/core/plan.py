@@ -37,6 +37,7 @@ class Step(Enum):
     START = "start"
     ANNOUNCE = "announce that it is healthy"
     GIVE_UP = "release it: it does not get healthy here"
+    REST = "stop it for a while: it gets healthy on none of its devices"
     LET_GO = "release it: the epoch cannot start here"
     HAND_OVER = "stop, take the last snapshot and release"
     RELEASE = "announce a release that was noted but not sent"
@@ -99,6 +100,8 @@ class View:
     """It is being brought, beside the steps."""
     restore_at: float = 0.0
     """A restore is not to be tried before: the last try failed."""
+    rest_until: float = 0.0
+    """Before then an app that got healthy on none of its devices is not started once more."""
     unprepared: float | None = None
     """Since when the present epoch's volume root cannot be made; None: no try failed, or one succeeded."""
     spoilt: bool = False
@@ -197,16 +200,19 @@ def _owning(view: View) -> Step:
         return Step.TICK if view.changed_since_tick and view.now >= view.tick_due else Step.IDLE
     if view.hand_over_to and _hand_over_now(view, running=running):
         return Step.HAND_OVER
+    nowhere = _all_failed(view)
     if not running and _hopeless(view, health):
-        return Step.GIVE_UP  # before yet another start: what cannot be prepared here would be tried for ever
-    if not running and view.now >= view.start_at and not _all_failed(view) and not view.bringing:
+        # Before yet another start: what cannot be prepared here would be tried for ever.
+        return Step.REST if nowhere else Step.GIVE_UP
+    resting = nowhere and view.now < view.rest_until
+    if not running and view.now >= view.start_at and not resting and not view.bringing:
         return Step.START if view.here else Step.BRING
     if running and view.outdated:
         return Step.UPDATE
     if health is Health.HEALTHY and app.serving != app.epoch:
         return Step.ANNOUNCE
     if _hopeless(view, health):
-        return Step.GIVE_UP
+        return Step.REST if nowhere else Step.GIVE_UP
     return Step.TICK if view.now >= view.tick_due or _round_wanted(view) else Step.IDLE
 
 
@@ -235,5 +241,5 @@ def _hopeless(view: View, health: Health | None) -> bool:
 
 
 def _all_failed(view: View) -> bool:
-    """Every eligible device tried and none got it healthy: stay stopped here, people are told."""
+    """Every eligible device tried and none got it healthy: it stays here, is tried again now and then, and people are told."""
     return view.me in view.app.failed and not view.others_left

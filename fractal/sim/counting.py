@@ -26,12 +26,13 @@ TRANSITIONS = (
     *(
         f"step: {step.value}"
         for step in Step
-        if step not in (Step.IDLE, Step.CLEAN_UP, Step.UPDATE, Step.STOP)
+        if step not in (Step.IDLE, Step.CLEAN_UP, Step.UPDATE, Step.STOP, Step.REST, Step.LET_GO)
     ),
     "guard: froze",
     "guard: thawed",
 )
-"""What every long run must reach. A burnt epoch takes a hostile member, which no seed has; tests of their own have one."""
+"""What every long run must reach. A burnt epoch, or one whose base is garbage, takes a hostile member, which no seed has, and that an app
+gets healthy nowhere takes more than a seed's time: they have tests of their own."""
 
 
 @contextmanager

@@ -120,7 +120,7 @@ def _sick(world: World, machine: Machine, fault: Fault) -> None:
 
 
 def _elsewhere(world: World, machine: Machine, fault: Fault, kept: set[tuple[str, str]]) -> None:
-    """Somebody moves an app to where it does not run. Not if another device fails it too: when all have, only a person helps."""
+    """Somebody moves an app to where it does not run. Not if another device fails it too: when all have, it rests for minutes."""
     app = world.apps[int(fault.value * len(world.apps))]
     owner = world.owner(app) or machine
     target = machine if machine is not owner else next(m for m in world.machines if m is not owner)

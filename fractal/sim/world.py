@@ -19,6 +19,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from fractal.agent.handover import REST
 from fractal.agent.journal_notes import key_notes
 from fractal.api.app import AppSpec, ProcessSpec, ServiceSpec
 from fractal.core.entries import DeviceUpdated, GroupChanged, StoreAdded
@@ -250,10 +251,13 @@ class World:
         return longest
 
     def untried(self) -> float:
-        """Seconds for which an app that did not get healthy somewhere waits there for a device that has not tried it and may be gone."""
-        states = [m.group.state for m in self.machines if m.group is not None]
-        given_up = any(vacancy(s, a) is Why.UNHEALTHY for s in states for a in s.apps.values())
-        return UNTRIED_GRACE if given_up else 0.0
+        """Seconds for which an app that did not get healthy somewhere waits there for a device that has not tried it and may be gone,
+        or rests there.
+        """
+        groups = [m.group for m in self.machines if m.group is not None]
+        given_up = any(vacancy(g.state, a) is Why.UNHEALTHY for g in groups for a in g.state.apps.values())
+        resting = any(job.nowhere for g in groups for job in g.jobs.values())
+        return max(UNTRIED_GRACE if given_up else 0.0, REST if resting else 0.0)
 
     def why_not(self, app: str) -> str:
         """What each device says of an app that does not run."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import MutableMapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from fractal.archive import layout
+from fractal.core.plan import Step
 from fractal.sim import faults
 from fractal.sim.faults import Fault
 from fractal.sim.scene import Scene
@@ -102,3 +104,15 @@ def test_a_log_that_dies_while_the_last_snapshot_is_stored_does_so_too(after: fl
     )
     result = simulate(0, script=script, scene=Scene(faults_for=210.0, rest=60.0))
     assert not result.violations, say(result)
+
+
+def test_an_app_that_no_device_gets_healthy_is_tried_again_after_a_rest() -> None:
+    """All tried it while something was wrong with all of them; it stayed stopped for ever, and nothing said why."""
+    script = tuple(fault(n, 0.5, "app gets sick", n, seconds=900.0, value=0.0) for n in range(3))
+    result = simulate(0, script=script, scene=replace(SCENE, faults_for=1000.0, rest=400.0))
+    assert not result.violations, say(result)
+    assert result.counts["entry: released, unhealthy"] == 3, say(
+        result
+    )  # not once more at each try of the last
+    assert result.counts[f"step: {Step.REST.value}"] >= 1, say(result)
+    assert result.counts["entry: Serving"] == 1, say(result)

@@ -113,6 +113,18 @@ def test_a_standby_fetches_what_the_owner_committed() -> None:
     assert next_step(replace(elsewhere, app=on_its_way, standby=False, crowded=True)) is Step.IDLE
 
 
+def test_what_got_healthy_nowhere_is_tried_again_after_a_rest() -> None:
+    """For ever stopped, it would stay so after the full disk that was the reason has room again."""
+    last = view(app(serving=1, failed=("other", "me")), runs={}, others_left=False, rest_until=150.0)
+    assert next_step(last) is Step.IDLE
+    assert next_step(replace(last, now=150.0)) is Step.START
+    tried = replace(last, now=150.0, started=20.0, start_limit=120.0)
+    assert next_step(tried) is Step.REST  # not given up: nobody is left to take it
+    assert next_step(replace(tried, runs={3: Health.UNHEALTHY})) is Step.REST
+    assert next_step(replace(tried, others_left=True)) is Step.GIVE_UP
+    assert next_step(replace(last, others_left=True)) is Step.START  # a newcomer: both may try
+
+
 def test_what_cannot_be_prepared_here_is_given_up_like_what_does_not_get_healthy() -> None:
     """Else a device whose disk is full, or that cannot get an image, would try for ever beside one that could run it."""
     stuck = view(app(serving=1), runs={}, started=100.0, start_limit=120.0)
