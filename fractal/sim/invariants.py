@@ -40,8 +40,8 @@ class Truth:
         self._world = world
         self.owners: dict[tuple[str, int], str] = {}
         """(app, epoch) -> device that created the epoch."""
-        self._late: set[tuple[str, str, Point]] = set()
-        """By device, app: bases that were chosen for an epoch that was over."""
+        self._late: dict[tuple[str, str, Point], int] = {}
+        """(device, app, base) -> the epoch for which it was chosen when that was over already."""
         self.committed: dict[tuple[str, Point], str] = {}
         """What was reported as committed -> digest of its content."""
         self.counts: dict[tuple[str, Point], int] = {}
@@ -185,9 +185,11 @@ class Truth:
 
     def _late_base(self, machine: Machine, app: str, point: Point, root: int) -> bool:
         """Whether this is what an epoch starts from that was over before it was chosen: nobody was ever told that it is committed."""
+        key = (machine.name, app, point)
         if point.epoch < root and (app, root + 1) in self.owners:
-            self._late.add((machine.name, app, point))
-        return (machine.name, app, point) in self._late and point.epoch != root
+            self._late[key] = root
+        # Until another epoch starts from it: of that one it is called committed like any other.
+        return key in self._late and root in (self._late[key], 0)
 
     def _committed(self, machine: Machine, app: str, point: Point, name: str) -> None:
         volume = self._world.volume(app)
