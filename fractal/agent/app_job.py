@@ -13,19 +13,19 @@ from fractal.agent.bringing import Bringing
 from fractal.agent.care import Care
 from fractal.agent.handover import HAND_OVER_LIMIT, Handover
 from fractal.agent.images import ImageCare
-from fractal.agent.jobs.failover import wait_end
 from fractal.agent.local import LocalFacts
 from fractal.agent.manifest_use import ManifestUse
 from fractal.agent.mending import Mending
 from fractal.agent.mirrors import Mirrors
 from fractal.agent.rooting import Rooting
 from fractal.agent.saver import Saver
+from fractal.agent.terms import Terms
 from fractal.api.app import AppSpec, run_key
 from fractal.api.errors import BackendError, FractalError, NotFound
 from fractal.api.runtime import Health, RunStatus
 from fractal.core.entries import AppRestored, Serving
-from fractal.core.lease import Right, paced, right_to_run
-from fractal.core.model import App, Point, Timers
+from fractal.core.lease import Right, right_to_run
+from fractal.core.model import App, Point
 from fractal.core.placement import standbys, successors
 from fractal.core.plan import Step, View, next_step, steady
 
@@ -63,13 +63,11 @@ class AppJob:
         self.bringing = Bringing(self)
         self.rooting = Rooting(self)
         self.handover = Handover(self)
+        self.terms = Terms(self)
         self.trouble = ""
-        self._wait: tuple[int, float] | None = None
         self._started: tuple[int, float] | None = None
         """Epoch that is being started, and since when: each epoch has its own time to get healthy."""
         self._backoff = 0.0
-        self._shorter: tuple[Timers, int, Timers] | None = None
-        """The group's timers, the proof that the epoch object states, and what `timers` made of them last."""
         self._limit: tuple[AppSpec, float] | None = None
         """A specification, and the seconds that an app with it has to get healthy."""
         self._looked: tuple[Point | None, float] = (None, 0.0)
@@ -109,17 +107,6 @@ class AppJob:
         """Newest point of the main line that a local snapshot holds."""
         return self.data.fetched
 
-    @property
-    def timers(self) -> Timers:
-        """The group's, or shorter ones: takers wait by what the epoch object says, so an owner never counts on more."""
-        app, timers = self.app, self.group.state.timers
-        mine = self.group.stored(app).get(app.epoch)
-        if mine is None or not 0 < mine.proof_ms < timers.proof:
-            return timers
-        if self._shorter is None or self._shorter[:2] != (timers, mine.proof_ms):
-            self._shorter = (timers, mine.proof_ms, paced(timers, mine.proof_ms))
-        return self._shorter[2]
-
     def right(self) -> Right:
         """Until when the app may run here."""
         group = self.group
@@ -128,7 +115,7 @@ class AppJob:
         return right_to_run(
             app,
             group.me,
-            timers=self.timers,
+            timers=self.terms.timers,
             proofs=group.proofs(app),
             standing=self.facts.standing,
             stored=store.highest(app.id) if store else 0,
@@ -209,10 +196,6 @@ class AppJob:
 
     # --- stepping -----------------------------------------------------------------------------------------------
 
-    def begin_wait(self, epoch: int, until: float) -> None:
-        """The epoch was created here: its wait ends at `until`."""
-        self._wait = (epoch, until)
-
     async def run(self) -> None:
         """Step until the app is gone from the group and from this device."""
         self._backoff = 0.0
@@ -289,11 +272,6 @@ class AppJob:
         """The app as it is now."""
         group, app, facts = self.group, self.app, self.facts.now
         now, owns, runs = group.agent.clock.boottime(), self.owns, self.runs()
-        if self._wait is None or self._wait[0] != app.epoch:
-            self._wait = None
-            if owns and facts.waited != app.epoch and app.epoch:
-                # Found or remembered by nobody here: adopt it with the full wait, counted from now.
-                self._wait = (app.epoch, wait_end(group, self.id, app.epoch, now, now))
         run = self._present(runs)
         if self._started is None and owns and app.serving != app.epoch and run is not None and run.services:
             # Started by an agent that ended since: the app still has only so long to get healthy. Not if there are only networks,
@@ -308,7 +286,7 @@ class AppJob:
             standing=self.facts.standing,
             right=self.right(),
             runs={r.epoch: r.health for r in runs},
-            wait_over=self._wait[1] if self._wait else None,
+            wait_over=self.terms.wait_over(now),
             fetched=self.data.fetched,
             newest=self._newest(),
             standby=not owns and group.me in standbys(group.state, app),
@@ -436,7 +414,9 @@ class AppJob:
             self.logger.info("%s: not ready yet, the start tries again: %s", self.app.name, error)
 
     async def _finish_wait(self) -> None:
-        self.facts.change(waited=self.app.epoch)
+        # The terms are noted too: the store may be away when an agent starts again.
+        epoch = self.app.epoch
+        self.facts.change(waited=epoch, stated=epoch, proof=self.terms.stated)
 
     async def _start(self) -> None:
         agent = self.group.agent

@@ -152,7 +152,7 @@ class GroupAgent:
         # All that says who owns what here, and which proofs the epoch objects of that allow.
         basis = (self.state, tuple(self.jobs), [store.listed for store in self.stores.values()])
         if self._pace is None or self._pace[0] != basis:
-            owned = (job.timers for job in self.jobs.values() if job.owns)
+            owned = (job.terms.timers for job in self.jobs.values() if job.owns)
             self._pace = (basis, min(owned, key=lambda timers: timers.proof, default=self.state.timers))
         return self._pace[1]
 

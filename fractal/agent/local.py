@@ -35,6 +35,10 @@ class Local:
     waited: int = 0
     released: int = 0
     clean: int = 0
+    stated: int = 0
+    """Epoch of this device whose object was created or seen here last ..."""
+    proof: int = 0
+    """... and the longest proof, in milliseconds, that it allows: its takers wait by that."""
     root: int = 0
     counter: int = 0
     queue: tuple[Queued, ...] = ()

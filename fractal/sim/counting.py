@@ -44,7 +44,7 @@ def counting(counts: Counter[str]) -> Iterator[None]:
     kinds: Any = app_job.AppJob
     append, right, create, attempt = Journal.append, job.right_to_run, jobs._create, kinds._attempt
     reasons: dict[str, str] = {}
-    waits = job.wait_end, jobs.wait_end, jobs.wait_until
+    wait_until = jobs.wait_until
 
     async def appended(self: Journal, entry: Entry, **options: Any) -> int:
         position: int = await append(self, entry, **options)
@@ -68,7 +68,7 @@ def counting(counts: Counter[str]) -> Iterator[None]:
 
     def waited(**facts: Any) -> float:
         counts[f"wait: {'clean' if facts['clean'] else 'in full'}"] += 1
-        end: float = waits[2](**facts)
+        end: float = wait_until(**facts)
         return end
 
     async def attempted(self: Any, step: Step) -> None:
@@ -81,7 +81,7 @@ def counting(counts: Counter[str]) -> Iterator[None]:
         yield
     finally:
         journal.append, job.right_to_run, jobs._create, kinds._attempt = append, right, create, attempt
-        job.wait_end, jobs.wait_end, jobs.wait_until = waits
+        jobs.wait_until = wait_until
 
 
 def _name(entry: Entry) -> str:

@@ -148,6 +148,27 @@ def _at_its_release(world: World, machine: Machine, fault: Fault) -> None:
     people_faults.move(machine, app, others[int(fault.value * 997) % len(others)])
 
 
+def _after_its_put(world: World, _: Machine, fault: Fault) -> None:
+    """Within this time, the agent of the next that creates an epoch is killed up to 5 s later, and comes back at once."""
+    end, known = world.loop.time() + fault.seconds, set(world.truth.owners)
+
+    def look() -> None:
+        for taken in world.truth.owners.keys() - known:
+            taker = next(m for m in world.machines if m.name == world.truth.owners[taken])
+            world.later(5.0 * fault.value, _restart, taker)
+            return
+        if world.loop.time() < end:
+            world.later(0.1, look)
+
+    look()
+
+
+def _restart(machine: Machine) -> None:
+    machine.world.say(machine, "killed after its put")
+    machine.kill()
+    machine.revive()
+
+
 def _in_its_wait(world: World, _: Machine, fault: Fault) -> None:
     """The next that creates an epoch releases it before its wait is over. No step of an agent does that; its rules bear with it."""
     end = world.loop.time() + fault.seconds
@@ -183,6 +204,7 @@ KINDS: Mapping[str, Callable[[World, Machine, Fault], None]] = {
     "guard killed": _guard_killed,
     "moves to where it gets sick": _sick_elsewhere,
     "moves to where it does not start": _broken_elsewhere,
+    "killed after its put": _after_its_put,
     "killed at its release": _at_its_release,
     "gives up in its wait": _in_its_wait,
 }

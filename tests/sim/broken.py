@@ -13,6 +13,7 @@ import pytest
 import fractal.agent.app_job as app_job
 import fractal.agent.handover as handover
 import fractal.agent.jobs.failover as failover
+import fractal.agent.terms as terms
 import fractal.core.fold_lease as fold_lease
 import fractal.core.lease as lease
 import fractal.core.log as core_log
@@ -22,6 +23,7 @@ from fractal.agent.app_data import AppData
 from fractal.agent.group import GroupAgent, OpenStore
 from fractal.agent.journal import Journal
 from fractal.agent.saver import Saver
+from fractal.agent.terms import Terms
 from fractal.archive.orphans import Collector
 from fractal.archive.records import Record
 from fractal.core.entries import Answered, Released
@@ -74,10 +76,7 @@ def proof_never_expires(patch: pytest.MonkeyPatch) -> None:
 
 
 def wait_forgotten_by_a_restart(patch: pytest.MonkeyPatch) -> None:
-    def none_left(_: GroupAgent, __: str, ___: int, ____: float, read_back: float) -> float:
-        return read_back
-
-    patch.setattr(app_job, "wait_end", none_left)
+    patch.setattr(Terms, "_adopted", lambda _, now: now - 1e6)
 
 
 def base_chosen_before_the_put(patch: pytest.MonkeyPatch) -> None:
@@ -122,8 +121,7 @@ def longest_proof_not_looked_up(patch: pytest.MonkeyPatch) -> None:
     def wait_end(group: GroupAgent, _: str, __: int, acknowledged: float, read_back: float) -> float:
         return max(acknowledged, read_back) + group.state.timers.margin / 1000
 
-    patch.setattr(failover, "wait_end", wait_end)
-    patch.setattr(app_job, "wait_end", wait_end)
+    patch.setattr(terms, "wait_end", wait_end)
 
 
 def monotonic_on_a_sleeping_machine(patch: pytest.MonkeyPatch) -> None:
@@ -157,7 +155,7 @@ def took_announced_after_the_wait(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr(failover, "_announce", late)
     patch.setattr(failover, "FOUND_AFTER", 1e9)
-    patch.setattr(app_job, "wait_end", lambda _, __, ___, ____, read_back: read_back)
+    patch.setattr(Terms, "_adopted", lambda _, now: now - 1e6)
 
 
 def thaw_without_looking(patch: pytest.MonkeyPatch) -> None:

@@ -255,14 +255,16 @@ async def _create(group: GroupAgent, app: App, take: Take) -> int:
         return 0
     async with asyncio.timeout(seconds(group.state.timers.read_timeout) * 3):
         try:
-            await opened.epochs.create(app.id, epoch, group.state.timers)
+            timers = group.state.timers
+            await opened.epochs.create(app.id, epoch, timers)
         except Conflict:
             group.logger.info("%s: another device took epoch %d first", app.name, epoch)
             return 0
     group.logger.info("took %s at epoch %d: %s", app.name, epoch, take.why.value)
     job = group.jobs.get(app.id)
-    if clean and job is not None:
-        job.facts.change(clean=epoch)
+    if job is not None:
+        clean_epoch = epoch if clean else job.facts.now.clean
+        job.facts.change(clean=clean_epoch, stated=epoch, proof=timers.proof)
     group.agent.tell(
         "app.taken", group=group, app=app.id, text=f"{app.name}: {take.why.value}, taken at epoch {epoch}"
     )
@@ -282,7 +284,7 @@ async def _announce(group: GroupAgent, taken: dict[str, int]) -> None:
 async def _begin_wait(group: GroupAgent, app: str, epoch: int, acknowledged: float, read_back: float) -> None:
     job = group.jobs.get(app)
     if job is not None:
-        job.begin_wait(epoch, wait_end(group, app, epoch, acknowledged, read_back))
+        job.terms.begin_wait(epoch, acknowledged, read_back)
 
 
 def wait_end(group: GroupAgent, app: str, epoch: int, acknowledged: float, read_back: float) -> float:
