@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from fractal.agent.group import GroupAgent
 from fractal.agent.membership import approve, invite, remove_device, request_join
-from fractal.core.entries import AppMoved, AppRestoreWished, DeviceUpdated, GroupChanged
+from fractal.core.entries import AppChanged, AppMoved, AppRestoreWished, DeviceUpdated, GroupChanged
 from fractal.core.lease import PROFILES
 from fractal.core.model import DeviceRole
+
+POLICIES: Sequence[tuple[str, str]] = (("automatic", "freeze"), ("manual", "keep"), ("manual", "freeze"))
+"""Failover, and what the app does when its device is cut off."""
 
 if TYPE_CHECKING:
     from fractal.sim.faults import Fault
@@ -38,6 +42,24 @@ def _drain(world: World, machine: Machine, fault: Fault) -> None:
     world.later(
         fault.seconds, machine.act, "drain over", lambda _: DeviceUpdated(device=machine.id, draining=False)
     )
+
+
+def _policy(world: World, machine: Machine, fault: Fault) -> None:
+    app = world.apps[int(fault.value * 997) % len(world.apps)]
+    failover, on_isolation = POLICIES[int(fault.value * len(POLICIES))]
+
+    def wish(group: GroupAgent) -> AppChanged:
+        policy = replace(group.app(app).policy, failover=failover, on_isolation=on_isolation)
+        return AppChanged(app=app, policy=policy)
+
+    machine.act(f"policy of {app[:4]}: {failover}, {on_isolation}", wish)
+
+
+def _unfit(world: World, machine: Machine, _: Fault) -> None:
+    """Somebody at another device says that this one runs no apps any more."""
+    other = next((m for m in world.trusted() if m is not machine), machine)
+    roles = frozenset({DeviceRole.STORE})
+    other.act(f"{machine.name} is no host", lambda _: DeviceUpdated(device=machine.id, roles=roles))
 
 
 def _timers(_: World, machine: Machine, fault: Fault) -> None:
@@ -131,4 +153,6 @@ KINDS: Mapping[str, Callable[[World, Machine, Fault], None]] = {
     "move": _move,
     "drain": _drain,
     "timers change": _timers,
+    "policy changes": _policy,
+    "host no more": _unfit,
 }
