@@ -65,6 +65,8 @@ class AppJob:
         self.handover = Handover(self)
         self.terms = Terms(self)
         self.trouble = ""
+        self.bound = 0
+        """`App.unproven` for which the guard's long grants were taken back."""
         self._started: tuple[int, float] | None = None
         """Epoch that is being started, and since when: each epoch has its own time to get healthy."""
         self._backoff = 0.0
@@ -176,7 +178,14 @@ class AppJob:
             return f"not running: {right.reason}"
         if self.owns and right.deadline is not None and right.deadline < self.group.agent.clock.boottime():
             return "frozen: neither log nor store could be read lately"
-        return self.saver.problem or self.saver.hooks.problem or self.care.problem or self.images.problem
+        saver = self.saver
+        return (
+            saver.problem
+            or saver.hooks.problem
+            or self.care.problem
+            or self.images.problem
+            or self.handover.problem
+        )
 
     @property
     def handing_over(self) -> bool:

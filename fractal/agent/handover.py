@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from fractal.api.errors import BackendError, FractalError, LeaseLost
 from fractal.core.entries import Released
-from fractal.core.placement import successors
+from fractal.core.lease import renews
+from fractal.core.placement import refusal, successors
 
 if TYPE_CHECKING:
     from fractal.agent.app_job import AppJob
@@ -43,7 +44,7 @@ class Handover:
 
     @property
     def target(self) -> str:
-        """Device that is to have the app, "*" for any; "" if it stays."""
+        """Device that is to have the app, "*" for any, this one for the app's next epoch; "" if all stays as it is."""
         job = self._job
         app, state, agent = job.app, job.group.state, job.group.agent
         if not job.owns or agent.clock.boottime() < self._stay_until:
@@ -53,18 +54,41 @@ class Handover:
             # Not to one that is away: the app would be released to nobody, taken by another, released again.
             return wished
         if agent.stopping and not agent.resting and app.policy.failover == "automatic":
-            others = successors(state, app, without=[job.group.me])
-            return "*" if any(job.group.online(d) for d in others) else ""
-        return ""
+            return self._anybody()
+        if agent.stopping:
+            return ""
+        own = state.devices.get(job.group.me)
+        if app.unproven and own is not None and refusal(state, app, own):
+            # Nobody takes it from an owner that may run it without proof: that gives it up itself.
+            return self._anybody()
+        return job.group.me if renews(app) and job.group.me in successors(state, app) else ""
+
+    def _anybody(self) -> str:
+        """ "*" if another device that may have the app gives signs of life."""
+        group = self._job.group
+        others = successors(group.state, self._job.app, without=[group.me])
+        return "*" if any(group.online(d) for d in others) else ""
+
+    @property
+    def problem(self) -> str:
+        """What people should know of an epoch that is about to be renewed; "" if none is."""
+        job = self._job
+        return (
+            "its policy keeps it when cut off only from its next epoch on"
+            if job.owns and renews(job.app)
+            else ""
+        )
 
     def ready(self, target: str) -> bool:
         """Whether the target has said that it holds all that is stored, and nothing else is on its way there."""
         if target == "*":
             return True
         beat, facts = self._job.group.beats.get(target), self._job.facts.now
-        if beat is None or facts.committed is None or facts.ticks:
+        if facts.committed is None or facts.ticks:
             return False
-        return beat.warm.get(self._job.id) == facts.committed
+        if target == self._job.group.me:
+            return True
+        return beat is not None and beat.warm.get(self._job.id) == facts.committed
 
     async def hand_over(self) -> None:
         """Stop, take the last snapshot, store it, release. Raises FractalError: then the app stays."""

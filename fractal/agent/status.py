@@ -199,6 +199,19 @@ def standby_status(
     return {"device": group.state.device_name(device), "behind_s": behind}
 
 
+def _without(app: App, owner: str) -> str:
+    """What becomes of an app whose owner is silent."""
+    if app.unproven:
+        unread = "" if app.policy.keeps else "until it has read the new policy "
+        return (
+            f"it may still run there {unread}without proof, so nobody takes it over: "
+            f"once it surely does not, `homeserver device remove {owner!r}` frees it"
+        )
+    if app.policy.failover == "automatic":
+        return "another device takes it over"
+    return f"`homeserver app move {app.name!r} DEVICE` takes it to another device"
+
+
 def note(group: GroupAgent, app: App, said: AppBeat | None, *, stale: bool) -> str:
     """Why the app is not as desired, and what to do."""
     if app.desired is Desired.STOPPED:
@@ -221,14 +234,7 @@ def note(group: GroupAgent, app: App, said: AppBeat | None, *, stale: bool) -> s
             f"`homeserver app move {app.name!r} {owner!r}` takes the wish back"
         )
     if stale or said is None:
-        failover = (
-            "another device takes it over"
-            if app.policy.failover == "automatic"
-            else f"`homeserver app move {app.name!r} DEVICE` takes it to another device"
-            if app.policy.on_isolation == "freeze"
-            else f"it may still run there: once it surely does not, `homeserver device remove {owner!r}` frees it"
-        )
-        return f"{owner} is silent; {failover}"
+        return f"{owner} is silent; {_without(app, owner)}"
     if said.detail:
         return said.detail
     if said.health != Health.HEALTHY.value:

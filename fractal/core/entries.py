@@ -261,7 +261,11 @@ class Challenged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """The author lives; covers all challenges before this entry."""
+    """The author lives; covers all challenges before this entry.
+
+    Also said without a challenge by the owner of an app whose policy ceased to keep it where its device is cut off: from then on
+    others may take it over.
+    """
 
     seen: int
     """Log position that the author had folded."""

@@ -175,6 +175,8 @@ def app_changed(turn: Turn, entry: AppChanged) -> GroupState:
         news["mirrors"] = _mirrors(turn.state, app.store, entry.mirrors)
     if entry.secrets is not None:
         news["secrets_generation"] = _secrets_generation(app, entry.secrets)
+    if app.unproven and entry.policy is not None and app.policy.keeps and not entry.policy.keeps:
+        news["unproven"] = turn.state.position  # until the owner says that it has read this
     if entry.desired is Desired.RUNNING or entry.spec is not None:
         news["failed"] = ()  # asked anew: every device may try it once more
     return with_app(turn.state, replace(app, **news))

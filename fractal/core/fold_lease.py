@@ -32,11 +32,20 @@ def challenged(turn: Turn, entry: Challenged) -> GroupState:
 
 
 def answered(turn: Turn, entry: Answered) -> GroupState:
-    """The author lives: its challenge is over, whatever was asked before this entry."""
+    """The author lives: its challenge is over, whatever was asked before this entry.
+
+    And what it read binds it: an app of its own that no policy keeps any more runs there by proof only, from now on.
+    """
     state, me = turn.state, turn.device.id
     require(0 <= entry.seen < state.position, "the answer names a position that is not before it")
     challenges = {i: c for i, c in state.challenges.items() if i != me}
-    return replace(state, challenges=challenges, answers={**state.answers, me: state.position})
+    bound = {
+        i: replace(a, unproven=0)
+        for i, a in state.apps.items()
+        if a.owner == me and not a.policy.keeps and 0 < a.unproven <= entry.seen
+    }
+    apps = {**state.apps, **bound} if bound else state.apps
+    return replace(state, challenges=challenges, answers={**state.answers, me: state.position}, apps=apps)
 
 
 def took(turn: Turn, entry: Took) -> GroupState:
@@ -58,7 +67,7 @@ def _take(state: GroupState, app: App, epoch: int, taker: str) -> GroupState:
     _require_next(app, epoch)
     reason = refusal(state, app, state.devices[taker])
     require(not reason, f"device {taker} may not host it: {reason}")
-    return with_app(state, _owned(app, epoch, taker))
+    return with_app(state, _kept(_owned(app, epoch, taker), state.position))
 
 
 def found(turn: Turn, entry: Found) -> GroupState:
@@ -78,7 +87,7 @@ def found(turn: Turn, entry: Found) -> GroupState:
     if entry.epoch == app.epoch and app.owner == name:
         return state
     _require_next(app, entry.epoch)
-    return with_app(state, _owned(app, entry.epoch, name))
+    return with_app(state, _kept(_owned(app, entry.epoch, name), state.position))
 
 
 def _require_next(app: App, epoch: int) -> None:
@@ -90,6 +99,11 @@ def _owned(app: App, epoch: int, owner: str) -> App:
     before = app.owned or ((app.epoch,) if app.owner else ())
     owned = (*before, epoch)[-MAX_OWNED:] if owner else before
     return replace(app, epoch=epoch, owner=owner, owned=owned, release=None)
+
+
+def _kept(app: App, position: int) -> App:
+    """Of an epoch that is announced at this position: its owner may run it without proof if the policy keeps the app now."""
+    return replace(app, unproven=position if app.owner and app.policy.keeps else 0)
 
 
 def released(turn: Turn, entry: Released) -> GroupState:

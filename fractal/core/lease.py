@@ -5,11 +5,11 @@ Instants are seconds on CLOCK_BOOTTIME of this device, passed in. Nothing here w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from fractal.core.model import App, Desired, DeviceRole, GroupState, Timers
+from fractal.core.model import App, Desired, GroupState, Timers
 from fractal.core.placement import may_host, of_both, refusal, successors
 
 MAX_PATIENCE = 600.0
@@ -75,12 +75,41 @@ def right_to_run(
     if standing.waited != app.epoch:
         return Right(None, f"the wait of epoch {app.epoch} is not over")
     sent = [at for at in (None if blind else proofs.log, proofs.store) if at is not None]
-    if app.policy.failover == "manual" and app.policy.on_isolation == "keep":
-        # Nobody takes such an app by itself, so a missing proof says nothing; a replaced epoch was caught above.
+    if app.policy.keeps and app.unproven:
+        # Nobody takes such an app by itself, so a missing proof says nothing; a replaced epoch was caught above. In an epoch from
+        # before the policy said so, somebody may be about to take it who has not read that yet.
         return Right(float("inf"), "kept by policy")
     if not sent:
         return Right(None, "neither log nor store has been read since the agent started")
     return Right(max(sent) + seconds(timers.proof), "proved")
+
+
+def renews(app: App) -> bool:
+    """Whether the owner is to take the app's next epoch itself: only in that one the policy can keep the app when it is cut off."""
+    return app.policy.keeps and not app.unproven and bool(app.owner) and not app.move_to and not app.removed
+
+
+def owes_word(app: App, me: str) -> bool:
+    """Whether others wait for `me` to say that it has read a policy that no longer keeps the app."""
+    return app.owner == me and bool(app.unproven) and not app.policy.keeps and not app.removed
+
+
+def read_up_to(state: GroupState, me: str, bound: Mapping[str, int]) -> int:
+    """The position that an answer of `me` may name: one below any word that it owes and may not give yet.
+
+    `bound` gives, by app, the `unproven` by which its guard goes already.
+    """
+    unbound = (a.unproven - 1 for a in _owed(state, me) if bound.get(a.id) != a.unproven)
+    return min([state.position, *unbound])
+
+
+def may_give_word(state: GroupState, me: str, bound: Mapping[str, int]) -> bool:
+    """Whether `me` owes word of an app by which its guard goes already."""
+    return any(bound.get(a.id) == a.unproven for a in _owed(state, me))
+
+
+def _owed(state: GroupState, me: str) -> Iterator[App]:
+    return (a for a in state.apps.values() if owes_word(a, me))
 
 
 def paced(timers: Timers, proof: int) -> Timers:
@@ -210,12 +239,10 @@ def watched(state: GroupState, me: str, wall_ms: int) -> tuple[str, ...]:
 def _at_risk(app: App) -> bool:
     """Whether others stand in for a silent owner: by policy, or because somebody wants the app elsewhere.
 
-    An app that its policy keeps running on a device that is cut off is never taken from a silent one: it may well run there.
+    An app that its owner may run without proof is never taken from a silent one: it may well run there.
     """
-    wanted = bool(app.move_to) and app.policy.on_isolation == "freeze"
-    return (
-        not app.removed and app.desired is Desired.RUNNING and (app.policy.failover == "automatic" or wanted)
-    )
+    asked = app.policy.failover == "automatic" or bool(app.move_to)
+    return asked and not app.removed and not app.unproven and app.desired is Desired.RUNNING
 
 
 # --- taking ----------------------------------------------------------------------------------------------------------
@@ -267,9 +294,10 @@ def _vacancy(state: GroupState, app: App) -> Why | None:
     if not app.owner:
         return Why.BURNT
     owner = state.devices.get(app.owner)
-    if owner is None or owner.removed or DeviceRole.HOST not in owner.roles or refusal(state, app, owner):
+    if owner is None or owner.removed:
         return Why.REMOVED
-    return None
+    # An owner that may run it without proof gives it up itself, whatever makes it unfit.
+    return Why.REMOVED if refusal(state, app, owner) and not app.unproven else None
 
 
 def takes(state: GroupState, me: str, seen: Seen) -> tuple[Take, ...]:
@@ -292,11 +320,12 @@ def _vacant(state: GroupState, app: App, me: str, seen: Seen) -> Take | None:
     step = seconds(state.timers.rank_step)
     if why is Why.FIRST:
         return Take(app.id, since, why) if app.placed == me else None
-    target = app.move_to
+    # Who gives an epoch up to renew it takes the next one itself.
+    target = app.move_to or (app.owner if why is Why.RELEASED and renews(app) else "")
     order = successors(state, app)
     if me not in order:
         return None
-    if why is Why.MOVED and target in order:
+    if why in (Why.MOVED, Why.RELEASED) and target in order:
         if me == target:
             return Take(app.id, since, why)
         rank = [d for d in order if d != target].index(me)

@@ -32,7 +32,7 @@ RECENT = 512
 MAX_SKIPS = 64
 MAX_STATE = 64 << 20
 """Largest encoded state that is read back, in bytes."""
-RULES = 6
+RULES = 7
 """Raised when a rule of the fold changes, so that journals are folded again."""
 
 OLD_GENERATION = "sealed under an old group key"

@@ -165,6 +165,11 @@ class Policy:
     keep_bytes: int = 0
     """Bytes that what stays may take in the store; 0: any number."""
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the app is to run on where it is while its device is cut off. Then nobody takes it over."""
+        return self.failover == "manual" and self.on_isolation == "keep"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppKey:
@@ -271,6 +276,9 @@ class App:
     """Highest announced epoch."""
     owner: str = ""
     """Device of that epoch; "" before the first."""
+    unproven: int = 0
+    """Position of the entry since which the owner may run the app without proof: its epoch's announcement, if the policy kept the
+    app then; or the later change that ended this, which the owner need not have read. 0: it runs by proof only."""
     serving: int = 0
     """Highest epoch announced as healthy: routes lead to its owner."""
     owned: tuple[int, ...] = ()

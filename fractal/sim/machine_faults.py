@@ -150,17 +150,11 @@ def _at_its_release(world: World, machine: Machine, fault: Fault) -> None:
 
 def _after_its_put(world: World, _: Machine, fault: Fault) -> None:
     """Within this time, the agent of the next that creates an epoch is killed up to 5 s later, and comes back at once."""
-    end, known = world.loop.time() + fault.seconds, set(world.truth.owners)
 
-    def look() -> None:
-        for taken in world.truth.owners.keys() - known:
-            taker = next(m for m in world.machines if m.name == world.truth.owners[taken])
-            world.later(5.0 * fault.value, _restart, taker)
-            return
-        if world.loop.time() < end:
-            world.later(0.1, look)
+    def taken(app: str, _: int) -> None:
+        world.later(5.0 * fault.value, _restart, world.owner(app))
 
-    look()
+    people_faults.when_taken(world, fault.seconds, taken)
 
 
 def _restart(machine: Machine) -> None:

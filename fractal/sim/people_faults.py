@@ -12,6 +12,7 @@ from fractal.agent.membership import approve, invite, remove_device, request_joi
 from fractal.core.entries import AppChanged, AppMoved, AppRestoreWished, DeviceUpdated, GroupChanged
 from fractal.core.lease import PROFILES
 from fractal.core.model import DeviceRole
+from fractal.sim import network_faults
 
 POLICIES: Sequence[tuple[str, str]] = (("automatic", "freeze"), ("manual", "keep"), ("manual", "freeze"))
 """Failover, and what the app does when its device is cut off."""
@@ -53,6 +54,31 @@ def _policy(world: World, machine: Machine, fault: Fault) -> None:
         return AppChanged(app=app, policy=policy)
 
     machine.act(f"policy of {app[:4]}: {failover}, {on_isolation}", wish)
+
+
+def when_taken(world: World, seconds: float, action: Callable[[str, int], None]) -> None:
+    """Once, within so many seconds, when somebody creates an epoch: then with the app and that epoch."""
+    end, known = world.loop.time() + seconds, set(world.truth.owners)
+
+    def look() -> None:
+        if new := sorted(world.truth.owners.keys() - known):
+            action(*new[0])
+        elif world.loop.time() < end:
+            world.later(0.1, look)
+
+    look()
+
+
+def _policy_at_a_take(world: World, machine: Machine, fault: Fault) -> None:
+    """The policy changes as somebody creates the app's next epoch. Its owner reads that, and a second later nothing more."""
+
+    def taken(app: str, epoch: int) -> None:
+        before = world.truth.owners.get((app, epoch - 1), "")
+        owner = next((m for m in world.machines if m.name == before), machine)
+        _policy(world, machine, fault)
+        world.later(1.0, network_faults.KINDS["cut off"], world, owner, fault)
+
+    when_taken(world, fault.seconds, taken)
 
 
 def _unfit(world: World, machine: Machine, _: Fault) -> None:
@@ -154,5 +180,6 @@ KINDS: Mapping[str, Callable[[World, Machine, Fault], None]] = {
     "drain": _drain,
     "timers change": _timers,
     "policy changes": _policy,
+    "policy changes at a take": _policy_at_a_take,
     "host no more": _unfit,
 }

@@ -38,6 +38,7 @@ def cases(draw: st.DrawFn) -> Case:
         removed=draw(st.sampled_from([False, False, False, True])),
         release=draw(st.sampled_from([None, None, None, Release(epoch=epoch, clean=True)])),
         policy=draw(st.sampled_from([Policy(), Policy(), Policy(failover="manual", on_isolation="keep")])),
+        unproven=draw(st.sampled_from([0, 7])),
     )
     return Case(
         app=app,
@@ -56,7 +57,7 @@ def oracle(case: Case) -> float | None:
     given_up = app.release is not None or case.standing.released >= n
     if not mine or given_up or case.stored > n or case.standing.waited != n:
         return None
-    if app.policy.on_isolation == "keep":
+    if app.policy.on_isolation == "keep" and app.unproven:
         return float("inf")
     log = case.proofs.log if not case.blind else None
     both = [at for at in (log, case.proofs.store) if at is not None]

@@ -122,3 +122,21 @@ def test_app_that_does_not_get_healthy_is_given_up_though_its_agent_was_killed()
     assert not result.violations, say(result)
     assert result.counts["entry: released, unhealthy"] == 1, say(result)
     assert result.counts["take: did not get healthy on its owner"] == 1, say(result)
+
+
+def test_an_app_that_no_policy_keeps_any_more_is_taken_over_once_its_owner_has_read_that() -> None:
+    """It was renewed for the policy that kept it, and ran on when that ended."""
+    variant = TERMS["the guard keeps what it was granted by policy"]
+    result = simulate(0, script=variant.faults(0), scene=variant.scene)
+    assert not result.violations, say(result)
+    assert result.counts["epochs"] == 3, say(result)
+    assert result.counts["take: released by its owner"] == 1, say(result)
+    assert result.counts["take: its owner does not answer"] == 1, say(result)
+
+
+def test_an_unfit_owner_that_was_cut_off_gives_the_app_up_when_it_is_back() -> None:
+    variant = TERMS["an unfit owner is replaced though it needs no proof"]
+    result = simulate(0, script=variant.faults(0), scene=variant.scene)
+    assert not result.violations, say(result)
+    assert result.counts["epochs"] == 3, say(result)
+    assert result.counts["entry: released, clean"] == 2, say(result)

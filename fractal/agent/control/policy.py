@@ -15,6 +15,7 @@ from fractal.agent.group import GroupAgent
 from fractal.api.errors import InvalidInput
 from fractal.core.entries import AppChanged
 from fractal.core.fold_apps import MAX_KEPT, MAX_MIRRORS, MAX_NUMBER, MAX_TICKS
+from fractal.core.lease import owes_word, renews
 from fractal.core.model import App, GroupState, Policy
 
 
@@ -97,6 +98,16 @@ def _one_of(name: str, value: str, *allowed: str) -> str:
     return value
 
 
+def _what_follows(group: GroupAgent, app: App, policy: Policy) -> str:
+    """What else a change of what happens where the app's device is cut off comes to."""
+    owner = group.state.device_name(app.owner)
+    if renews(replace(app, policy=policy)):
+        return f"; {owner} stops it and starts it in a new epoch, as only such a one can be kept"
+    if owes_word(replace(app, policy=policy), app.owner):
+        return f"; nobody takes it over before {owner} has read that, or is removed"
+    return ""
+
+
 @command("app.policy")
 async def app_policy(agent: Agent, params: Params, _: Progress) -> Plan:
     group, app = named(agent, params)
@@ -110,7 +121,8 @@ async def app_policy(agent: Agent, params: Params, _: Progress) -> Plan:
         # An entry of its own: an agent that knows no mirrors folds the policy alike, whatever is said about mirrors.
         await group.journal.append(AppChanged(app=app.id, mirrors=mirrors))
 
-    actions = [Action(f"change the policy of {app.name}", {}, change)] if policy != app.policy else []
+    what = f"change the policy of {app.name}{_what_follows(group, app, policy)}"
+    actions = [Action(what, {}, change)] if policy != app.policy else []
     if mirrors != app.mirrors:
         names = ", ".join(group.state.stores[store].name for store in mirrors)
         words = f"mirror the archive of {app.name} in {names}" if names else f"mirror {app.name} nowhere"

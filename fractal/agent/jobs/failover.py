@@ -14,7 +14,9 @@ from fractal.core.lease import (
     Take,
     check_timers,
     clean_succession,
+    may_give_word,
     observe,
+    read_up_to,
     seconds,
     takes,
     to_challenge,
@@ -43,13 +45,23 @@ FRESH = 1.0
 
 
 async def answer(group: GroupAgent) -> None:
-    """Answer every challenge to this device at once. An answer waits for no disk and no store."""
+    """Answer every challenge to this device at once. An answer waits for no disk and no store.
+
+    And say that a policy was read that no longer keeps an app: until then nobody takes that one over.
+    """
     pulse = 0
+
+    def bound() -> dict[str, int]:
+        return {app: job.bound for app, job in group.jobs.items()}
+
+    def due(state: GroupState) -> bool:
+        return group.me in state.challenges or may_give_word(state, group.me, bound())
+
     while True:
-        if group.me in group.state.challenges:
-            await group.journal.append(
-                Answered(seen=group.state.position), wanted=lambda state: group.me in state.challenges
-            )
+        if due(group.state):
+            # A challenge is answered at once, and may be while the guard does not go by that policy yet.
+            seen = read_up_to(group.state, group.me, bound())
+            await group.journal.append(Answered(seen=seen), wanted=due)
         pulse = await group.pulse.wait(pulse, 5.0)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fractal.api.errors import FractalError, NotFound, Unreachable
-from fractal.core.lease import seconds
+from fractal.core.lease import owes_word, seconds
 
 if TYPE_CHECKING:
     from fractal.agent.app_job import AppJob
@@ -49,10 +51,30 @@ def _wish(job: AppJob, shared: tuple[object, ...], last: _Wish | None) -> _Wish:
     return _Wish(basis, deadlines, tuple(over))
 
 
+class _Beside:
+    """What is done beside the grants, once at a time for each name: a tree that is slow to stand still must not cost the others theirs."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def start(self, name: str, work: Callable[[], Coroutine[None, None, None]]) -> None:
+        """Begin it unless it is under way."""
+        self._tasks = {key: task for key, task in self._tasks.items() if not task.done()}
+        if name not in self._tasks:
+            self._tasks[name] = asyncio.create_task(work())
+
+    async def stop(self) -> None:
+        """Cancel all of it."""
+        for task in self._tasks.values():
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks.values())
+
+
 async def grant(group: GroupAgent) -> None:
     """Grant every run its deadline; freeze at once what was replaced."""
     clock = group.agent.clock
-    freezing: dict[str, asyncio.Task[None]] = {}
+    beside = _Beside()
     wishes: dict[str, _Wish] = {}
     told = ""
     granted: tuple[dict[str, float], float] = ({}, 0.0)
@@ -60,18 +82,14 @@ async def grant(group: GroupAgent) -> None:
     try:
         while True:
             now = clock.boottime()
-            grants: dict[str, float] = {}
             shared = (group.state.timers, group.blind)
             wishes = {app: _wish(job, shared, wishes.get(app)) for app, job in group.jobs.items()}
-            for wish in wishes.values():
-                for key, deadline in wish.deadlines.items():
-                    if deadline > now:
-                        grants[key] = min(deadline, now + KEPT)
-                for key in wish.replaced:
-                    if key not in freezing or freezing[key].done():
-                        # Beside the grants: a tree that is slow to stand still must not cost the others theirs.
-                        freezing[key] = asyncio.create_task(_freeze(group, key))
-            freezing = {key: task for key, task in freezing.items() if not task.done()}
+            unbound = [job for job in group.jobs.values() if _unbound(job)]
+            for job in unbound:
+                beside.start(job.id, partial(_bind, group, job))
+            for key in (key for wish in wishes.values() for key in wish.replaced):
+                beside.start(key, partial(_freeze, group, key))
+            grants = _grants(wishes, now, without={job.id for job in unbound})
             problem = ""
             # What the guard knows already is said again only now and then, for one that was replaced meanwhile.
             if grants and (grants != granted[0] or now >= granted[1] + AGAIN or told):
@@ -85,10 +103,23 @@ async def grant(group: GroupAgent) -> None:
             else:
                 pulse = await group.pulse.wait(pulse, AGAIN)  # whoever sees a run beats it
     finally:
-        for task in freezing.values():
-            task.cancel()
-        if freezing:
-            await asyncio.wait(freezing.values())
+        await beside.stop()
+
+
+def _grants(wishes: Mapping[str, _Wish], now: float, *, without: Collection[str]) -> dict[str, float]:
+    """Deadlines of all runs that have a right at present, but for those of some apps."""
+    return {
+        key: min(deadline, now + KEPT)
+        for app, wish in wishes.items()
+        if app not in without
+        for key, deadline in wish.deadlines.items()
+        if deadline > now
+    }
+
+
+def _unbound(job: AppJob) -> bool:
+    """Whether the guard may still hold what a policy granted that this device has read the end of."""
+    return owes_word(job.app, job.group.me) and job.bound != job.app.unproven
 
 
 async def _grant(group: GroupAgent, grants: dict[str, float]) -> str:
@@ -98,6 +129,24 @@ async def _grant(group: GroupAgent, grants: dict[str, float]) -> str:
     except Unreachable as error:
         return str(error)
     return ""
+
+
+async def _bind(group: GroupAgent, job: AppJob) -> None:
+    """Take back what was granted for `KEPT` seconds while the policy kept the app: the guard holds on to the latest deadline.
+
+    The app stands still until it is granted anew, by proof. Only then others are told that it runs by proof.
+    """
+    position = job.app.unproven
+    try:
+        for key in job.run_keys():
+            with suppress(NotFound):  # nothing of it is there
+                await group.agent.guard.freeze(key)
+    except FractalError as error:
+        # Also a guard that is being replaced: the next look tries again.
+        group.logger.warning("%s: taking the guard's grant back: %s", job.app.name, error)
+        return
+    job.bound = position
+    group.pulse.beat()
 
 
 async def _freeze(group: GroupAgent, key: str) -> None:

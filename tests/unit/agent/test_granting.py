@@ -42,3 +42,34 @@ async def test_a_deadline_is_found_anew_when_anything_differs_that_it_hangs_on(t
         store.listed = {**store.listed, job.id: {**known, epoch + 1: known[epoch]}}
         over = told(proved)
         assert (over.deadlines, over.replaced) == ({}, (key,))
+
+
+async def test_an_owner_is_bound_by_a_policy_only_when_its_guard_is(tmp_path: Path) -> None:
+    """The guard holds on to the latest deadline it was told, and the policy had it told one an hour ahead."""
+    async with bed(tmp_path) as beds:
+        await beds.start("attic")
+        await beds.found("attic")
+        await beds.install("attic")
+        job = beds.job("attic")
+        guard, clock = job.group.agent.guard, job.group.agent.clock
+
+        async def granted() -> float:
+            return (
+                max((run.deadline for run in (await guard.status()).values()), default=0.0) - clock.boottime()
+            )
+
+        kept = await beds.call("attic", "app.policy", app="test", failover="manual", on_isolation="keep")
+        assert "starts it in a new epoch" in kept["plan"][0]["what"]
+        await beds.until(lambda: job.app.serving == 2)
+        assert job.app.unproven
+        assert await granted() > 1000
+        assert len(await beds.starts("attic")) == 2, "the owner renewed its epoch"
+
+        bound = await beds.call(
+            "attic", "app.policy", app="test", failover="automatic", on_isolation="freeze"
+        )
+        assert "nobody takes it over before attic has read that" in bound["plan"][0]["what"]
+        await beds.until(lambda: job.app.unproven == 0)
+        assert await granted() <= job.terms.timers.proof / 1000
+        await beds.until(lambda: all(not run.frozen for run in job.runs()))
+        assert (job.app.epoch, len(await beds.starts("attic"))) == (2, 2), "it ran on"

@@ -18,8 +18,12 @@ from fractal.core.lease import (
     Why,
     check_timers,
     clean_succession,
+    may_give_word,
     observe,
+    owes_word,
     paced,
+    read_up_to,
+    renews,
     right_to_run,
     takes,
     to_challenge,
@@ -40,6 +44,7 @@ from fractal.core.model import (
 
 TIMERS = Timers()
 DEVICES = ("a", "b", "c")
+KEEP = Policy(failover="manual", on_isolation="keep", devices=DEVICES)
 
 
 def device(name: str, **changes: object) -> Device:
@@ -127,9 +132,18 @@ class TestRightToRun:
         assert right(app(release=Release(epoch=3, clean=True))).deadline is None
 
     def test_keep_runs_on_without_proof_but_not_when_replaced(self) -> None:
-        kept = app(policy=Policy(failover="manual", on_isolation="keep"))
+        kept = app(policy=KEEP, unproven=7)
         assert right(kept, log=None).deadline == float("inf")
         assert right(kept, log=None, stored=4).deadline is None
+
+    def test_keep_needs_an_epoch_that_began_under_it(self) -> None:
+        """Else somebody may be about to take the app who has not read the policy yet."""
+        assert right(app(policy=KEEP)).deadline == 112.0
+        assert right(app(policy=KEEP), log=None).deadline is None
+
+    def test_whoever_has_read_that_no_policy_keeps_it_runs_by_proof(self) -> None:
+        assert right(app(unproven=7)).deadline == 112.0
+        assert right(app(unproven=7), log=None).deadline is None
 
 
 class TestWait:
@@ -288,12 +302,71 @@ class TestTakes:
         assert to_challenge(state(manual), "c", Suspicion(since=0.0), 20.0, 0) == ("a",)
         assert due(state(manual, challenges=challenge), "c") == [(58.0, Why.SILENT)]
         assert due(state(manual, challenges=challenge), "b") == []
-        kept = replace(manual, policy=Policy(failover="manual", on_isolation="keep", devices=DEVICES))
+        kept = replace(manual, policy=KEEP, unproven=7)
+        assert to_challenge(state(kept), "c", Suspicion(since=0.0), 20.0, 0) == ()
         assert due(state(kept, challenges=challenge), "c") == []
+        # An epoch from before the policy is run by proof only: it is no safer to leave it where nobody answers.
+        assert due(state(replace(kept, unproven=0), challenges=challenge), "c") == [(58.0, Why.SILENT)]
+
+    def test_not_while_the_owner_need_not_have_read_that_no_policy_keeps_it(self) -> None:
+        challenge = {"a": Challenge(device="a", by="b", position=9)}
+        unread = app(unproven=7)
+        assert to_challenge(state(unread), "b", Suspicion(since=0.0), 20.0, 0) == ()
+        assert due(state(unread, challenges=challenge), "b") == []
+        assert due(state(replace(unread, unproven=0), challenges=challenge), "b") == [(58.0, Why.SILENT)]
+
+    @pytest.mark.parametrize("policy", [Policy(devices=DEVICES), KEEP])
+    def test_an_unfit_owner_that_needs_no_proof_gives_it_up_itself(self, policy: Policy) -> None:
+        devices = {d: device(d) for d in DEVICES} | {"a": device("a", roles=frozenset())}
+        kept = app(policy=policy, unproven=7)
+        assert due(state(kept, devices=devices), "b") == []
+        assert due(state(replace(kept, unproven=0), devices=devices), "b") == [(50.0, Why.REMOVED)]
+        released = replace(kept, release=Release(epoch=3, clean=True))
+        assert due(state(released, devices=devices), "b") == [(50.0, Why.RELEASED)]
+        # Whoever removes the device says that it is lost, wherever it may still run.
+        gone = devices | {"a": device("a", removed=True)}
+        assert due(state(kept, devices=gone), "b") == [(50.0, Why.REMOVED)]
+
+    def test_who_renews_its_epoch_takes_the_next_one(self) -> None:
+        released = app(policy=replace(KEEP, devices=("b", "a", "c")), release=Release(epoch=3, clean=True))
+        assert due(state(released), "a") == [(50.0, Why.RELEASED)]
+        assert due(state(released), "b") == [(50.0 + MOVE_GRACE, Why.RELEASED)]
+        # One that began under the policy was given up for another reason.
+        assert due(state(replace(released, unproven=7)), "b") == [(50.0, Why.RELEASED)]
 
     def test_stopped_and_removed_apps_are_left_alone(self) -> None:
         for quiet in (app(owner="", desired=Desired.STOPPED), app(owner="", removed=True)):
             assert due(state(quiet), "a") == []
+
+
+class TestKeep:
+    def test_an_epoch_is_renewed_once_the_policy_keeps_the_app(self) -> None:
+        assert renews(app(policy=KEEP))
+        for settled in (
+            app(policy=KEEP, unproven=7),
+            app(),
+            app(policy=KEEP, owner="", epoch=0),
+            app(policy=KEEP, move_to="b"),
+            app(policy=KEEP, removed=True),
+            app(policy=replace(KEEP, on_isolation="freeze")),
+        ):
+            assert not renews(settled)
+
+    def test_who_read_that_no_policy_keeps_it_says_so(self) -> None:
+        assert owes_word(app(unproven=7), "a")
+        assert not owes_word(app(unproven=7), "b")
+        for settled in (app(), app(policy=KEEP, unproven=7), app(unproven=7, removed=True)):
+            assert not owes_word(settled, "a")
+
+    def test_no_answer_says_more_than_what_the_guard_goes_by(self) -> None:
+        of = state(app(unproven=7), replace(app(unproven=9), id="y"), position=20)
+        assert read_up_to(of, "a", {}) == 6
+        assert read_up_to(of, "a", {"x": 7, "y": 7}) == 8
+        assert read_up_to(of, "a", {"x": 7, "y": 9}) == 20
+        assert read_up_to(of, "b", {}) == 20
+        assert not may_give_word(of, "a", {})
+        assert may_give_word(of, "a", {"x": 7})
+        assert not may_give_word(of, "b", {"x": 7})
 
 
 class TestTimers:

@@ -1,0 +1,36 @@
+"""What people are told to do about an app whose device is silent."""
+
+from __future__ import annotations
+
+import pytest
+
+from fractal.agent.status import _without
+from fractal.core.model import App, Policy
+
+KEEP, FREEZE = Policy(failover="manual", on_isolation="keep"), Policy(failover="manual")
+
+
+@pytest.mark.parametrize(
+    ("policy", "unproven", "told"),
+    [
+        (Policy(), 0, "another device takes it over"),
+        (FREEZE, 0, "`homeserver app move 'x' DEVICE`"),
+        # An epoch from before the policy runs by proof only.
+        (KEEP, 0, "`homeserver app move 'x' DEVICE`"),
+        (KEEP, 9, "`homeserver device remove 'attic'` frees it"),
+        (FREEZE, 9, "until it has read the new policy"),
+        (Policy(), 9, "until it has read the new policy"),
+    ],
+)
+def test_nobody_is_told_to_wait_for_what_does_not_come(policy: Policy, unproven: int, told: str) -> None:
+    app = App(
+        id="x",
+        name="x",
+        manifest="",
+        spec={},
+        store="s",
+        owner_member="m",
+        policy=policy,
+        unproven=unproven,
+    )
+    assert told in _without(app, "attic")
