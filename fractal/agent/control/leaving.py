@@ -11,7 +11,7 @@ from fractal.agent.control.ports import ControlAgent
 from fractal.agent.control.progress import Progress
 from fractal.agent.here import address_of, forget_group
 from fractal.api.errors import BackendError, Conflict, Denied
-from fractal.core.model import GroupState
+from fractal.core.model import App, GroupState
 
 
 @command("device.remove")
@@ -22,14 +22,13 @@ async def remove_device(agent: ControlAgent, params: Params, _: Progress) -> Pla
     device = find_device(state, params.text("device"))
     if device.id == agent.keys.id:
         raise Conflict("that is this device: homeserver group leave takes it out")
-    owned = _owned(state, frozenset({device.id}))
     actions = [
         Action(
             f"Remove {device.name} and renew the keys that it knew",
             {"device": device.id},
             lambda _: membership.remove_device(agent, group.journal, device.id),
         ),
-        *(Action(f"Another device takes {name} over", {"app": name}) for name in owned),
+        *_taken_over(state, frozenset({device.id})),
     ]
     return plan(
         *actions,
@@ -52,7 +51,7 @@ async def remove_member(agent: ControlAgent, params: Params, _: Progress) -> Pla
             {"member": member.id},
             lambda _: membership.remove_member(agent, group.journal, member.id),
         ),
-        *(Action(f"Another device takes {name} over", {"app": name}) for name in _owned(state, devices)),
+        *_taken_over(state, devices),
     ]
     return plan(
         *actions,
@@ -66,7 +65,7 @@ async def leave_group(agent: ControlAgent, params: Params, _: Progress) -> Plan:
     group = find_group(agent, params)
     state, journal = group.journal.state, group.journal
     force = params.flag("force")
-    owned = _owned(state, frozenset({agent.keys.id}))
+    owned = [app.name for app in _owned(state, frozenset({agent.keys.id}))]
     if owned and not force:
         raise Conflict(
             f"this device owns {', '.join(owned)}: move them away first (homeserver device drain), or say --force"
@@ -120,8 +119,19 @@ async def _forget(agent: ControlAgent, group: str) -> None:
         forget_group(agent.notes, group)
 
 
-def _owned(state: GroupState, devices: frozenset[str]) -> list[str]:
-    """Names of apps that these devices own and have not given up."""
-    return sorted(
-        a.name for a in state.apps.values() if a.owner in devices and a.release is None and not a.removed
-    )
+def _taken_over(state: GroupState, devices: frozenset[str]) -> list[Action]:
+    """What becomes of the apps that these devices own."""
+    actions = []
+    for app in _owned(state, devices):
+        device = state.device_name(app.owner)
+        beside = f", even if it still runs on {device}, which needs no proof for that: switch {device} off"
+        actions.append(
+            Action(f"Another device takes {app.name} over{beside if app.unproven else ''}", {"app": app.name})
+        )
+    return actions
+
+
+def _owned(state: GroupState, devices: frozenset[str]) -> list[App]:
+    """Apps that these devices own and have not given up, by name."""
+    owned = (a for a in state.apps.values() if a.owner in devices and a.release is None and not a.removed)
+    return sorted(owned, key=lambda a: a.name)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
+from fractal.agent.control.leaving import _taken_over
 from fractal.agent.status import _without
-from fractal.core.model import App, Policy
+from fractal.core.model import App, GroupState, Policy
 
+APP = App(id="x", name="x", manifest="", spec={}, store="s", owner_member="m", epoch=2, owner="attic")
 KEEP, FREEZE = Policy(failover="manual", on_isolation="keep"), Policy(failover="manual")
 
 
@@ -23,14 +27,11 @@ KEEP, FREEZE = Policy(failover="manual", on_isolation="keep"), Policy(failover="
     ],
 )
 def test_nobody_is_told_to_wait_for_what_does_not_come(policy: Policy, unproven: int, told: str) -> None:
-    app = App(
-        id="x",
-        name="x",
-        manifest="",
-        spec={},
-        store="s",
-        owner_member="m",
-        policy=policy,
-        unproven=unproven,
-    )
-    assert told in _without(app, "attic")
+    assert told in _without(replace(APP, policy=policy, unproven=unproven), "attic")
+
+
+@pytest.mark.parametrize("unproven", [0, 9])
+def test_whoever_removes_a_device_is_told_what_may_run_on_there(unproven: int) -> None:
+    state = GroupState(apps={"x": replace(APP, unproven=unproven)})
+    (action,) = _taken_over(state, frozenset({"attic"}))
+    assert ("still runs on attic" in action.what) is bool(unproven)
