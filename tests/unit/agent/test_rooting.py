@@ -129,8 +129,7 @@ async def test_a_root_in_which_nothing_ran_is_not_put_aside_at_each_try(base: Po
     assert not bench.disk.held
     bench.problem = ""
     await bench.rooting.prepare()
-    assert bench.disk.rooted
-    assert bench.facts.now.root == 2
+    assert (bench.disk.rooted, bench.facts.now.root) == (True, 2)
 
 
 async def test_of_roots_that_crashes_left_one_is_kept() -> None:
