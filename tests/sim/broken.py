@@ -25,7 +25,6 @@ from fractal.agent.journal import Journal
 from fractal.agent.saver import Saver
 from fractal.agent.terms import Terms
 from fractal.archive.orphans import Collector
-from fractal.archive.records import Record
 from fractal.core.entries import Answered, Released
 from fractal.core.lease import Proofs, Right, right_to_run
 from fractal.core.model import App, GroupState, Point
