@@ -57,6 +57,7 @@ class GroupAgent:
         self.journal = journal
         self.pulse = Pulse(agent.pulse)
         journal.news = self.pulse.beat
+        journal.heard = self.heard_log
         self.stores: dict[str, OpenStore] = {}
         self.beats: dict[str, Beat] = {}
         self.ear = Ear()
@@ -68,6 +69,8 @@ class GroupAgent:
         """Of removed apps of which nothing is here: nobody runs these jobs, but their archives can be read."""
         self.remote = Remote(self)
         self.log_problem = ""
+        self.deaf = False
+        """Whether the last read of the log that came to an end was not answered in time."""
         self.certifying = Certifying()
         self._images: dict[str, Images] = {}
         self._proofs: dict[str, Proofs] = {}
@@ -235,6 +238,12 @@ class GroupAgent:
         if changed:
             self.pulse.beat()
         return opened
+
+    def heard_log(self, answered: bool) -> None:
+        """A read of the log was answered in time, or was not. Silence counts only while reads work, and from zero after an outage."""
+        if self.deaf or not answered:
+            self.suspicion = self.suspicion.deaf(self.agent.clock.boottime())
+        self.deaf = not answered
 
     def online(self, device: str) -> bool:
         """Whether the device gave a sign of life lately. A hint, never proof."""

@@ -136,6 +136,8 @@ class Journal:
         """How many want a read of now."""
         self.news: Callable[[], None] = lambda: None
         """Called when something more was read, whoever asked for it: also who appends reads on until the entry is there."""
+        self.heard: Callable[[bool], None] = lambda _: None
+        """Called with whether a read was answered in time, whoever asked for it. One that made room for another says nothing."""
 
     @property
     def state(self) -> GroupState:
@@ -206,9 +208,14 @@ class Journal:
         changed = False
         for _ in range(MAX_PAGES):
             sent = self._clock.boottime()
-            page = await self._page(wait)
+            try:
+                page = await self._page(wait)
+            except BackendError:
+                self.heard(False)
+                raise
             if page is None:
                 break
+            self.heard(True)
             self._accept(page)
             changed |= bool(page.entries)
             wait = 0.0

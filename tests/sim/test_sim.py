@@ -140,3 +140,21 @@ def test_an_unfit_owner_that_was_cut_off_gives_the_app_up_when_it_is_back() -> N
     assert not result.violations, say(result)
     assert result.counts["epochs"] == 3, say(result)
     assert result.counts["entry: released, clean"] == 2, say(result)
+
+
+@pytest.mark.parametrize(
+    ("seed", "at", "seconds", "bent"),
+    [
+        # Reads that failed for whoever tried to take an app with a bent store were no outage: silence went on to count.
+        (9, 65.0, 8.0, True),
+    ],
+)
+def test_a_log_that_is_away_as_silence_gets_long_moves_nothing(
+    seed: int, at: float, seconds: float, bent: bool
+) -> None:
+    """Owners whose signals are lost, and whose patience with each other ends in an outage (seeds 4950, 6122)."""
+    muted = [Fault(number=n, at=60.0, kind="muted", devices=(n,), seconds=25.0, value=0.0) for n in (0, 1)]
+    down = Fault(number=2, at=at, kind="log down", devices=(0,), seconds=seconds, value=0.0)
+    scene = Scene(kind="gentle", size=2, apps=2, bent=bent, faults_for=85.0, rest=20.0)
+    result = simulate(seed, script=(*muted, down), scene=scene)
+    assert not result.violations, say(result)

@@ -76,7 +76,7 @@ async def challenge(group: GroupAgent) -> None:
             if answers.get(device) != position:
                 group.suspicion = group.suspicion.answered(device, now, group.state.timers)
         answers = dict(group.state.answers)
-        if not group.log_problem and not group.blind and not check_timers(group.state.timers):
+        if not group.deaf and not group.blind and not check_timers(group.state.timers):
             for device in to_challenge(group.state, group.me, group.suspicion, now, clock.wall_ms()):
                 group.logger.info(
                     "challenging %s: silent for %.0f s", device, group.suspicion.silence(device, now)
@@ -91,7 +91,7 @@ def _until_suspicion(group: GroupAgent) -> float:
     now = clock.boottime()
     due = [group.suspicion.suspected_at(d, timers) for d in watched(group.state, group.me, clock.wall_ms())]
     later = min((at - now for at in due if at > now), default=seconds(timers.beat))
-    if group.log_problem or any(at <= now for at in due):
+    if group.deaf or any(at <= now for at in due):
         later = min(LOOK, later)  # a challenge that did not go out
     return max(SHORTEST, min(later, seconds(timers.beat)))
 

@@ -33,17 +33,16 @@ async def follow_log(group: GroupAgent) -> None:
             async with asyncio.timeout(seconds(timers.poll + timers.read_timeout)):
                 await group.journal.poll(seconds(timers.poll))
         except (BackendError, TimeoutError) as error:
-            group.suspicion = group.suspicion.deaf(clock.boottime())
+            group.heard_log(False)
             problem = str(error) or "reading the log timed out"
             if problem != group.log_problem:
                 group.logger.warning("log: %s", problem)
             group.log_problem = problem
             await clock.sleep(0.5)
             continue
-        if group.log_problem:
+        if group.log_problem and not group.deaf:  # not one that made room for another read
             group.logger.info("log: readable again")
             group.log_problem = ""
-            group.suspicion = group.suspicion.deaf(clock.boottime())
 
 
 async def follow_stores(group: GroupAgent) -> None:

@@ -87,6 +87,35 @@ async def test_a_read_that_hangs_is_given_up(bench: Bench, world: World) -> None
     assert caught.value.retryable
 
 
+async def test_whether_reads_are_answered_is_told_whoever_reads(bench: Bench) -> None:
+    """Silence counts only while they are. Reads by whoever takes apps over failed unheard, and gave up those that hung (seed 4950)."""
+    told: list[bool] = []
+    bench.journal.heard = told.append
+    await bench.journal.poll(0)
+    assert told == [True]
+    bench.log.on_read = [BackendError("down", retryable=True)]
+    with pytest.raises(BackendError):
+        await bench.journal.poll(0)
+    assert told == [True, False]
+    bench.log.on_read = [BackendError("down", retryable=True)]
+    await bench.journal.append(GroupChanged(name="later"))
+    assert told[2:] == [False, True], "who appends reads too"
+    read, begun = bench.log.read, asyncio.Event()
+
+    async def long_poll(address: str, after: str | None, *, limit: int = 500, wait: float = 0.0) -> Page:
+        if wait:
+            begun.set()
+            await asyncio.Event().wait()
+        return await read(address, after, limit=limit, wait=wait)
+
+    bench.log.read = long_poll  # type: ignore[method-assign]
+    following = asyncio.create_task(bench.journal.poll(2.0))
+    await begun.wait()
+    await bench.journal.poll(0)
+    assert not await following
+    assert told[4:] == [True], "the one that made room says nothing"
+
+
 async def test_an_entry_that_a_long_poll_brought_waits_for_no_other_poll(bench: Bench) -> None:
     """Between the page that held the entry and the answer to its append, the next long poll had begun: a takeover came 2 s late."""
     await bench.journal.poll(0)
