@@ -102,6 +102,11 @@ async def _challenge_one(group: GroupAgent, device: str) -> None:
         return still and device not in state.challenges
 
     try:
+        # A challenge that is sent into an outage gets into the log when that ends, and there is heard before its device reads again.
+        await group.journal.poll(0)
+    except BackendError:
+        return  # silence counts from zero now
+    try:
         await group.journal.append(Challenged(device=device), wanted=wanted)
     except Stale:
         group.logger.info("no challenge: %s gave a sign of life", device)
