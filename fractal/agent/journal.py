@@ -29,8 +29,8 @@ MAX_PAGES = 40
 """Pages that one `poll` reads at most, so that a long history does not hide a cancellation or a deadline."""
 SAVE_EVERY = 50
 """Entries after which the folded state is noted again; after a restart at most so many are folded."""
-APPEND_TIMEOUT = 10.0
-"""Seconds after which one attempt to append is given up as ambiguous."""
+ANSWERING = 1.0
+"""Seconds of the answer window that a read which hangs must leave: to read again, and to append the answer."""
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 5.0
 """Seconds between attempts to append."""
@@ -233,7 +233,7 @@ class Journal:
         """A page; None if a long poll was given up, or not begun, because somebody wants a read of now."""
         if wait and self._hurried:
             return None
-        limit = wait + self._state.timers.read_timeout / 1000
+        limit = self._limit(wait)
         self._interrupted = False
         try:
             async with asyncio.timeout(limit) as scope:
@@ -248,6 +248,12 @@ class Journal:
             ) from error
         finally:
             self._long_poll = None
+
+    def _limit(self, wait: float) -> float:
+        """Seconds after which a read is given up: so early that a challenge which came when it had begun to hang can be answered."""
+        timers = self._state.timers
+        usual, in_time = wait + timers.read_timeout / 1000, timers.answer_window / 1000 - ANSWERING
+        return min(usual, in_time) if in_time > wait else usual
 
     async def _read_now(self) -> bool:
         """Read what there is, before any long poll: one under way ends, and none begins while somebody waits here."""
@@ -436,7 +442,8 @@ class Journal:
         """Send once and look for it; whether it was read back. Raises what is not worth repeating."""
         before, pending.sent, pending.wait = pending.sent, True, 0.0
         try:
-            async with asyncio.timeout(APPEND_TIMEOUT):
+            # One that hangs holds up an answer; to send again what arrived does no harm.
+            async with asyncio.timeout(self._state.timers.read_timeout / 1000):
                 await self._coordinator.append(self.address, pending.outbox.token, pending.outbox.raw)
         except (Ambiguous, TimeoutError):
             self._logger.debug("log %s: append is ambiguous", self.address)

@@ -147,6 +147,11 @@ def test_an_unfit_owner_that_was_cut_off_gives_the_app_up_when_it_is_back() -> N
     [
         # Reads that failed for whoever tried to take an app with a bent store were no outage: silence went on to count.
         (9, 65.0, 8.0, True),
+        # A challenge was sent into the outage: it got into the log at its end, and an owner whose read hung still was late.
+        # Its own challenge hung too, and the answer waited for that.
+        (4, 66.0, 20.0, True),
+        (0, 64.0, 6.0, False),
+        (5, 64.0, 6.0, False),
     ],
 )
 def test_a_log_that_is_away_as_silence_gets_long_moves_nothing(

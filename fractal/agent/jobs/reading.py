@@ -16,6 +16,8 @@ LOG_LATE = 2.0
 WATCH_INTERVAL = 10.0
 """Seconds between listings while somebody is challenged, or where listing costs next to nothing."""
 IDLE_INTERVAL = 60.0
+READ_AGAIN = 0.5
+"""Seconds at least between two reads of a log that fails; one that hung has waited long enough."""
 OPEN_AGAIN = 5.0
 """Seconds before a store that could not be opened is tried again."""
 LIST_AGAIN = 0.5
@@ -29,6 +31,7 @@ async def follow_log(group: GroupAgent) -> None:
     clock = group.agent.clock
     while True:
         timers = group.pace
+        began = clock.boottime()
         try:
             async with asyncio.timeout(seconds(timers.poll + timers.read_timeout)):
                 await group.journal.poll(seconds(timers.poll))
@@ -38,7 +41,7 @@ async def follow_log(group: GroupAgent) -> None:
             if problem != group.log_problem:
                 group.logger.warning("log: %s", problem)
             group.log_problem = problem
-            await clock.sleep(0.5)
+            await clock.sleep(began + READ_AGAIN - clock.boottime())
             continue
         if group.log_problem and not group.deaf:  # not one that made room for another read
             group.logger.info("log: readable again")

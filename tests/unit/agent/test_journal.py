@@ -87,6 +87,23 @@ async def test_a_read_that_hangs_is_given_up(bench: Bench, world: World) -> None
     assert caught.value.retryable
 
 
+async def test_a_read_that_hangs_leaves_time_for_an_answer(bench: Bench, world: World) -> None:
+    """Its device may be challenged just then: a time-out as long as the answer window lost it its apps (seed 6122)."""
+
+    async def hangs(address: str, after: str | None, *, limit: int = 500, wait: float = 0.0) -> Page:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    timers = replace(world.state.timers, read_timeout=60_000, answer_window=1_020)
+    bench.others_say("kitchen", GroupChanged(timers=timers))
+    await bench.journal.poll(0)
+    bench.log.read = hangs  # type: ignore[method-assign]
+    # The time-out of the test, a tenth of that of the read: only a hang makes it pass.
+    async with asyncio.timeout(6):
+        with pytest.raises(BackendError, match="did not answer"):
+            await bench.journal.poll(0.001)
+
+
 async def test_whether_reads_are_answered_is_told_whoever_reads(bench: Bench) -> None:
     """Silence counts only while they are. Reads by whoever takes apps over failed unheard, and gave up those that hung (seed 4950)."""
     told: list[bool] = []
@@ -207,6 +224,26 @@ async def test_a_damaged_state_is_folded_again_but_a_lost_entry_is_told(bench: B
 
 
 # --- appending -------------------------------------------------------------------------------------------------------
+
+
+async def test_an_append_that_hangs_is_sent_again_after_a_reads_time_out(bench: Bench, world: World) -> None:
+    """Others wait for it: an answer to a challenge came after the answer window."""
+    bench.others_say("kitchen", GroupChanged(timers=replace(world.state.timers, read_timeout=50)))
+    await bench.journal.poll(0)
+    append, hung = bench.log.append, list[str]()
+
+    async def hangs_once(address: str, token: str, entry: bytes) -> None:
+        if not hung:
+            hung.append(token)
+            await asyncio.Event().wait()
+        await append(address, token, entry)
+
+    bench.log.append = hangs_once  # type: ignore[method-assign]
+    own = asyncio.create_task(bench.journal.append(GroupChanged(name="later")))
+    await asyncio.sleep(0)
+    assert await bench.journal.append(Answered(seen=1), timeout=5.0) == len(bench.log.entries)
+    assert await own == len(bench.log.entries) - 1
+    assert hung
 
 
 async def test_append_returns_the_position_after_reading_back(bench: Bench) -> None:
