@@ -16,12 +16,15 @@ from fractal.core.model import AppKey, GroupState, Point
 from fractal.sim.volumes import SimSnapshotter, digest
 
 if TYPE_CHECKING:
+    from fractal.sim.machine import Machine
     from fractal.sim.world import World
 
 LEFT_OVER = 30
 """Snapshots of one app that a device may hold at the end besides its queue: the newest ones, roots put aside."""
 STRAYS = 2
 """Roots put aside that a later one outdoes: two crashes may follow each other before anything is deleted."""
+MAKES_ROOM = 60.0
+"""Seconds within which a device deletes what it fetched in a hurry: the longest interval until its owner stores one more, twice."""
 
 
 class Auditor:
@@ -132,6 +135,7 @@ class Auditor:
             return
         named = {record.body.object.id for record in (await archive.timeline()).stored.values()}
         self._leaks(app, keys, named | orphans)
+        await self.piles(app)
 
     async def _restored(
         self, archives: Sequence[Archive], point: Point, snapshotter: SimSnapshotter, app: str
@@ -158,18 +162,31 @@ class Auditor:
             still = key in world.network.objects.by_key
             if parsed is not None and parsed[0] not in known and still:
                 world.wrong("I6", f"{key} is named by nothing and found by no collection")
-        volume = world.volume(app)
+
+    async def piles(self, app: str) -> None:
+        """No device goes on holding more than it has use for.
+
+        Who took the app a moment ago may just have fetched a whole chain: it starts first, and makes room with the next snapshot.
+        """
+        world = self._world
+        until = world.loop.time() + MAKES_ROOM
         for machine in world.machines:
             if machine.lost or machine.removed:
                 continue
             world.truth.checks += 1
-            held = machine.disk.held.get(volume, {})
-            queued = {q.name for q in world.truth.local(machine, app).queue}
-            aside = [n for n in held if n.startswith(("stray-", "before-"))]
-            if len(held) - len(queued) - len(aside) > LEFT_OVER:
-                world.wrong("I6", f"{machine.name} keeps {len(held)} snapshots of {app[:4]}: {sorted(held)}")
-            if len(strays := outdone_strays(held)) > STRAYS:
+            while (held := self._too_many(machine, app)) and world.loop.time() < until:
+                await world.auditor.clock.sleep(1.0)
+            if held:
+                world.wrong("I6", f"{machine.name} keeps {len(held)} snapshots of {app[:4]}: {held}")
+            if len(strays := outdone_strays(machine.disk.held.get(volume, {}))) > STRAYS:
                 world.wrong("I6", f"{machine.name} keeps whole copies of {app[:4]}: {sorted(strays)}")
+
+    def _too_many(self, machine: Machine, app: str) -> list[str]:
+        """What a device holds of an app, if that is more than it may."""
+        held = machine.disk.held.get(self._world.volume(app), {})
+        queued = {q.name for q in self._world.truth.local(machine, app).queue}
+        aside = [n for n in held if n.startswith(("stray-", "before-"))]
+        return sorted(held) if len(held) - len(queued) - len(aside) > LEFT_OVER else []
 
     def state_now(self) -> GroupState:
         """The newest state that any device folded."""
