@@ -129,9 +129,6 @@ class Archive:
             notes=notes,
             named=partial(named_by_records, self._records),
         )
-        self._sweeper = Sweeper(
-            group=group, app=app, store=store, clock=clock, notes=notes, records=self._records
-        )
         merging = Merging(
             group=group,
             app=app,
@@ -155,6 +152,15 @@ class Archive:
             records=self._records,
             merging=merging,
             fetcher=Fetcher(group=group, app=app, store=store, workers=workers, folder=spool / "proof"),
+        )
+        self._sweeper = Sweeper(
+            group=group,
+            app=app,
+            store=store,
+            clock=clock,
+            notes=notes,
+            records=self._records,
+            going=self._thinner.forget,
         )
         self._thinning = asyncio.Lock()
         self._writing = asyncio.Lock()

@@ -6,7 +6,7 @@ the next look goes on with, never objects that nothing names.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from fractal.api.context import Clock
@@ -20,7 +20,6 @@ from fractal.archive.records import Record
 from fractal.archive.rules import Rules
 from fractal.archive.standing import keys_of, sizes_of
 from fractal.archive.timeline import Timeline
-from fractal.core.retention import Slot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +41,8 @@ class Sweeper:
     clock: Clock
     notes: Notes
     records: Records
+    going: Callable[[Record], None] = lambda _: None
+    """Told of each record before anything of it goes: what was found out about it holds no more."""
     _ages: Ages = field(init=False)
 
     def __post_init__(self) -> None:
@@ -50,12 +51,9 @@ class Sweeper:
     async def look(self) -> tuple[Timeline, list[Leaving]]:
         """What was let go, by a listing sent now, and for how long that was seen. Raises Rollback, BackendError."""
         timeline = await self.records.timeline()
-        leaving = {_text(slot): slot for slot in timeline.stored.keys() - timeline.counting.keys()}
-        ages = self._ages.look(leaving)
-        return timeline, [
-            Leaving(record=timeline.stored[slot], age=ages[text])
-            for text, slot in sorted(leaving.items(), key=lambda item: item[1])
-        ]
+        leaving = [timeline.stored[s] for s in sorted(timeline.stored.keys() - timeline.counting.keys())]
+        ages = self._ages.look([_text(record) for record in leaving])
+        return timeline, [Leaving(record=record, age=ages[_text(record)]) for record in leaving]
 
     async def collect(
         self, rules: Rules, proof: Proof, *, grace: float = GRACE, refused: Collection[Slot] = ()
@@ -78,11 +76,13 @@ class Sweeper:
         for record in ripe:
             if not await proof():
                 return gone
+            self.going(record)
+            self.records.forget(record)
             # A record that names an object of another one was not made by us; that object stays.
             if record.body.object.id not in kept:
                 await self._delete_object(record)
             await self.store.delete(layout.slot_key(self.group, self.app, record.slot))
-            self._ages.forget(_text(record.slot))
+            self._ages.forget(_text(record))
             gone.append(record)
         if old and await proof():
             for number in old:
@@ -120,6 +120,6 @@ class Sweeper:
                     raise Corrupt(f"nothing is removed while {key}, which is needed, is missing or cut")
 
 
-def _text(slot: Slot) -> str:
-    point, level = slot
-    return f"{point.epoch}.{point.number}.{level}"
+def _text(record: Record) -> str:
+    """What its age is noted under: a merge that is made anew takes the name of the one that went, and must not take its age."""
+    return f"{record.epoch}.{record.number}.{record.level}.{record.hash.hex()[:16]}"

@@ -142,6 +142,16 @@ class Records:
             value = b"%d %s" % (record.number, record.hash.hex().encode())
             self._notes.write({f"{self._note}{record.epoch}": value})
 
+    def forget(self, record: Record) -> None:
+        """A record that is about to leave the store: where listings lag it is shown still, and must not be taken for there."""
+        self._known.pop(record.slot, None)
+        self._seen.pop(record.slot, None)
+
+    def remember_trim(self, trim: Trim) -> None:
+        """A trim that stands: it counts also while listings that lag do not show it."""
+        self._trims[trim.number] = trim
+        self._trims_seen[trim.number] = self._clock.boottime()
+
     def authentic(self, slot: Slot, data: bytes) -> Record:
         """The record that these bytes are, under that name. Raises Corrupt with the reason if they are none."""
         record = self._signed(slot, data)

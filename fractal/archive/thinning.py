@@ -26,7 +26,7 @@ from fractal.archive.restore import Fetcher
 from fractal.archive.rules import Rules
 from fractal.archive.sealed import GroupKey, create, seal_statement
 from fractal.archive.timeline import Timeline
-from fractal.archive.trims import LevelRef, TrimBody
+from fractal.archive.trims import LevelRef, Trim, TrimBody
 from fractal.archive.verify import prove
 from fractal.core.model import Point
 from fractal.core.retention import Merge, Retained, Slot, next_merge
@@ -103,6 +103,10 @@ class Thinner:
     def refused(self) -> frozenset[Slot]:
         """Merges that came out too large, or that were read back and are not whole."""
         return frozenset(self._refused)
+
+    def forget(self, record: Record) -> None:
+        """A record that is about to leave the store: that it was read back says nothing any more."""
+        self._proved.discard(record.hash)
 
     async def outlook(
         self, rules: Rules, held: Collection[Point] = frozenset(), stream_format: str = ""
@@ -233,6 +237,7 @@ class Thinner:
         )
         if not await create(self.store, key, lambda: data, self.clock):
             return done  # written by an earlier try of ours or by somebody else: the next look tells
+        self.records.remember_trim(Trim(number=number, body=body, device=self.keys.id))
         self._trimmed = self.clock.boottime()
         self._proved -= {ref.hash for ref in body.levels}
         return replace(done, trim=number, let_go=len(let_go), back=len(found.back))
