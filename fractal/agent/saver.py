@@ -205,12 +205,28 @@ class Saver:
                 )
             await clock.sleep(0.02)
 
+    async def _make_room(self) -> None:
+        """Delete what this owner fetched in a hurry: its app does not change, so no snapshot is stored that makes room."""
+        job = self._job
+        idle = self.settled and job.owns and job.facts.now.root == job.app.epoch
+        if not (idle and job.data.crowded):
+            return
+        try:
+            await job.data.make_room()
+            self.problem = ""
+        except FractalError as error:
+            problem = f"snapshots that nothing needs are not deleted: {error}"
+            if self.problem != problem:
+                job.logger.warning("%s: %s", job.app.name, problem)
+            self.problem = problem
+
     async def run(self) -> None:
         """Store what is queued, oldest first, for ever. What cannot be stored itself does not keep later ones from it."""
         pause = 0.5
         pulse = 0
         while True:
             if not self._job.facts.now.queue:
+                await self._make_room()
                 pulse = await self._job.group.pulse.wait(pulse, LOOK)
                 continue
             if await self._store_one():

@@ -66,7 +66,7 @@ class View:
     standby: bool = False
     """This device keeps a warm copy."""
     crowded: bool = False
-    """Snapshots may be here that nothing needs. An owner deletes them when it has stored one more."""
+    """Snapshots may be here that nothing needs. An owner deletes them when it has stored one more, or found nothing to store."""
     started: float | None = None
     """When the present run was started, or could first not be prepared."""
     start_limit: float = 120.0

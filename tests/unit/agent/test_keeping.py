@@ -208,6 +208,21 @@ async def test_pruning_takes_nothing_from_a_restore_that_is_under_way(attic: Bed
     assert arrived(first) not in {s.name for s in await snapshotter.snapshots(data.volume)}
 
 
+async def test_an_owner_whose_app_does_not_change_makes_room_all_the_same(attic: Bed) -> None:
+    """It fetched a whole chain as it took the app. Nothing is stored next that would make room."""
+    moments = await hours(attic, 3)
+    data = attic.job("Attic").data
+    archive, snapshotter = await data.archive(), attic.agents["Attic"].snapshotter
+    first = moment_named(moments[0])
+    await archive.restore(first, snapshotter=snapshotter, volume=data.volume, name_of=arrived)
+    data.crowded = True
+    taken = await attic.call("Attic", "snapshot.create", app="test", wait_s=30)
+    assert taken["moment"] == moments[-1], "nothing changed"
+    await attic.until(lambda: not data.crowded)
+    held = {s.name for s in await snapshotter.snapshots(data.volume)}
+    assert arrived(first) not in held and len(held) < len(moments)
+
+
 async def test_an_origin_keeps_what_its_fork_begins_with_until_the_fork_has_stored_something(
     attic: Bed,
 ) -> None:
