@@ -20,6 +20,7 @@ from fractal.archive.records import Record
 from fractal.archive.rules import Rules
 from fractal.archive.standing import keys_of, sizes_of
 from fractal.archive.timeline import Timeline
+from fractal.core.retention import Slot
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

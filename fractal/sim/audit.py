@@ -178,7 +178,7 @@ class Auditor:
                 await world.auditor.clock.sleep(1.0)
             if held:
                 world.wrong("I6", f"{machine.name} keeps {len(held)} snapshots of {app[:4]}: {held}")
-            if len(strays := outdone_strays(machine.disk.held.get(volume, {}))) > STRAYS:
+            if len(strays := outdone_strays(machine.disk.held.get(world.volume(app), {}))) > STRAYS:
                 world.wrong("I6", f"{machine.name} keeps whole copies of {app[:4]}: {sorted(strays)}")
 
     def _too_many(self, machine: Machine, app: str) -> list[str]:

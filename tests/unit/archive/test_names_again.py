@@ -57,7 +57,7 @@ async def half_gone(world: World, device: Device, merge: Record, how: str) -> No
         await device.archive.leaving()
     world.store.fail = lambda call, key: how if call == "delete" and "/level/" in key else ""
     with pytest.raises(BackendError):
-        await device.archive.collect(device.owns)
+        await device.archive.collect(await device.rules(), device.owns)
     world.store.fail = lambda _call, _key: ""
 
 
@@ -91,7 +91,7 @@ async def test_it_stays_while_a_listing_does_not_show_the_trim_that_names_it_yet
     trim = f"{GROUP}/{APP}/trim/1"
     assert trim in world.objects
     world.store.hidden.add(trim)
-    assert await attic.archive.collect(attic.owns) == []
+    assert await attic.archive.collect(await attic.rules(), attic.owns) == []
     world.store.hidden.clear()
     points = await all_restore(world, held)
     assert max(held) in points and len(points) < len(held), "what is let go is let go"
