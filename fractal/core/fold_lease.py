@@ -16,8 +16,8 @@ from fractal.core.placement import refusal, trusted
 
 MAX_LEAP = 1_000
 """How far one announcement may raise an epoch: a forged one must not use the numbers up."""
-MAX_OWNED = 64
-"""Owned epochs that are remembered of an app that serves nowhere; what is below counts, whoever created it."""
+MAX_UNOWNED = 64
+"""Runs of epochs without an owner that are remembered of an app that serves nowhere, the newest."""
 
 
 def challenged(turn: Turn, entry: Challenged) -> GroupState:
@@ -96,9 +96,13 @@ def _require_next(app: App, epoch: int) -> None:
 
 
 def _owned(app: App, epoch: int, owner: str) -> App:
-    before = app.owned or ((app.epoch,) if app.owner else ())
-    owned = (*before, epoch)[-MAX_OWNED:] if owner else before
-    return replace(app, epoch=epoch, owner=owner, owned=owned, release=None)
+    first, unowned = app.epoch + 1, app.unowned
+    if not owner:
+        # With what it left out: a stranger may create that later. An owner leaves nothing out.
+        if unowned and unowned[-1][1] == app.epoch:
+            first, unowned = unowned[-1][0], unowned[:-1]
+        unowned = (*unowned, (first, epoch))[-MAX_UNOWNED:]
+    return replace(app, epoch=epoch, owner=owner, unowned=unowned, release=None)
 
 
 def _kept(app: App, position: int) -> App:
@@ -125,9 +129,7 @@ def serving(turn: Turn, entry: Serving) -> GroupState:
     require(app.release is None, f"epoch {entry.epoch} was released")
     move_to = "" if app.move_to == turn.device.id else app.move_to
     # What it starts from is chosen: nobody looks below it any more for what may be there.
-    return with_app(
-        turn.state, replace(app, serving=entry.epoch, owned=(entry.epoch,), failed=(), move_to=move_to)
-    )
+    return with_app(turn.state, replace(app, serving=entry.epoch, unowned=(), failed=(), move_to=move_to))
 
 
 def _owned_by_author(turn: Turn, identity: str, epoch: int) -> App:

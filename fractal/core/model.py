@@ -281,8 +281,8 @@ class App:
     app then; or the later change that ended this, which the owner need not have read. 0: it runs by proof only."""
     serving: int = 0
     """Highest epoch announced as healthy: routes lead to its owner."""
-    owned: tuple[int, ...] = ()
-    """Epochs that had an owner by this log, rising, from the last one that served (or the first that is known of) on."""
+    unowned: tuple[tuple[int, int], ...] = ()
+    """First and last of epochs that had no owner by this log, rising, above the last one that served."""
     failed: tuple[str, ...] = ()
     """Devices on which it did not get healthy since it last did somewhere."""
     release: Release | None = None
@@ -309,7 +309,7 @@ class App:
         Not if nobody ever owned it by the log: it was announced as burnt, or created below the present one by somebody who was
         in no position to. Its creator's signature says nothing of that.
         """
-        return not self.owned or epoch <= self.owned[0] or epoch in self.owned
+        return not any(first <= epoch <= last for first, last in self.unowned)
 
     @property
     def pinned_images(self) -> Mapping[str, ArchivedImage]:

@@ -50,7 +50,7 @@ async def test_a_taker_does_not_start_from_what_a_removed_device_put_into_a_burn
     data = AppData(cast("AppJob", job))
     changed = cast("Any", data)
     changed.archive, changed.bases = archive, found
-    job.app = replace(app, owned=(1, 4))
+    job.app = replace(app, unowned=((2, 3),))
     assert await data.look() == one
     # Without a word of the log, what is signed by its creator counts.
     job.app = app
@@ -74,7 +74,7 @@ async def test_bases_of_epochs_that_nobody_owned_are_not_asked_for(tmp_path: Pat
         return opened
 
     app = App(id=APP, name="ledger", manifest="", spec={}, store="s", owner_member="m", epoch=200)
-    job = SimpleNamespace(app=replace(app, owned=(1, 200)), id=APP, group=SimpleNamespace(store=store))
+    job = SimpleNamespace(app=replace(app, unowned=((2, 199),)), id=APP, group=SimpleNamespace(store=store))
     world.store.gets.clear()
     assert await AppData(cast("AppJob", job)).bases() == {1: EMPTY}
     assert [key for key in world.store.gets if "base" in key] == [

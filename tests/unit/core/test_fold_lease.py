@@ -17,7 +17,7 @@ from fractal.core.entries import (
     Serving,
     Took,
 )
-from fractal.core.fold_lease import MAX_LEAP, MAX_OWNED
+from fractal.core.fold_lease import MAX_LEAP, MAX_UNOWNED
 from fractal.core.model import App, DeviceRole, Point, Policy, Role
 from fractal.testing.group import World
 
@@ -193,20 +193,22 @@ def test_epochs_that_nobody_owned_are_told_from_those_that_count(world: World) -
     kitchen = world.machines["kitchen"].id
     world.must("attic", Took(epochs={APP: 1}))
     world.must("attic", Serving(app=APP, epoch=1))
-    assert app(world).owned == (1,)
+    assert app(world).unowned == ()
     world.must("attic", Found(app=APP, epoch=4, owner=""))
-    world.must("kitchen", Took(epochs={APP: 5}))
-    world.must("kitchen", Released(app=APP, epoch=5, clean=True))
-    world.must("attic", Found(app=APP, epoch=7, owner=""))
-    world.must("kitchen", Found(app=APP, epoch=8, owner=kitchen))
-    assert app(world).owned == (1, 5, 8)
-    assert [e for e in range(1, 9) if app(world).counts(e)] == [1, 5, 8]
-    world.must("kitchen", Serving(app=APP, epoch=8))
-    assert app(world).owned == (8,)
+    world.must("attic", Found(app=APP, epoch=5, owner=""))
+    world.must("kitchen", Took(epochs={APP: 6}))
+    world.must("kitchen", Released(app=APP, epoch=6, clean=True))
+    world.must("attic", Found(app=APP, epoch=8, owner=""))
+    world.must("kitchen", Found(app=APP, epoch=9, owner=kitchen))
+    assert app(world).unowned == ((2, 5), (7, 8))
+    assert [e for e in range(1, 10) if app(world).counts(e)] == [1, 6, 9]
+    world.must("kitchen", Serving(app=APP, epoch=9))
+    assert app(world).unowned == ()
 
 
-def test_owned_epochs_are_bounded(world: World) -> None:
-    for epoch in range(1, 100):
+def test_epochs_that_nobody_owned_are_remembered_in_bounds(world: World) -> None:
+    for epoch in range(1, 200, 2):
         world.must("attic", Took(epochs={APP: epoch}))
-    assert len(app(world).owned) == MAX_OWNED
-    assert app(world).counts(99) and app(world).owned[-1] == 99
+        world.must("attic", Found(app=APP, epoch=epoch + 1, owner=""))
+    assert len(app(world).unowned) == MAX_UNOWNED
+    assert not app(world).counts(200) and app(world).counts(199)
