@@ -52,11 +52,12 @@ class Killer:
     def around(self, owner: Any, name: str) -> None:
         """Make places of a step."""
         step: Callable[..., Any] = getattr(owner, name)
+        what = f"{owner.__name__.rpartition('.')[2]}.{name}"
 
         def killed(*given: Any, **named: Any) -> Any:
-            self.here(f"before {name}")
+            self.here(f"before {what}")
             result = step(*given, **named)
-            self.here(f"after {name}")
+            self.here(f"after {what}")
             return result
 
         setattr(owner, name, killed)

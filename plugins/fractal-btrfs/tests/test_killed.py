@@ -21,6 +21,28 @@ from fractal.testing.trees import again, alter, plant, tree
 Opener = Callable[..., AbstractAsyncContextManager[BtrfsSnapshotter]]
 
 
+async def ran(script: str, *words: Path) -> bytes:
+    """What a script beside this file said; it must come to its end."""
+    process = await asyncio.create_subprocess_exec(
+        *[sys.executable, str(Path(__file__).with_name(script)), *map(str, words)],
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        said, problem = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, problem.decode()
+    return said
+
+
+def sides(steps: set[str]) -> set[str]:
+    """The places at which one is killed: each step has two."""
+    return {f"{when} {step}" for step in steps for when in ("before", "after")}
+
+
 @pytest.mark.timeout(900)
 async def test_killed_around_every_step_what_is_there_is_whole_and_the_rest_can_be_repeated(
     disk: Path, opener: Opener, tmp_path: Path
@@ -42,23 +64,31 @@ async def test_killed_around_every_step_what_is_there_is_whole_and_the_rest_can_
             assert tree(streams / f"{name}-tree") == tree(made.path)
     place = disk / f"{tmp_path.name}-everywhere"
     place.mkdir()
-    process = await asyncio.create_subprocess_exec(
-        *[sys.executable, str(Path(__file__).with_name("killed_everywhere.py"))],
-        *[str(tmp_path / "state"), str(place), str(streams)],
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        said, problem = await process.communicate()
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    assert process.returncode == 0, problem.decode()
+    said = await ran("killed_everywhere.py", tmp_path / "state", place, streams)
     places = Counter(json.loads(line) for line in said.splitlines())
-    steps = {"create", "snapshot", "destroy", "set_read_only", "set_received", "sync_file_system"}
-    steps |= {"feed", "finish", "rename", "fsync"}
-    assert {f"{when} {step}" for step in steps for when in ("before", "after")} <= places.keys()
+    ours = ("create", "snapshot", "destroy", "set_read_only", "set_received", "sync_file_system")
+    steps = {*(f"ioctls.{name}" for name in ours), "Receiver.feed", "Receiver.finish"}
+    assert sides(steps | {"Path.rename", "os.fsync"}) <= places.keys()
+
+
+@pytest.mark.timeout(900)
+async def test_killed_in_the_middle_of_a_lean_send_no_moment_is_lost_and_nothing_is_left(
+    disk: Path, other_disks: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """And around every step of what becomes of it: spooled, stored, read back, counted on."""
+    here, there = (place / f"{tmp_path.name}-merging" for place in (disk, other_disks[0]))
+    for place in (here, there):
+        place.mkdir()
+    said = await ran("killed_merging.py", tmp_path / "work", here, there)
+    killed = [json.loads(line) for line in said.splitlines()]
+    places = Counter(what for what, _, _ in killed)
+    steps = {"ioctls.send", "sending._chunk", "Lean.feed", "Lean.finish", "Lean.close", "spool.begin"}
+    steps |= {"ObjectWriter.write", "ObjectWriter.finish", "Path.replace", "spool.discard"}
+    steps |= {f"Upload.{name}" for name in ("adopt", "begin", "commit", "discard")}
+    assert sides(steps) <= places.keys()
+    assert min(places[step] for step in sides({"sending._chunk", "Lean.feed", "ObjectWriter.write"})) > 2
+    left = {file.partition("/")[0] for _, _, files in killed for file in files}
+    assert left == {"one", "store"}, "there was something to be tidied up, in the spool and in the store"
 
 
 @pytest.fixture
