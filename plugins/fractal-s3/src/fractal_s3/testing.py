@@ -99,9 +99,20 @@ class S3Server:
     def stop(self) -> None:
         """End it at once; what it keeps in memory is gone."""
         while self._processes:
-            process = self._processes.pop()
-            process.kill()
-            process.wait(timeout=30)
+            self._kill_last()
+
+    def _kill_last(self) -> None:
+        process = self._processes.pop()
+        process.kill()
+        process.wait(timeout=30)
+
+    def interrupt(self) -> None:
+        """Kill what answers requests, in the middle of whatever it does; what was stored stays."""
+        raise NotImplementedError
+
+    def resume(self) -> None:
+        """Start that again, at the same address, and wait until it answers."""
+        raise NotImplementedError
 
     def __enter__(self) -> Self:
         try:
@@ -179,6 +190,14 @@ class RcloneServer(S3Server):
         )
         self._await_listening()
 
+    def interrupt(self) -> None:
+        """All of it: it keeps what it has in its folder."""
+        self.stop()
+
+    def resume(self) -> None:
+        """As at first."""
+        self.start()
+
 
 class CephServer(S3Server):
     """A cluster of one monitor and one OSD in memory, and the gateway to it. Takes about 20 s and 200 MB."""
@@ -212,6 +231,14 @@ class CephServer(S3Server):
             f"--secret-key={SECRET_KEY}",
         ]
         self._call("radosgw-admin", "user", "create", *user, conf=True)
+        self.resume()
+
+    def interrupt(self) -> None:
+        """The gateway alone, which was started last."""
+        self._kill_last()
+
+    def resume(self) -> None:
+        """A gateway, to the cluster as it is."""
         self._spawn(["radosgw", "-c", self._conf, "-n", "client.admin", "-f"])
         self._await_listening()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
@@ -19,6 +19,7 @@ class Fault(Enum):
     CUT_REQUEST = "the line is cut before the server hears of it"
     BREAK_BODY = "the line is cut in the middle of the answer"
     SLOW = "the answer takes half a second"
+    MIDWAY = "with half of what the request carries on its way, `midway` is called: whatever a test wants to happen then"
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Proxy:
     method: str = ""
     part: str = ""
     times: int = 0
+    midway: Callable[[], None] | None = None
     seen: list[str] = field(default_factory=list)
     """First lines of requests, and their Host headers."""
 
@@ -56,12 +58,12 @@ async def proxy(target: int, *, tls: ssl.SSLContext | None = None) -> AsyncItera
         assert task is not None
         running.add(task)
         try:
-            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", target)
-            try:
-                with suppress(ConnectionError, asyncio.IncompleteReadError):
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                up_reader, up_writer = await asyncio.open_connection("127.0.0.1", target)
+                try:
                     await _pass_on(made, reader, writer, up_reader, up_writer)
-            finally:
-                up_writer.close()
+                finally:
+                    up_writer.close()
         except asyncio.CancelledError:
             return  # the proxy ends; asyncio's own callback would stumble over it
         finally:
@@ -101,14 +103,9 @@ async def _pass_on(
                 writer.write(answer + await _body(answer, up_reader))
                 return
             writer.write(answer)
-        left = int(_header(lines, "content-length") or 0)
-        while left:
-            block = await reader.read(min(left, 1 << 16))
-            if not block:
-                return
-            left -= len(block)
-            up_writer.write(block)
-            await up_writer.drain()
+        size = int(_header(lines, "content-length") or 0)
+        if not await _pass_body(reader, up_writer, size, made.midway if fault is Fault.MIDWAY else None):
+            return
         answer = await up_reader.readuntil(b"\r\n\r\n")
         if lines[0].startswith("HEAD"):
             body = b""
@@ -127,6 +124,27 @@ async def _pass_on(
             return
         writer.write(answer + body)
         await writer.drain()
+
+
+async def _pass_body(
+    reader: asyncio.StreamReader,
+    up_writer: asyncio.StreamWriter,
+    size: int,
+    midway: Callable[[], None] | None,
+) -> bool:
+    """What a request carries; whether all of it came."""
+    left = size
+    while left:
+        block = await reader.read(min(left, 1 << 16))
+        if not block:
+            return False
+        left -= len(block)
+        up_writer.write(block)
+        await up_writer.drain()
+        if midway is not None and 2 * left <= size:
+            midway()
+            midway = None
+    return True
 
 
 async def _body(answer: bytes, reader: asyncio.StreamReader) -> bytes:
