@@ -204,7 +204,7 @@ class Scene:
             os.utime(path, (0, 0))  # an hour and more goes by
         async with self.opened(folder, "one", self.here) as (archive, volumes):
             await self.merge(archive, volumes)
-            await archive.collect(sure, grace=0.0)
+            await archive.collect(RULES, sure, grace=0.0)
             assert await archive.orphans() == []
             assert (await archive.verify(deep=True)).problems == ()
         assert leftovers(folder) == []
