@@ -10,8 +10,10 @@ from fractal.api.app import REACHING_OUT, REACHING_OUT_THERE, AppSpec, ServiceSp
 from fractal.api.runtime import Refusal
 from fractal_containers.config import EngineConfig
 from fractal_containers.options import settings
-from fractal_containers.wanted import SECRET_USE, bad_target, is_secret
+from fractal_containers.wanted import SECRET_USE, bad_target, has_secret_files, is_secret
 
+USER = "SERVICE_USER_"
+"""Begins what a file calls the name of a user that is made for it: sealed as the password beside it is, but for all to see."""
 SIGNAL = re.compile(r"SIG[A-Z0-9+-]{2,12}|\d{1,2}")
 
 
@@ -84,9 +86,12 @@ def _service(service: ServiceSpec, config: EngineConfig, allowed: Sequence[str])
             yield Refusal(service.name, f"ports.{port.name}", "needs the number that the service listens on")
     if service.network_mode == "none" and service.ports:
         yield Refusal(service.name, "network_mode", "leaves no network for the service's ports")
+    of_the_device = {mount.target for mount in service.mounts if mount.host}
     targets = [*(mount.target for mount in service.mounts), *service.files]
+    secrets = has_secret_files(service)
     for target in targets:
-        bad = bad_target(target) and not (target in service.files and is_secret(target))
+        bad = bad_target(target, of_the_device=target in of_the_device, secrets=secrets)
+        bad = bad and not (target in service.files and is_secret(target))
         if bad or targets.count(target) > 1:
             yield Refusal(
                 service.name, "volumes", f"nothing can be mounted at {target[:80]!r}, or only one thing"
@@ -106,7 +111,7 @@ def _secrets(service: ServiceSpec, allowed: Sequence[str]) -> Iterator[Refusal]:
         ("healthcheck", health),
     ):
         for name in SECRET_USE.findall("\0".join(words)):
-            if f"visible-secret:{name}" in allowed:
+            if f"visible-secret:{name}" in allowed or name.startswith(USER):
                 continue
             yield Refusal(
                 service.name, key, f"secret {name!r} would be seen in `ps`; pass it in `environment`"

@@ -43,7 +43,8 @@ class Options:
     dns_search: tuple[str, ...] = ()
     """Domains in which names without a dot are looked for; a dot alone: in none."""
     expose: tuple[tuple[int, str], ...] = ()
-    extra_hosts: Mapping[str, str] = field(default_factory=dict)
+    extra_hosts: tuple[tuple[str, str], ...] = ()
+    """(name, address or `host-gateway`); a name may have several."""
     gpus: tuple[tuple[int, tuple[str, ...]], ...] = ()
     """(how many, -1 for all; or 0 and their names)."""
     groups: tuple[str, ...] = ()
@@ -83,6 +84,8 @@ class Options:
     ulimits: tuple[Ulimit, ...] = ()
     unprotected: tuple[str, ...] = ()
     """Protections that are off: `seccomp=unconfined`."""
+    filtered: str = ""
+    """A filter of system calls of the app's own, as JSON in the form of Docker's; "": the engine's."""
 
     @property
     def ties(self) -> tuple[str, ...]:
@@ -90,6 +93,7 @@ class Options:
         found = [f"device:{path}" for path, _, _ in self.devices] + [
             f"security-opt:{o}" for o in self.unprotected
         ]
+        found += [f"security-opt:{reaching.FILTERED}"] if self.filtered else []
         found += [f"device-rule:{':'.join(rule)}" for rule in self.device_rules]
         named = (
             ("host-cgroup", self.host_cgroup),
@@ -118,8 +122,8 @@ MAX_LOG_BYTES, MAX_LOG_FILES = 64 << 20, 10
 """What an app's logs may take of a device at most, per service."""
 _CAPABILITY = re.compile(r"(?:CAP_)?((?!CAP_)[A-Z][A-Z0-9_]{1,30})")
 """Of its name nothing is left that an engine would take for the prefix: `CAP_CAP_SYS_ADMIN` is none."""
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*(b|k|kb|kib|m|mb|mib|g|gb|gib)?", re.IGNORECASE)
-_UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,9})?)\s*(b|[kmgt]i?b?)?", re.IGNORECASE)
+_UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?")
 _ADDRESS = re.compile(r"[0-9A-Fa-f:.]{2,45}|host-gateway")
 _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
@@ -129,7 +133,7 @@ MAX_EXPOSED = 1000
 _EXPOSED = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?")
 _RESOLVING = re.compile(r"[a-z][a-z0-9-]{1,40}(:\d{1,6})?")
 _PLATFORM = re.compile(r"[a-z0-9]+(/[a-z0-9_]+(/[a-z0-9]+)?)?")
-_TMPFS = re.compile(r"(rw|ro|noexec|exec|nosuid|nodev|size=\d+[kmgKMG%]?|mode=[0-7]{3,4}|uid=\d+|gid=\d+)")
+_TMPFS = re.compile(r"(rw|ro|noexec|exec|nosuid|nodev|size=\d+[kmgKMG%]?|mode=[0-7]{3,5}|uid=\d+|gid=\d+)")
 
 
 def settings(options: Mapping[str, str], allowed: frozenset[str] = frozenset()) -> Options:
@@ -303,10 +307,10 @@ def _read_ulimits(value: Any, found: Found) -> None:
 
 def _read_hosts(value: Any, found: Found) -> None:
     pairs = value.items() if isinstance(value, dict) else [_split(word) for word in _words(value)]
-    found["extra_hosts"] = {
-        _matching(_HOST, name, "a host's name"): _matching(_ADDRESS, address, "an address")
+    found["extra_hosts"] = tuple(
+        (_matching(_HOST, name, "a host's name"), _matching(_ADDRESS, address, "an address"))
         for name, address in pairs
-    }
+    )
 
 
 def _split(word: str) -> tuple[str, str]:

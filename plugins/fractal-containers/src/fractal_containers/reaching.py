@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -15,6 +16,12 @@ _SYSCTL = re.compile(
 """What the kernel keeps apart for each container, namespaces(7)."""
 _SYSCTL_VALUE = re.compile(r"[0-9A-Za-z \t.,-]{1,100}")
 UNPROTECTED = frozenset({"seccomp=unconfined", "apparmor=unconfined", "label=disable"})
+FILTERED = "seccomp=profile"
+"""What stands for a filter of the app's own where it has to be allowed."""
+MAX_FILTER = 1 << 17
+"""Characters of one; Docker's own has some 15,000."""
+LISTENING = frozenset({"listenerpath", "listenermetadata"})
+"""Keys of one, in small letters, by which an engine hands system calls to whoever listens on a path of the device."""
 Found = dict[str, Any]
 """Fields of `options.Options`."""
 
@@ -80,9 +87,9 @@ def read_groups(value: Any, found: Found) -> None:
 
 def read_shares(value: Any, found: Found) -> None:
     """`cpu_shares`."""
-    if not re.fullmatch(r"[0-9]{1,6}", str(value)) or not 2 <= int(value) <= 262144:
-        raise ValueError("expected a number from 2 to 262144")
-    found["cpu_shares"] = int(value)
+    if not re.fullmatch(r"[0-9]{1,6}", str(value)) or int(value) > 262144:
+        raise ValueError("expected a number from 0, which asks for nothing, to 262144")
+    found["cpu_shares"] = max(2, int(value)) if int(value) else 0  # the kernel knows none below 2
 
 
 def read_oom(value: Any, found: Found) -> None:
@@ -94,9 +101,25 @@ def read_oom(value: Any, found: Found) -> None:
 
 def read_unprotected(value: Any, found: Found) -> None:
     """`security_opt`, without what is so anyway."""
-    if not isinstance(value, list) or not UNPROTECTED.issuperset(map(str, value)):
-        raise ValueError(f"expected some of {', '.join(sorted(UNPROTECTED))}")
-    found["unprotected"] = tuple(map(str, value))
+    words = [str(word) for word in value] if isinstance(value, list) else [""]
+    filters = [word.removeprefix("seccomp=") for word in words if word.startswith("seccomp={")]
+    others = [word for word in words if not word.startswith("seccomp={")]
+    if not UNPROTECTED.issuperset(others) or len(filters) > 1 or (filters and "seccomp=unconfined" in others):
+        raise ValueError(f"expected some of {', '.join(sorted(UNPROTECTED))}, or one filter of system calls")
+    found["unprotected"] = tuple(others)
+    found["filtered"] = _filter(filters[0]) if filters else ""
+
+
+def _filter(text: str) -> str:
+    try:
+        profile = json.loads(text) if len(text) <= MAX_FILTER else None
+    except RecursionError:
+        profile = None
+    if not isinstance(profile, dict) or not isinstance(profile.get("defaultAction"), str):
+        raise TypeError(f"the filter of system calls is none, or longer than {MAX_FILTER} characters")
+    if LISTENING & {key.lower() for key in profile}:
+        raise ValueError("a program of the device that decides on system calls is not supported")
+    return text
 
 
 def read_pid(value: Any, found: Found) -> None:

@@ -219,7 +219,14 @@ class Start:
         names = sorted(network.name for network in own)
         await self.change(self.run.key, elsewhere.make(self.context, self.engine, self.run, spec))
         volumes = elsewhere.attached(self.place.device, self.run, spec)
-        container = wanted(self.place, self.run, spec, order, image, files, names, joins, volumes)
+        filtered = settings(spec.options, frozenset(self.place.config.capabilities)).filtered
+        filters = write_secrets(
+            self.secrets / f"{spec.name}~filter", {"seccomp": filtered} if filtered else {}
+        )
+        filter_file = filters / "seccomp" if filters is not None else None
+        container = wanted(
+            self.place, self.run, spec, order, image, files, names, joins, volumes, filter_file
+        )
         what = f"{self.run.key}: service {spec.name}"
         return await self.change(self.run.key, self.engine.create(container, what))
 

@@ -73,6 +73,8 @@ class Wanted:
     attached: tuple[Attached, ...] = ()
     ports: tuple[tuple[int, str], ...] = ()
     """(number inside, `tcp` or `udp`) to publish."""
+    filter_file: Path | None = None
+    """Where `options.filtered` is, for engines that read it themselves."""
     limits: Limits = field(default_factory=Limits)
     ulimits: tuple[Ulimit, ...] = ()
     log_bytes: int
@@ -119,6 +121,7 @@ def wanted(
     networks: Sequence[str],
     joins: str = "",
     attached: Sequence[Attached] = (),
+    filter_file: Path | None = None,
 ) -> Wanted:
     """The container of a service. `files` of ours are bound by their paths inside. Raises BackendError, ValueError."""
     service = _visible(run, service)
@@ -151,6 +154,7 @@ def wanted(
         cgroup_parent=place.cgroup.parent,
         binds=tuple(binds),
         attached=tuple(attached),
+        filter_file=filter_file,
         ports=()
         if options.host_network or options.shares_with
         else tuple(dict.fromkeys((port.container, port.protocol) for port in service.ports)),
@@ -201,11 +205,21 @@ def secret(run: AppRun, service: ServiceSpec, name: str) -> str:
 
 def secret_files(run: AppRun, service: ServiceSpec) -> dict[str, str]:
     """What is in /run/secrets: the secrets that nothing else names, and files of the service's own there."""
+    own = {t[len(SECRETS) + 1 :]: filled(run, service, x) for t, x in service.files.items() if is_secret(t)}
+    return own | {name: secret(run, service, name) for name in _unnamed(service)}
+
+
+def _unnamed(service: ServiceSpec) -> list[str]:
+    """A service's secrets that nothing in it names."""
     texts = [*service.env.values(), *service.files.values(), *service.argv, *service.entrypoint]
     texts += service.health.test if service.health is not None else ()
     named = {name for text in texts for name in SECRET_USE.findall(text)}
-    own = {t[len(SECRETS) + 1 :]: filled(run, service, x) for t, x in service.files.items() if is_secret(t)}
-    return own | {name: secret(run, service, name) for name in service.secrets if name not in named}
+    return [name for name in service.secrets if name not in named]
+
+
+def has_secret_files(service: ServiceSpec) -> bool:
+    """Whether the runtime puts anything into its /run/secrets."""
+    return bool(_unnamed(service)) or any(is_secret(target) for target in service.files)
 
 
 def other_files(run: AppRun, service: ServiceSpec) -> dict[str, str]:
@@ -218,9 +232,10 @@ def is_secret(target: str) -> bool:
     return posixpath.dirname(target) == SECRETS and posixpath.normpath(target) == target
 
 
-def bad_target(target: str) -> bool:
-    """Whether a mount there would hide what the runtime or the kernel puts there."""
+def bad_target(target: str, *, of_the_device: bool = False, secrets: bool = True) -> bool:
+    """Whether a mount there would hide what the runtime or the kernel puts there. What is the device's own, which has to be
+    allowed, may show a container the device's `/sys` and `/dev`, or what is in them. Without `secrets` nothing is put into
+    /run/secrets."""
     path = posixpath.normpath(target)
-    return path == "/" or any(
-        path == top or path.startswith(top + "/") for top in ("/proc", "/sys", "/dev", SECRETS)
-    )
+    tops = ("/proc", *((SECRETS,) if secrets else ()), *(() if of_the_device else ("/sys", "/dev")))
+    return path == "/" or any(path == top or path.startswith(top + "/") for top in tops)

@@ -10,6 +10,7 @@ from docker.types import Ulimit as DockerUlimit
 from docker.types.containers import HostConfig
 from docker.types.networks import EndpointConfig
 from fractal_containers.found import Checked, Container, lived
+from fractal_containers.options import Options
 from fractal_containers.wanted import Attached, Bind, Wanted
 
 from fractal.api.app import HealthSpec
@@ -74,6 +75,11 @@ def aliases(wanted: Wanted) -> list[str]:
     return [wanted.alias, *wanted.options.aliases]
 
 
+def _filter(options: Options) -> list[str]:
+    """Docker is given the text itself."""
+    return [f"seccomp={options.filtered}"] if options.filtered else []
+
+
 def _host(wanted: Wanted) -> HostConfig:
     limits, options = wanted.limits, wanted.options
     log = {"max-size": str(wanted.log_bytes), "max-file": str(wanted.log_files)}
@@ -84,7 +90,7 @@ def _host(wanted: Wanted) -> HostConfig:
         port_bindings={f"{number}/{protocol}": (LOOPBACK, None) for number, protocol in wanted.ports},
         cgroup_parent=wanted.cgroup_parent,
         restart_policy={"Name": "no"},  # an engine that restarts apps would start them without a lease
-        security_opt=["no-new-privileges", *options.unprotected],
+        security_opt=["no-new-privileges", *options.unprotected, *_filter(options)],
         mem_limit=limits.memory or None,
         nano_cpus=round(limits.cpus * NANO) or None,
         pids_limit=limits.processes or None,
@@ -112,7 +118,7 @@ def _host(wanted: Wanted) -> HostConfig:
         memswap_limit=options.mem_swap or None,
         cap_add=list(options.cap_add),
         cap_drop=list(options.cap_drop),
-        extra_hosts=dict(options.extra_hosts) or None,
+        extra_hosts=[f"{name}:{address}" for name, address in options.extra_hosts] or None,
         init=True if options.init else None,
         read_only=options.read_only or None,
         shm_size=options.shm_size or None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from fractal_containers.found import Container, lived
@@ -44,7 +45,7 @@ def payload(wanted: Wanted) -> dict[str, Any]:
         "Networks": {
             network: {"aliases": [wanted.alias, *wanted.options.aliases]} for network in wanted.networks
         },
-        **_reaching(options),
+        **_reaching(options, wanted.filter_file),
         "dns_server": list(options.dns),
         "dns_option": list(options.dns_options),
         "dns_search": list(options.dns_search),
@@ -69,7 +70,7 @@ def payload(wanted: Wanted) -> dict[str, Any]:
         "r_limits": [{"type": u.name, "soft": u.soft, "hard": u.hard} for u in wanted.ulimits],
         "cap_add": [f"CAP_{name}" if name != "ALL" else name for name in options.cap_add],
         "cap_drop": [f"CAP_{name}" if name != "ALL" else name for name in options.cap_drop],
-        "hostadd": [f"{name}:{address}" for name, address in options.extra_hosts.items()],
+        "hostadd": [f"{name}:{address}" for name, address in options.extra_hosts],
         "init": options.init,
         "read_only_filesystem": options.read_only,
         "healthconfig": _healthcheck(wanted.health, disabled=options.no_health),
@@ -95,7 +96,7 @@ def _mode(wanted: Wanted) -> dict[str, str]:
     return {"nsmode": "none" if wanted.options.no_network else "bridge"}
 
 
-def _reaching(options: Options) -> dict[str, Any]:
+def _reaching(options: Options, filter_file: Path | None) -> dict[str, Any]:
     off = options.unprotected
     return {
         "stdin": options.stdin_open,
@@ -107,7 +108,7 @@ def _reaching(options: Options) -> dict[str, Any]:
         "utsns": {"nsmode": "host"} if options.host_uts else {},
         "cgroupns": {"nsmode": "host"} if options.host_cgroup else {},
         "device_cgroup_rule": [_rule(*rule) for rule in options.device_rules],
-        "seccomp_profile_path": "unconfined" if "seccomp=unconfined" in off else "",
+        "seccomp_profile_path": "unconfined" if "seccomp=unconfined" in off else str(filter_file or ""),
         "apparmor_profile": "unconfined" if "apparmor=unconfined" in off else "",
         "selinux_opts": ["disable"] if "label=disable" in off else [],
     }
