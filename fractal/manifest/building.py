@@ -21,15 +21,15 @@ KEYS = frozenset(
         *("pull", "extra_hosts", "shm_size"),
     }
 )
-REFUSED = {
+NOT_HERE = {
     "ssh": "keys of whoever builds get into no build; give what it fetches a place in the context",
-    "secrets": "the engine's API takes none; build it elsewhere, and name it by --image",
+    "secrets": "the engine's API takes none",
     "privileged": "what runs in a build may do what any container may",
     "entitlements": "what runs in a build may do what any container may",
     "additional_contexts": "one context is taken; put what it needs into that folder",
     "ulimits": "what runs in a build has the engine's own limits",
 }
-"""Key -> why, and what to do."""
+"""Keys with which nothing is built here, so that an image is needed -> why."""
 IDLE = {
     **dict.fromkeys(("cache_from", "cache_to", "no_cache_filter"), "the engine's own cache is taken"),
     **dict.fromkeys(("provenance", "sbom"), "nobody is told of it: the image stays in the app's own store"),
@@ -37,6 +37,7 @@ IDLE = {
     "tags": "it is known by its digest",
     "platforms": "it is built for the machine that builds it",
 }
+HOST = "what runs in a build has the engine's own network, by which it reaches the internet"
 NETWORKS = {"default": "", "bridge": "", "": "", "none": "none"}
 PULLED = frozenset({"always", "missing", "if_not_present", "never", "daily", "weekly"})
 """Policies with which an image that has a name is not built; so is it with `every_12h`."""
@@ -76,10 +77,11 @@ def _read(where: Where, name: str, platform: str, elsewhere: list[str]) -> Image
             return None
         table = {"context": where}
     else:
-        table = where.table(KEYS | REFUSED.keys() | IDLE.keys(), extensions=True)
+        table = where.table(KEYS | NOT_HERE.keys() | IDLE.keys(), extensions=True)
     for key, item in table.items():
-        if key in REFUSED and _says(item):
-            item.wrong(f"not supported: {REFUSED[key]}")
+        if key in NOT_HERE and _says(item):
+            item.idle(f"it cannot be built here: {NOT_HERE[key]}")
+            elsewhere.append(f"`{key}` is not supported: {NOT_HERE[key]}")
         elif key in IDLE:
             item.idle(IDLE[key])
     before = len(where.problems.refused)
@@ -143,7 +145,7 @@ def _leads_out(path: str) -> bool:
 
 def _network(where: Where) -> str:
     if where.loose_text() == "host":
-        where.wrong("'host' is not supported: what runs in a build is not to reach the device's own services")
+        where.idle(HOST)
         return ""
     return where.choice(NETWORKS)
 

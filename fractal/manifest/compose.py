@@ -124,7 +124,7 @@ def _read(text: str, problems: Problems, given: Given, form: list[FormField] | N
     _look_through(absent, around, problems)
     services = with_aliases(networks.settled(services), problems.aliases, problems)
     if not services:
-        problems.add(root.node.line, "services", "an app needs at least one service")
+        problems.add(root.node.line, "services", f"an app needs at least one service{_older(root.node)}")
     if problems.lines:
         return None
     used = {name for one in services for name in one.secrets}
@@ -153,6 +153,15 @@ def _read(text: str, problems: Problems, given: Given, form: list[FormField] | N
     if not problems.lines:
         _check(spec, problems, root.node)
     return None if problems.lines else spec
+
+
+def _older(node: Node) -> str:
+    """What to do with a file of Compose's first version, which had its services at the top."""
+    entries = node.entries if isinstance(node, Table) else {}
+    at_top = any(
+        isinstance(one, Table) and {"image", "build"} & one.entries.keys() for _, one in entries.values()
+    )
+    return ": put those at the top below `services:`" if at_top and "services" not in entries else ""
 
 
 def _look_through(absent: Mapping[str, Where], around: Around, problems: Problems) -> None:

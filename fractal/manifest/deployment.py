@@ -48,12 +48,14 @@ def deployment(where: Where | None) -> Deployment:
     )
     limits = resources["limits"].table(frozenset({"memory", "cpus", "pids"})) if "limits" in resources else {}
     reserved = (
-        resources["reservations"].table(frozenset({"memory", "cpus", "devices"}))
+        resources["reservations"].table(frozenset({"memory", "cpus", "devices", "generic_resources"}))
         if "reservations" in resources
         else {}
     )
     if "cpus" in reserved:
         reserved["cpus"].idle("engines keep no processors free; `limits` bound them")
+    if "generic_resources" in reserved:
+        reserved["generic_resources"].idle(keys.CLUSTER)
     return Deployment(
         memory=limits["memory"].size() if "memory" in limits else 0,
         cpus=limits["cpus"].number() if "cpus" in limits else 0.0,

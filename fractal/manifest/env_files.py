@@ -14,17 +14,19 @@ from fractal.api.errors import InvalidInput
 from fractal.manifest.document import Items, Node, Problems, Scalar, Table, read
 from fractal.manifest.values import Where
 
-_LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_.-]*)\s*(?:=(.*))?", re.DOTALL)
+_LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_.-]*)\s*(?:[=:](.*))?", re.DOTALL)
 _DOUBLE = re.compile(r'"((?:[^"\\]|\\.)*)"\s*(?:#.*)?')
 _SINGLE = re.compile(r"'([^']*)'\s*(?:#.*)?")
 _ESCAPE = re.compile(r"\\(.)")
 _ESCAPED = {"n": "\n", "r": "\r", "t": "\t"}
 _UP = re.compile(r"(?:\./+)*\.\.(?:/+|$)")
+FILTER = re.compile(r"seccomp[:=](?!(?:unconfined|builtin)$)(.+)")
+"""A filter of system calls of the app's own, as Docker has it in `security_opt`."""
 ABOVE = "above"
 """Beside the manifest: what a manifest looks for above its own folder, once for each step up. No manifest names files elsewhere."""
 ROOT, HOME = "root", "home"
 """Beside the manifest: what it would read at an absolute path of the device, and in its user's own folder."""
-MAX_FILES = 64
+MAX_FILES = 256
 
 
 _STANDS = {ABOVE: "the folder above it", ROOT: "/", HOME: "~"}
@@ -39,9 +41,11 @@ def named(text: str, folder: str = "") -> tuple[str, ...]:
         return ()
     _, services = root.entries.get("services", (0, None))
     found = [path for path, _ in _others(root)]
+    for item in _each(root, "include"):
+        found += _paths(item, "env_file", "path") if isinstance(item, Table) else ()
     for _, service in services.entries.values() if isinstance(services, Table) else ():
         if isinstance(service, Table):
-            found += [*_paths(service, "env_file", "path"), *_binds(service)]
+            found += [*_paths(service, "env_file", "path"), *_binds(service), *_filters(service)]
     for key in ("configs", "secrets"):
         _, table = root.entries.get(key, (0, None))
         for _, item in table.entries.values() if isinstance(table, Table) else ():
@@ -67,11 +71,10 @@ def _from(folder: str, path: str) -> str:
 def _others(root: Table) -> Iterator[tuple[str, str]]:
     """Other Compose files, each with the folder that its own paths are told from."""
     for item in _each(root, "include"):
-        if path := _path(item, "path"):
-            _, own = (
-                item.entries.get("project_directory", (0, None)) if isinstance(item, Table) else (0, None)
-            )
-            yield path, own.text if isinstance(own, Scalar) else posixpath.dirname(path)
+        several = list(_paths(item, "path", "path")) if isinstance(item, Table) else [_path(item, "path")]
+        _, own = item.entries.get("project_directory", (0, None)) if isinstance(item, Table) else (0, None)
+        for path in filter(None, several):
+            yield path, own.text if isinstance(own, Scalar) else posixpath.dirname(several[0])
     _, services = root.entries.get("services", (0, None))
     for _, service in services.entries.values() if isinstance(services, Table) else ():
         _, extends = service.entries.get("extends", (0, None)) if isinstance(service, Table) else (0, None)
@@ -100,11 +103,19 @@ def _path(item: Node, inside: str) -> str:
     return item.text if isinstance(item, Scalar) else ""
 
 
+def _filters(service: Table) -> Iterator[str]:
+    """Files with filters of system calls, in `security_opt`."""
+    for item in _each(service, "security_opt"):
+        match = FILTER.fullmatch(item.text) if isinstance(item, Scalar) else None
+        if match is not None:
+            yield match[1]
+
+
 def _binds(service: Table) -> Iterator[str]:
     """Relative sources in `volumes`, some of which are files."""
     for source in _paths(service, "volumes", "source"):
         if source.startswith("."):
-            yield source.partition(":")[0]
+            yield source.partition(":")[0].replace("\\", "/")  # also as Windows has it
 
 
 def beside(path: str) -> str:
@@ -184,6 +195,36 @@ def given(text: str, source: str) -> dict[str, str]:
     return found
 
 
+def defaults(where: Where, files: Mapping[str, str]) -> dict[str, str]:
+    """What the files that `include` names by `env_file` say of variables, as texts in which `$` means what it does in a Compose
+    file; later files first in rank."""
+    found: dict[str, str] = {}
+    for item in where.items() if isinstance(where.node, Items) else [where]:
+        if item.incomplete():
+            continue
+        path = brought(item.text())
+        if outside(path):
+            item.wrong(f"{path[:80]!r} leads out of the manifest's folder")
+        elif (path := posixpath.normpath(path)) not in files:
+            item.need(f"file {path}", sought(path))
+        else:
+            for number, line in _lines(files[path]):
+                match = _LINE.fullmatch(line)
+                if match is None or "\0" in line:
+                    item.wrong(f"{path[:80]}:{number}: expected NAME=VALUE")
+                elif match[2] is not None:
+                    value = match[2].strip()
+                    single = _SINGLE.fullmatch(value)
+                    found[match[1]] = single[1].replace("$", "$$") if single else _quoted(value, str)
+    return found
+
+
+def _lines(text: str) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(text.lstrip("\ufeff").splitlines(), 1):
+        if (stripped := line.strip()) and not stripped.startswith("#"):
+            yield number, stripped
+
+
 def _read(where: Where, path: str, text: str, *, raw: bool) -> dict[str, str]:
     """`raw` values mean what they say, quotes and dollar signs too: `format: raw`."""
     found: dict[str, str] = {}
@@ -198,9 +239,9 @@ def _read(where: Where, path: str, text: str, *, raw: bool) -> dict[str, str]:
         if match is None:
             where.wrong(f"{path[:80]}:{number}: expected NAME=VALUE")
         elif match[2] is None:
-            where.wrong(
-                f"{path[:80]}:{number}: {match[1][:80]} has no value; an app sees nothing of the device's own environment"
-            )
+            # As in `environment`: left out unless a value is given, as nothing of the device's own environment is seen.
+            if (value := where.value_of(match[1])) is not None:
+                found[match[1]] = value
         else:
             found[match[1]] = match[2] if raw else _quoted(match[2].strip(), where.resolved)
     return found

@@ -7,17 +7,21 @@ https://github.com/compose-spec/compose-spec/blob/main/14-include.md
 from __future__ import annotations
 
 import posixpath
+from collections.abc import Mapping
 from dataclasses import replace
 
 from fractal.api.errors import InvalidInput
 from fractal.manifest.document import Items, Node, Problems, Scalar, Table, read
-from fractal.manifest.env_files import brought, outside, sought
+from fractal.manifest.env_files import brought, defaults, outside, sought
+from fractal.manifest.interpolation import Malformed, filled_in
 from fractal.manifest.keys import TOP_IDLE
+from fractal.manifest.merging import merged
 from fractal.manifest.values import Where
 
-MAX_FILES = 32
+MAX_FILES = 128
 MAX_BYTES = 1 << 18
 """Of all other files together, each counted once for each folder that its paths are told from."""
+KEYS = frozenset({"path", "project_directory", "env_file"})
 SECTIONS = ("services", "networks", "volumes", "configs", "secrets")
 IDLE = {**TOP_IDLE, "name": "the app is called as the file that includes it says"}
 """Keys of an included file -> why they are without effect."""
@@ -31,48 +35,103 @@ def whole(root: Where) -> Node:
     line, given = node.entries["include"]
     root.problems.known.setdefault("include", line)
     tree = Table(node.line, {key: entry for key, entry in node.entries.items() if key != "include"})
-    seen: list[str] = []
-    waiting = root.at("include", given).items()
-    while waiting:
-        item = waiting.pop(0)
-        other = _included(item, seen)
-        if other is None:
-            continue
-        if "include" in other.entries:
-            waiting += [replace(item, node=below) for below in _listed(other.entries["include"][1])]
-        tree = _with(tree, other, item)
+    done: set[Inclusion] = set()
+    for item in root.at("include", given).items():
+        tree = _add(tree, item, done, (), {})
     return tree
 
 
-def _listed(node: Node) -> tuple[Node, ...]:
-    return node.items if isinstance(node, Items) else (node,)
+Inclusion = tuple[tuple[str, ...], str, tuple[tuple[str, str], ...]]
+"""Paths of files that are one, the folder that theirs are told from, and values of variables."""
 
 
-def _included(item: Where, seen: list[str]) -> Table | None:
-    table = (
-        item.table(frozenset({"path", "project_directory"}))
-        if isinstance(item.node, Table)
-        else {"path": item}
-    )
-    path = table.get("path")
-    if path is not None and isinstance(path.node, Items):
-        paths = path.items()
-        if len(paths) != 1:
-            path.wrong("several files that are one are not supported: include one file each")
-            return None
-        path = paths[0]
-    if path is None:
+def _add(
+    tree: Table, item: Where, done: set[Inclusion], chain: tuple[str, ...], outer: Mapping[str, str]
+) -> Table:
+    """`tree` with what `item` includes, and what that includes itself. `chain` are the files that lead here, `outer` the values
+    that they were included with, which go before its own."""
+    table = item.table(KEYS) if isinstance(item.node, Table) else {"path": item}
+    if "path" not in table:
         item.wrong("needs `path`")
-        return None
-    if path.incomplete():
-        return None
-    written = posixpath.normpath(path.text())
-    if written in seen or len(seen) >= MAX_FILES:
-        item.wrong(f"{written[:80]!r} is included twice, or more than {MAX_FILES} files are")
-        return None
-    seen.append(written)
-    folder = table["project_directory"].text() if "project_directory" in table else None
-    return file(path, folder)
+        return tree
+    several = table["path"].items() if isinstance(table["path"].node, Items) else [table["path"]]
+    values = {**(defaults(table["env_file"], item.given.files) if "env_file" in table else {}), **outer}
+    if not several or [path for path in several if path.incomplete()]:
+        return tree
+    names = tuple(posixpath.normpath(path.text()) for path in several)
+    folder = (
+        table["project_directory"].text() if "project_directory" in table else posixpath.dirname(names[0])
+    )
+    if again := set(names) & set(chain):
+        item.wrong(f"{min(again)[:80]!r} includes itself")
+        return tree
+    inclusion = (names, folder, tuple(sorted(values.items())))
+    if inclusion in done:
+        return tree  # by another way: once is enough
+    if sum(len(one) for one, _, _ in {*done, inclusion}) > MAX_FILES:
+        item.wrong(f"more than {MAX_FILES} files are included")
+        return tree
+    done.add(inclusion)
+    found = [other for path in several if (other := file(path, folder)) is not None]
+    if len(found) < len(several):
+        return tree
+    other = found[0]
+    for over in found[1:]:
+        other = _over(other, over)
+    other = _valued(other, values, item)
+    _, more = other.entries.get("include", (0, Items(0, ())))
+    for below in more.items if isinstance(more, Items) else (more,):
+        tree = _add(tree, replace(item, node=below), done, (*chain, *names), values)
+    return _with(tree, other, item)
+
+
+def _over(under: Table, over: Table) -> Table:
+    """One file over another, as Compose merges them."""
+    entries = dict(under.entries)
+    for key, (line, said) in over.entries.items():
+        _, there = entries.get(key, (line, said))
+        if key in SECTIONS and isinstance(there, Table) and isinstance(said, Table):
+            both = dict(there.entries)
+            for name, (at, one) in said.entries.items():
+                # Below a service keys have forms of their own, see `merging`; elsewhere none do.
+                path = () if key == "services" else ("",)
+                both[name] = (at, merged(both[name][1], one, path) if name in both else one)
+            said = Table(there.line, both)
+        elif key == "include" and isinstance(there, Items) and isinstance(said, Items) and there is not said:
+            said = Items(there.line, (*there.items, *said.items))
+        entries[key] = (line, said)
+    return Table(under.line, entries)
+
+
+def _valued(tree: Table, values: Mapping[str, str], item: Where) -> Table:
+    """The tree with variables written out of which its inclusion says a value, and nobody who installs it does."""
+    left = MAX_BYTES
+
+    def value(name: str) -> str | None:
+        return None if item.known(name) else values.get(name)
+
+    def filled(node: Node) -> Node:
+        nonlocal left
+        if isinstance(node, Table):
+            return Table(node.line, {key: (at, filled(below)) for key, (at, below) in node.entries.items()})
+        if isinstance(node, Items):
+            return Items(node.line, tuple(map(filled, node.items)))
+        if "$" not in node.text or left < 0:
+            return node
+        try:
+            text = filled_in(node.text, value)
+        except Malformed:
+            return node  # told when its turn comes
+        left -= len(text)
+        return Scalar(node.line, text, text) if text != node.text else node
+
+    if not values:
+        return tree
+    found = filled(tree)
+    if left < 0:
+        item.wrong(f"with the values of its `env_file` it is longer than {MAX_BYTES} characters")
+    assert isinstance(found, Table)
+    return found
 
 
 def _with(tree: Table, other: Table, item: Where) -> Table:
@@ -196,7 +255,8 @@ def _is_path(key: tuple[str, ...], text: str) -> bool:
             return text.startswith(".")
         return key[2:] in PATHS
     if key[:1] == ("include",):
-        return key[1:] in ((), ("[]",), ("[]", "path"), ("[]", "path", "[]"), ("[]", "project_directory"))
+        named = (("path",), ("path", "[]"), ("env_file",), ("env_file", "[]"), ("project_directory",))
+        return key[1:] in ((), ("[]",)) or (key[1:2] == ("[]",) and key[2:] in named)
     if key[:1] == ("volumes",):
         return key[2:] == ("driver_opts", "device") and text.startswith(".")
     return key[:1] in (("configs",), ("secrets",)) and key[2:] == ("file",)

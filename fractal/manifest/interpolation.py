@@ -28,8 +28,9 @@ class Malformed(ValueError):
     """A `$` that begins nothing."""
 
 
-def expand(text: str, value: Callable[[Use], str], limit: int = 1 << 17) -> str:
-    """`text` with every variable replaced by what `value` says of it. Raises Malformed, also for more than `limit` characters."""
+def expand(text: str, value: Callable[[Use], str], limit: int = 1 << 17, sign: str = "$") -> str:
+    """`text` with every variable replaced by what `value` says of it, and `$$` by `sign`. Raises Malformed, also for more than
+    `limit` characters."""
     if "$" not in text:
         return text
     parts, at, seen, size = list[str](), 0, 0, 0
@@ -41,7 +42,7 @@ def expand(text: str, value: Callable[[Use], str], limit: int = 1 << 17) -> str:
         parts.append(text[at:dollar])
         following = text[dollar + 1 : dollar + 2]
         if following == "$":
-            parts.append("$")
+            parts.append(sign)
             at = dollar + 2
         elif following == "{":
             end = _closing(text, dollar + 1)
@@ -53,6 +54,29 @@ def expand(text: str, value: Callable[[Use], str], limit: int = 1 << 17) -> str:
         else:
             raise Malformed("`$` begins no variable: write $$ for a dollar sign")
     return "".join([*parts, text[at:]])
+
+
+def filled_in(text: str, value: Callable[[str], str | None], limit: int = 1 << 17) -> str:
+    """`text` with some variables written out, for `expand` to do the rest: those that `value` says None of stay, and so does `$$`.
+
+    What `value` says is such a text itself, and not looked through. Raises Malformed, also for more than `limit` characters.
+    """
+    if "$" not in text:
+        return text
+
+    def kept(use: Use) -> str:
+        found, rest = value(use.name), filled_in(use.rest, value, limit)
+        if found is None:
+            return f"${{{use.name}{use.operator}{rest}}}"
+        full = found != "" or not use.operator.startswith(":")
+        if use.operator.endswith("+"):
+            return rest if full else ""
+        return found if full or use.operator == ":?" else rest
+
+    found = expand(text, kept, limit, "$$")
+    if len(found) > limit:
+        raise Malformed(f"longer than {limit} characters with its values")
+    return found
 
 
 def _closing(text: str, start: int) -> int:

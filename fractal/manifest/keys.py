@@ -32,7 +32,12 @@ IDLE = {
     "cpuset": "devices have different processors; `cpus` says how many an app may use",
     "blkio_config": "devices have different disks, and most of them know no weights",
     "storage_opt": "what a container writes beside its volumes is nothing that is kept, and its engine's to bound",
-    **dict.fromkeys(("mem_swappiness", "oom_kill_disable"), "cgroup v2 has no such setting"),
+    **dict.fromkeys(
+        ("mem_swappiness", "oom_kill_disable", "cpu_rt_period", "cpu_rt_runtime"),
+        "cgroup v2 has no such setting",
+    ),
+    **dict.fromkeys(("cpu_count", "cpu_percent", "credential_spec", "isolation"), "it is for Windows"),
+    "mac_address": "addresses are the engine's to give",
 }
 """Of services: key -> why it is without effect."""
 DEPLOY_IDLE = {
@@ -44,6 +49,12 @@ VOLUME_IDLE = {
     "external": "the app begins with a folder of its own; fill it with `homeserver app exec`",
     "labels": "volumes are folders of the app, and folders have no labels",
 }
+NETWORK_DRIVERS = dict.fromkeys(
+    ("macvlan", "ipvlan", "overlay"),
+    "an app's networks are bridges of its own on one device: routes lead in, and only `network_mode: host` hears what others in"
+    " the device's network send to all",
+)
+"""Drivers that a bridge stands in for -> why that is said."""
 NETWORK_IDLE = dict.fromkeys(
     (
         *("name", "external", "labels", "ipam", "attachable", "enable_ipv4", "enable_ipv6", "driver_opts"),
@@ -68,10 +79,6 @@ REMEDIES = {
     "provider": "only containers are run",
     "external_links": "an app's networks are its own: put both services into one file",
     "label_file": "write them as `labels`",
-    "isolation": "it is for Windows",
-    "cpu_count": "it is for Windows; write `cpus`",
-    "cpu_percent": "it is for Windows; write `cpus`",
-    "credential_spec": "it is for Windows",
-    "mac_address": "addresses are the engine's",
+    "use_api_socket": "bind the engine's socket by its path, which has to be allowed",
 }
 """Key that is refused -> what to do."""

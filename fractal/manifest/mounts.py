@@ -22,8 +22,12 @@ _UNFIT = re.compile(r"[^A-Za-z0-9_.-]")
 _FILE = re.compile(
     r"\.(conf|cnf|cfg|ini|ya?ml|json|toml|sh|sql|xml|env|properties|py|js|txt|pem|crt|key|html|tmpl)$"
 )
-FLAGS = frozenset({"ro", "rw", "z", "Z", "nocopy", "cached", "delegated", "consistent"})
+FLAGS = frozenset({"ro", "rw", "z", "Z", "U", "nocopy", "cached", "delegated", "consistent", "bind", "rbind"})
 PROPAGATION = frozenset({"shared", "rshared", "slave", "rslave", "private", "rprivate"})
+BACK = "\\"
+_DRIVE = re.compile(r"([A-Za-z]):(?=\\|/[^:]*:/)")
+"""Begins a path of Windows, before where it is mounted: `c:/x` alone is a volume named `c`."""
+WINDOWS = "a folder of the app's own stands for a path of Windows"
 CLOCK = frozenset({"/etc/localtime", "/etc/timezone"})
 NO_CLOCK = "the device's time zone is not the app's, which may run on another one: set TZ in `environment`"
 
@@ -58,7 +62,7 @@ def _short(where: Where, service: str, devices: Mapping[str, str], found: Mounte
     if not isinstance(where.node, Scalar) or where.node.value is None:
         where.wrong("expected text")
         return
-    parts = rooted(where).split(":")
+    parts = _unixlike(where, rooted(where)).split(":")
     if len(parts) == 1:
         _place(where, _anonymous(service, parts[0]), parts[0], False, devices, found)
         return
@@ -70,6 +74,18 @@ def _short(where: Where, service: str, devices: Mapping[str, str], found: Mounte
         where.wrong(f"option {unknown[0][:40]!r} is not supported")
     shared = bool(flags & {"shared", "rshared"})
     _place(where, parts[0], parts[1], "ro" in flags, devices, found, shared=shared)
+
+
+def _unixlike(where: Where, text: str) -> str:
+    """A source as Windows has it, `C:\\Users\\x` or `.\\x`, as the folder of the app's own that stands for it."""
+    if match := _DRIVE.match(text):
+        where.idle(WINDOWS)
+        source, colon, rest = text[2:].partition(":")
+        return f"./{match[1].lower()}{source.replace(BACK, '/')}{colon}{rest}"
+    if not text.startswith((f".{BACK}", f"..{BACK}")):
+        return text
+    source, colon, rest = text.partition(":")
+    return f"{source.replace(BACK, '/')}{colon}{rest}"
 
 
 def rooted(where: Where) -> str:
@@ -112,6 +128,9 @@ def _long(where: Where, service: str, devices: Mapping[str, str], found: Mounted
         table["source"].wrong("expected text")
         return
     source = rooted(table["source"]) if node is not None else _anonymous(service, target)
+    if not source and table["source"].incomplete():
+        return
+    source = _unixlike(where, f"{source}:/").removesuffix(":/")
     if kind == "bind" and source and not source.startswith(("/", ".", "~")):
         source = f"./{source}"
     _place(where, source, target, read_only, devices, found, shared=shared)
@@ -154,7 +173,7 @@ def _place(
     *,
     shared: bool = False,
 ) -> None:
-    if not target and where.incomplete():
+    if not (target and source) and where.incomplete():
         return
     if not target.startswith("/") or ".." in target.split("/"):
         where.wrong(f"{target[:80]!r} is not an absolute path inside the service")
@@ -207,7 +226,7 @@ def _host(where: Where, source: str, target: str, read_only: bool, found: Mounte
 
 def folder(where: Where, source: str) -> str | None:
     """The folder below the volume root for a volume's name, or for a path relative to the manifest."""
-    if source.startswith("~/"):
+    if source == "~" or source.startswith("~/"):
         source = f"./home/{source[2:]}"
     parts = [part for part in beside(source).split("/") if part not in ("", ".")]
     if source.startswith(("/", "~", "\\")) or "\\" in source or ".." in parts or "\0" in source:

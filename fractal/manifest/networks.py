@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -17,6 +18,8 @@ DEFAULT = "default"
 MODES = {"bridge": "", "default": "", "none": "none", "host": "host"}
 """With `host` a service reaches all that the device does."""
 SERVICE, CONTAINER = "service:", "container:"
+NAMED = "network:"
+"""Of a mode that is the name of a network of the engine's, ours alone."""
 BELONGS = (
     *("networks", "ports", "hostname", "domainname", "dns", "dns_search", "dns_opt", "extra_hosts"),
     "links",
@@ -24,7 +27,10 @@ BELONGS = (
 """Keys that say something of a network that belongs to another service."""
 MAX_NETWORKS = 16
 """Of a file."""
-_DRIVERS = frozenset({"", "bridge", "default", "overlay"})
+_DRIVERS = frozenset({"", "bridge", "default"})
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+_ROOTLESS = frozenset({"slirp4netns", "pasta", "private"})
+"""What Podman without root would do for the network that others have anyway."""
 
 
 def declared(where: Where | None) -> dict[str, bool]:
@@ -34,7 +40,10 @@ def declared(where: Where | None) -> dict[str, bool]:
         entries = item.table(frozenset({"driver", "internal", *keys.NETWORK_IDLE}), extensions=True)
         for key in keys.NETWORK_IDLE.keys() & entries.keys():
             entries[key].idle(keys.NETWORK)
-        if "driver" in entries and entries["driver"].text() not in _DRIVERS:
+        driver = entries["driver"].text() if "driver" in entries else ""
+        if driver in keys.NETWORK_DRIVERS:
+            entries["driver"].idle(keys.NETWORK_DRIVERS[driver])
+        elif driver not in _DRIVERS:
             entries["driver"].wrong("not supported: an app's networks are bridges of its own")
         found[name] = "internal" in entries and entries["internal"].flag()
     if where is not None and len(found) > MAX_NETWORKS:
@@ -51,7 +60,10 @@ def read(
 ) -> None:
     """`network_mode` and `networks` of a service, as options. `called` is container_name -> service."""
     mode = _mode(table["network_mode"], table, names, called) if "network_mode" in table else ""
-    if mode:
+    if mode.startswith(NAMED):
+        name = mode.removeprefix(NAMED)
+        found["networks"] = _text({name: known.get(name, False)})
+    elif mode:
         found["network_mode"] = _text(mode)
     else:
         found["networks"] = _text({name: known.get(name, False) for name in _joined(table, known)})
@@ -87,6 +99,9 @@ def _mode(where: Where, table: Mapping[str, Where], names: frozenset[str], calle
                     f"belongs to the service whose network this is: write it there ({text[:80]})"
                 )
         return text
+    if text not in MODES and _NAME.fullmatch(text) and "networks" not in table:
+        where.idle(keys.NETWORK)
+        return "" if text in _ROOTLESS else f"{NAMED}{text}"
     mode = where.choice(MODES)
     if mode == "host":
         where.allowed("host-network", "it reaches all that the device does, and takes its ports")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,7 @@ from fractal.manifest.env_files import variables
 from fractal.manifest.homeserver import ServiceSection, service_section
 from fractal.manifest.lifecycle import commands
 from fractal.manifest.mounts import mounted
-from fractal.manifest.option_forms import formed
+from fractal.manifest.option_forms import formed, hosts, labels, limits, several
 from fractal.manifest.ports import ports
 from fractal.manifest.reaching import gpus, reach
 from fractal.manifest.values import Where
@@ -67,6 +67,17 @@ CONDITIONS = {
 }
 LOG_DRIVERS = frozenset({"json-file", "local"})
 LOG_OPTIONS = frozenset({"max-size", "max-file"})
+MAX_LOG_BYTES, MAX_LOG_FILES = 64 << 20, 10
+"""What runtimes keep of a service's logs at most: `max-size` and `max-file`."""
+MAY_BE_EMPTY = frozenset({"dns", "dns_search", "hostname", "platform"})
+"""Options that ask for nothing then, as to the engines."""
+NORMAL: Mapping[str, Callable[[Where], Any]] = {
+    "extra_hosts": lambda where: [text for _, text in hosts(where)],
+    "labels": labels,
+    "ulimits": limits,
+    **dict.fromkeys(("dns", "dns_opt", "dns_search", "group_add"), several),
+}
+"""Options that Compose takes in several forms -> one of them."""
 _IMAGE = re.compile(r"[a-z0-9][A-Za-z0-9._/:@+-]{0,400}")
 
 
@@ -170,9 +181,7 @@ def _image(name: str, where: Where, table: Mapping[str, Where], own: ServiceSect
         if not reason:
             return ""
         if not image or how == "build":
-            table["build"].need(
-                f"--image {name}=IMAGE", f"{reason}: put it there, or build it elsewhere and name it"
-            )
+            table["build"].need(f"--image {name}=IMAGE", f"{reason}; build it elsewhere and name it")
             return ""
         table["build"].idle(f"`image` is taken, as it cannot be built: {reason}")
     elif "build" not in table and "image" not in table and own.process is None and not _awaits(table):
@@ -380,6 +389,7 @@ def _restart(where: Where) -> str:
 
 
 def _signal(text: str) -> str:
+    text = text.upper()
     return text if text.startswith("SIG") or not text or text.isdecimal() else f"SIG{text}"
 
 
@@ -389,17 +399,22 @@ def _options(
     found = {
         key: _option(table[key], key) for key in sorted(keys.OPTION_KEYS & set(table)) if _filled(table, key)
     }
+    found = {key: text for key, text in found.items() if key not in MAY_BE_EMPTY or text != '""'}
     if "logging" in found:
-        found |= _logging(table["logging"], found.pop("logging"))
+        del found["logging"]
+        found |= _logging(table["logging"])
     if deploy.reserved:
         found["mem_reservation"] = str(deploy.reserved)
     if tmpfs:
         own = _value(table["tmpfs"]) if "tmpfs" in table else []
         found["tmpfs"] = _text([*(own if isinstance(own, list) else [own]), *tmpfs])
-    if "domainname" in table:
-        host = table["hostname"].text() if "hostname" in table else table["domainname"].key.split(".")[1]
-        found["hostname"] = _text(f"{host}.{table['domainname'].text()}")
+    if "domainname" in table and (domain := table["domainname"].text()):
+        host = table["hostname"].text() if _filled(table, "hostname") else ""
+        found["hostname"] = _text(f"{host or table['domainname'].key.split('.')[1]}.{domain}")
     networks.read(table, around.networks, around.names, found, around.called)
+    if found.get("oom_score_adj", "").lstrip('"').startswith("-"):
+        table["oom_score_adj"].idle("below 0 others would be ended for it")
+        del found["oom_score_adj"]
     if "healthcheck" in table and _switched_off(table["healthcheck"]):
         found["healthcheck.disable"] = "true"  # not the same as saying nothing: an image may bring a check
     if "tty" in table and table["tty"].flag():
@@ -410,23 +425,30 @@ def _options(
     return found
 
 
-def _logging(where: Where, text: str) -> dict[str, str]:
+def _logging(where: Where) -> dict[str, str]:
     """What bounds a log is passed on; where to send it is not the app's to say."""
     table = where.table(frozenset({"driver", "options"}))
-    driver = table["driver"].text() if "driver" in table else ""
-    options = table["options"].table() if "options" in table else {}
     reason = "logs are kept on the device, for `homeserver app logs`"
-    others = [item for key, item in options.items() if key not in LOG_OPTIONS]
+    driver = "" if "driver" not in table or table["driver"].incomplete() else table["driver"].text()
     if driver and driver not in LOG_DRIVERS:
         where.idle(reason)
         return {}
-    for item in others:
-        item.idle(reason)
-    return (
-        {"logging": _text({"options": {k: i.text() for k, i in options.items() if k in LOG_OPTIONS}})}
-        if others
-        else {"logging": text}
-    )
+    kept = {}
+    for key, item in table["options"].table().items() if "options" in table else ():
+        if key not in LOG_OPTIONS:
+            item.idle(reason)
+        elif not item.incomplete():
+            kept[key] = _log_bound(item, key)
+    return {"logging": _text({"options": kept})} if kept else {}
+
+
+def _log_bound(where: Where, key: str) -> str:
+    said = where.text()
+    most = MAX_LOG_FILES if key == "max-file" else MAX_LOG_BYTES
+    if said != "-1" and (where.integer(1, 1 << 16) if key == "max-file" else where.size()) <= most:
+        return said
+    where.idle(f"of a service's logs at most {MAX_LOG_FILES} files of {MAX_LOG_BYTES >> 20} MiB are kept")
+    return str(most)
 
 
 def _switched_off(health: Where) -> bool:
@@ -444,6 +466,8 @@ def _option(where: Where, key: str) -> str:
         return "true" if where.flag() else "false"
     formed(where, key)
     try:
+        if key in NORMAL and not where.problems.lines:
+            return _text(NORMAL[key](where))
         return _text(_value(where))
     except InvalidInput as error:
         where.wrong(str(error))

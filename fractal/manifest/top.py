@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Mapping
 
 from fractal.manifest import keys, shares
+from fractal.manifest.document import Table
 from fractal.manifest.env_files import brought, outside, sought
 from fractal.manifest.mounts import rooted
 from fractal.manifest.values import Where
@@ -18,19 +20,24 @@ def volumes(where: Where | None) -> tuple[tuple[str, ...], dict[str, str], dict[
         table = item.table(frozenset({"driver", "driver_opts", *keys.VOLUME_IDLE}), extensions=True)
         for key in keys.VOLUME_IDLE.keys() & table.keys():
             table[key].idle(keys.VOLUME_IDLE[key])
-        if "driver" in table and table["driver"].text() not in ("local", ""):
-            table["driver"].wrong(
-                "not supported: volumes are folders of the app, which every device can have"
-            )
         options = table["driver_opts"].table() if "driver_opts" in table else {}
+        driver = table["driver"].text() if "driver" in table else ""
+        if driver == "local-persist" and "mountpoint" in options:
+            _at(name, options["mountpoint"], devices, engine)  # the plugin only binds what is there
+            continue
+        if driver not in ("local", ""):
+            table["driver"].wrong(
+                f"not supported: mount it on the device, and write its path in `volumes` in place of {name[:40]!r}"
+            )
+            found.append(name)
+            continue
         texts = {key: option.loose_text() for key, option in options.items()}
         if texts.get("type", "none") in ("none", "bind") and {"bind", "rbind"} & {
             *texts.get("o", "").split(",")
         }:
             if reason := shares.binding(texts):
                 table["driver_opts"].wrong(reason)
-            own = "device" in options and rooted(options["device"])
-            devices[name] = own or texts.get("device", "")
+            _at(name, options.get("device"), devices, engine)
             continue
         if any(option.incomplete() for option in options.values()):
             engine[name] = {}
@@ -44,6 +51,15 @@ def volumes(where: Where | None) -> tuple[tuple[str, ...], dict[str, str], dict[
             continue
         found.append(name)
     return tuple(found), devices, engine
+
+
+def _at(name: str, where: Where | None, devices: dict[str, str], engine: dict[str, dict[str, str]]) -> None:
+    """Note a volume that is a folder of the device; what waits for a value is none yet."""
+    place = rooted(where) if where is not None else ""
+    if where is not None and not place and where.incomplete():
+        engine[name] = {}
+    else:
+        devices[name] = place
 
 
 def texts(where: Where | None) -> dict[str, str]:
@@ -70,11 +86,21 @@ def _text(where: Where, table: Mapping[str, Where]) -> str:
         return f"{{secret.{name}}}"
     if "file" in table:
         return _file(table["file"])
-    if "external" in table and table["external"].flag():
-        table["external"].wrong("not supported: give it by `environment: NAME` and --set-file NAME=FILE")
-    else:
-        where.wrong("needs `file`, `environment` or `content`")
+    if "external" in table and (isinstance(table["external"].node, Table) or table["external"].flag()):
+        return _external(table["external"])
+    where.wrong("needs `file`, `environment` or `content`")
     return ""
+
+
+def _external(where: Where) -> str:
+    """What a cluster would have in a store of its own comes from whoever installs it, as a value of that name."""
+    own = where.key.split(".")[1]
+    name = re.sub(r"[^A-Za-z0-9_]", "_", own)
+    name = f"_{name}" if name[:1].isdecimal() else name
+    if not where.has(name):
+        where.need(f"--set {name}=VALUE", f"{own[:80]} is in a cluster's store; a file goes by --set-file")
+        return ""
+    return f"{{secret.{name}}}"
 
 
 def _file(where: Where) -> str:

@@ -16,7 +16,7 @@ from fractal.manifest.keys import REMEDIES
 
 _DURATION = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)(h|ms|m|s|us)")
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6}
-_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*(b|[kmgt](?:i?b)?)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*(b|[kmgt]i?b?)?", re.IGNORECASE)
 _UNITS = {"b": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _FLAGS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 _SECRET = re.compile(r"PASS|PWD|SECRET|TOKEN|KEY|CREDENTIAL|SALT|PRIVATE", re.IGNORECASE)

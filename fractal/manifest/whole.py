@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import islice
 
 from fractal.manifest import including
 from fractal.manifest.document import Items, Node, Scalar, Table
 from fractal.manifest.merging import merged
+from fractal.manifest.rules import MAX_SERVICES
 from fractal.manifest.values import Where
 
 MAX_CHAIN = 16
@@ -34,6 +36,12 @@ def services(where: Where) -> tuple[dict[str, Where], dict[str, Where]]:
             found[name] = whole
         else:
             absent[name] = whole
+    if absent and not found:
+        # What all of them ask for is told then: whoever installs it has yet to say which ones they are.
+        where.need(
+            f"--set {PROFILES}=VALUE", f"every service has a profile: say which ones, of {_profiles(absent)}"
+        )
+        found, absent = dict(islice(absent.items(), MAX_SERVICES)), {}
     # Of the volumes that are written in each, not of those that it has from others: else a few lines would stand for billions.
     return {n: replace(w, node=_with_volumes(w, found)) for n, w in found.items()}, absent
 
@@ -68,6 +76,19 @@ def _chosen(where: Where, chosen: set[str]) -> bool:
         return True
     where.problems.known.setdefault(profiles.key, entry[0])
     return False
+
+
+def _profiles(services: Mapping[str, Where]) -> str:
+    """Their names, as far as they are worth telling."""
+    nodes = [one.node.entries["profiles"][1] for one in services.values() if isinstance(one.node, Table)]
+    names = [
+        item.text
+        for node in nodes
+        if isinstance(node, Items)
+        for item in node.items
+        if isinstance(item, Scalar)
+    ]
+    return ", ".join(dict.fromkeys(names))[:200]
 
 
 def _extended(where: Where, name: str, tables: dict[str, Where], chain: tuple[str, ...]) -> Node:

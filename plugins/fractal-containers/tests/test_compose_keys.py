@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -120,10 +121,17 @@ services:
     secrets: [theirs]
     volumes: ["desk:/desk"]
     command: [sh, -c, "echo penned > /desk/note; sleep 1000"]
+  filtered:
+    image: {BUSYBOX}
+    security_opt: ["seccomp:./filter.json"]
+    volumes: ["/sys:/sys:ro", "/dev/shm:/dev/shm:ro", "shown:/run/secrets"]
+    logging: {{options: {{max-size: 1g, max-file: 30}}}}
   lodger: {{image: "{BUSYBOX}", network_mode: "container:the_host_", depends_on: [beside]}}
   beside: {{container_name: the_host_, image: "{BUSYBOX}", volumes: ["desk:/shared:ro"], depends_on: [alike]}}
   at-home: {{image: "{BUSYBOX}", network_mode: host, ports: ["8123:8123"]}}
   unwatched: {{image: "{BUSYBOX}", healthcheck: {{disable: true}}}}
+networks:
+  default: {{driver: macvlan, driver_opts: {{parent: eth0}}}}
 volumes:
   desk: {{driver_opts: {{type: tmpfs, device: tmpfs, o: "size=2m,mode=0755"}}}}
 configs:
@@ -143,6 +151,7 @@ LINK=db://${PASSWORD}@db
 ALLOWED = frozenset(
     {"device:/dev/fuse", "security-opt:seccomp=unconfined", "host-pid", "host-ipc", "host-network"}
     | {"capability:SYS_PTRACE", "visible-secret:PASSWORD"}
+    | {"security-opt:seccomp=profile", "host-path:/sys", "host-path:/dev/shm"}
     | {"host-uts", "host-cgroup", "device-rule:c:10:237:rwm"}
 )
 BESIDE = {
@@ -150,6 +159,12 @@ BESIDE = {
     "root/srv/raw.env": "RAW='kept' $HOME\n",
     "home/own.env": "OWN='taken off'\n",
     "root/srv/secrets/theirs.txt": "from afar",
+    "filter.json": json.dumps(
+        {
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO"}],
+        }
+    ),
 }
 CHOWN, NET_ADMIN, NET_RAW = 0, 12, 13
 """Bits of capability sets, capabilities(7)."""
@@ -418,6 +433,26 @@ def test_the_engine_was_told(world: World, service: str, seen: Callable[[Any], A
         pytest.param(
             "reaching", ["ls", "-l", "/proc/self/ns/ipc"], str(Path("/proc/self/ns/ipc").readlink()), id="ipc"
         ),
+        pytest.param(
+            "filtered",
+            ["sh", "-c", "touch /tmp/x && mkdir /tmp/y 2>&1 || true"],
+            "Operation not permitted",
+            id="seccomp-profile",
+        ),
+        pytest.param("filtered", ["grep", "Seccomp:", "/proc/1/status"], "Seccomp:\t2", id="seccomp-filter"),
+        pytest.param(
+            "filtered",
+            ["sh", "-c", "echo kept > /run/secrets/x && cat /run/secrets/x"],
+            "kept",
+            id="no-secrets",
+        ),
+        pytest.param("filtered", ["ls", "/sys/class/net"], "lo", id="sys-of-the-device"),
+        pytest.param(
+            "filtered",
+            ["stat", "-c", "%i", "/dev/shm"],
+            str(Path("/dev/shm").stat().st_ino),
+            id="dev-shm-of-the-device",
+        ),
         pytest.param("alike", ["sh", "-c", 'echo "$RAW/$OWN"'], "'kept' $HOME/taken off", id="env_file-raw"),
         pytest.param("alike", ["cat", "/run/secrets/theirs"], "from afar", id="secrets-file-elsewhere"),
         pytest.param(
@@ -488,7 +523,7 @@ def test_capabilities_are_those_asked_for(world: World, service: str, has: set[i
 def test_volumes_are_the_folders_of_the_volume_root(world: World) -> None:
     (world.run.volume_root / "pages" / "page").write_text("from outside")
     assert world.inside("given", "cat", "/pages/page") == "from outside"
-    assert sorted(p.name for p in world.run.volume_root.iterdir()) == ["conf", "pages"]
+    assert sorted(p.name for p in world.run.volume_root.iterdir()) == ["conf", "pages", "shown"]
 
 
 def test_ports_are_published_on_loopback_only(world: World) -> None:
@@ -514,6 +549,7 @@ def test_a_device_gives_apps_nothing_of_its_own_unless_it_says_so(world: World) 
     keys = ("volumes", "devices", "security_opt", "pid", "ipc", "cap_add")
     assert found == {
         *(("reaching", key) for key in keys),
+        *(("filtered", key) for key in ("volumes", "security_opt")),
         *(("alike", key) for key in ("uts", "cgroup", "device_cgroup_rules")),
         ("at-home", "network_mode"),
     }
@@ -533,6 +569,18 @@ def test_logs_are_bounded_as_asked(world: World) -> None:
         assert found["HostConfig"]["LogConfig"]["Size"] == "2.097MB"
     else:
         assert container["HostConfig"]["LogConfig"]["Config"] == {"max-size": str(1 << 20), "max-file": "3"}
+
+
+def test_an_app_whose_file_wants_a_macvlan_is_in_a_bridge_of_its_own(
+    world: World, engine: TestEngine
+) -> None:
+    client = engine.api()
+    try:
+        names = {name for one in world.inspected.values() for name in one["NetworkSettings"]["Networks"]}
+        names -= {"host", "none", ""}
+        assert names and {client.inspect_network(name)["Driver"] for name in names} == {"bridge"}
+    finally:
+        client.close()
 
 
 def test_secrets_are_not_for_everybody_on_the_device(world: World) -> None:

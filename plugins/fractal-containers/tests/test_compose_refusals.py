@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from fractal_containers.check import refusals
@@ -12,7 +13,7 @@ from fractal_containers.wanted import Wanted
 from fractal_docker.words import payload as docker_words
 from fractal_podman.words import payload as podman_words
 
-from fractal.api.app import REACHING_OUT, AppSpec, ServiceSpec
+from fractal.api.app import REACHING_OUT, AppSpec, Mount, ServiceSpec
 from fractal.manifest import Given, compose, parse
 
 
@@ -78,6 +79,93 @@ def test_what_is_the_devices_own_is_said_in_the_words_of_both_engines() -> None:
     ]
 
 
+FILTER = '{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir"],"action":"SCMP_ACT_ERRNO"}]}'
+
+
+def test_a_filter_of_system_calls_is_told_to_each_engine_in_its_way() -> None:
+    """Docker takes the text, Podman a file that it reads."""
+    allowed = frozenset({"security-opt:seccomp=profile", "security-opt:apparmor=unconfined"})
+    given = Given(files={"f.json": FILTER}, allowed=allowed)
+    text = "services: {a: {image: x, security_opt: ['seccomp:f.json', 'apparmor:unconfined']}}"
+    (service,) = parse(text, given=given).services
+    asked = replace(wanted(service), filter_file=Path("/run/filter"))
+    assert (frozenset(asked.options.ties), asked.options.filtered) == (allowed, FILTER)
+    found = docker_words(asked)["host_config"]["SecurityOpt"]
+    assert found == ["no-new-privileges", "apparmor=unconfined", f"seccomp={FILTER}"]
+    made = podman_words(asked)
+    assert (made["seccomp_profile_path"], made["apparmor_profile"]) == ("/run/filter", "unconfined")
+
+
+def test_the_name_of_a_user_that_is_made_may_be_seen_and_its_password_not() -> None:
+    text = """
+services:
+  db:
+    image: x
+    environment: {A: "${SERVICE_USER_DB}:${SERVICE_PASSWORD_DB}"}
+    healthcheck: {test: [CMD, ready, -U, "${SERVICE_USER_DB}"]}
+"""
+    assert list(refusals(parse(text), EngineConfig())) == []
+    allowed = frozenset({"visible-secret:SERVICE_PASSWORD_DB"})
+    spec = parse(text.replace('-U, "${SERVICE_USER', '-U, "${SERVICE_PASSWORD'), given=Given(allowed=allowed))
+    assert list(refusals(spec, EngineConfig())) == []
+    (refusal,) = refusals(replace(spec, allowed=()), EngineConfig())
+    assert "would be seen in `ps`" in refusal.reason
+
+
+def test_a_name_may_have_several_addresses() -> None:
+    (service,) = parse("services: {a: {image: x, extra_hosts: {oak: [192.0.2.1, '::1']}}}").services
+    asked = wanted(service)
+    assert docker_words(asked)["host_config"]["ExtraHosts"] == ["oak:192.0.2.1", "oak:::1"]
+    assert podman_words(asked)["hostadd"] == ["oak:192.0.2.1", "oak:::1"]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "fits"),
+    [
+        ("/sys", "/sys", True),
+        ("/dev/bus/usb", "/dev/bus/usb", True),
+        ("/dev/shm", "/dev/shm", True),
+        ("/proc", "/proc", False),
+        ("/srv/x", "/proc/x", False),
+        ("/srv/x", "/", False),
+        ("ours", "/sys", False),
+        ("ours", "/dev/x", False),
+    ],
+)
+def test_only_what_is_the_devices_own_is_mounted_where_the_kernel_has_its_own(
+    source: str, target: str, fits: bool
+) -> None:
+    """It has to be allowed by its name, here and by whoever installs it."""
+    mount = (
+        Mount(volume="", host=source, target=target)
+        if source[0] == "/"
+        else Mount(volume=source, target=target)
+    )
+    spec = AppSpec(
+        name="x", volumes=("ours",), services=(ServiceSpec(name="main", image="x", mounts=(mount,)),)
+    )
+    found = [r.reason for r in refusals(spec, EngineConfig(allow=("all",)))]
+    assert ([] if fits else [True]) == ["nothing can be mounted" in reason for reason in found]
+    assert list(refusals(spec, EngineConfig()))
+
+
+@pytest.mark.parametrize(
+    ("more", "fits"),
+    [
+        ("", True),
+        ("environment: {T: '${S}'}", True),
+        ("x-homeserver: {secrets: [S]}", False),
+        ("secrets: [s]", False),
+    ],
+)
+def test_a_folder_may_be_where_secrets_are_if_there_are_none(more: str, fits: bool) -> None:
+    text = (
+        f"x-homeserver: {{secrets: {{generate: [S]}}}}\nsecrets: {{s: {{environment: S}}}}\n"
+        f"services: {{main: {{image: x, volumes: ['./given:/run/secrets:ro'], {more}}}, other: {{image: x}}}}"
+    )
+    assert [r.key for r in refusals(parse(text), EngineConfig())] == ([] if fits else ["volumes"])
+
+
 def test_every_option_of_the_manifest_is_known_here() -> None:
     assert set(READERS) == compose.OPTION_KEYS | {
         "healthcheck.disable",
@@ -99,7 +187,15 @@ def test_every_option_of_the_manifest_is_known_here() -> None:
         ("group_add", '["a b"]', "group"),
         ("cpu_shares", '"many"', "262144"),
         ("oom_score_adj", "-5", "below 0"),
+        ("cpu_shares", "300000", "262144"),
         ("security_opt", '["seccomp=/etc/x"]', "expected"),
+        ("security_opt", '["seccomp={}"]', "filter of system calls"),
+        ("security_opt", '["seccomp={"]', "security_opt"),
+        ("security_opt", '["seccomp={' + "[" * 100000 + '"]', "security_opt"),
+        ("security_opt", '["seccomp={\\"a\\":' + "[" * 100000 + '"]', "filter of system calls"),
+        ("security_opt", '["seccomp={\\"defaultAction\\":\\"x\\",\\"ListenerPath\\":\\"/x\\"}"]', "decides"),
+        ("security_opt", '["seccomp={\\"defaultAction\\":\\"SCMP_ACT_LOG\\"}"]', "seccomp=profile"),
+        ("security_opt", '["seccomp={\\"defaultAction\\":\\"x\\"}","seccomp=unconfined"]', "one filter"),
         ("pid", '"service:x"', "not supported"),
         ("ipc", '"host"', "allow"),
         ("gpus", '[{"count":0}]', "GPUs"),
@@ -206,7 +302,7 @@ def test_a_network_that_is_another_ones_is_known_however_it_is_written() -> None
         ("command: [x, '${S}']", "command"),
         ("healthcheck: {test: [CMD, x, '${S}']}", "healthcheck"),
         ("volumes: ['a:/']", "volumes"),
-        ("volumes: ['a:/run/secrets']", "volumes"),
+        ("volumes: ['a:/run/secrets'], x-homeserver: {secrets: [S]}", "volumes"),
         ("volumes: ['a:/x', 'b:/x']", "volumes"),
         ("volumes: ['a:/proc/self']", "volumes"),
         ("stop_signal: 'RT; rm'", "stop_signal"),

@@ -81,22 +81,38 @@ def test_a_dockerfile_may_stand_in_the_manifest() -> None:
     ("build", "problem"),
     [
         ("{context: ., dockerfile: A, dockerfile_inline: FROM x}", "only one of them"),
-        ("{context: ., ssh: [default]}", "build.ssh: not supported"),
-        ("{context: ., secrets: [a]}", "build.secrets: not supported"),
-        ("{context: ., privileged: true}", "build.privileged: not supported"),
-        ("{context: ., entitlements: [network.host]}", "build.entitlements: not supported"),
-        ("{context: ., additional_contexts: {a: ../b}}", "build.additional_contexts: not supported"),
-        ("{context: ., network: host}", "not to reach the device's own services"),
+        *(
+            (f"{{context: ., {key}: {value}}}", f"`{key}` is not supported")
+            for key, value in (
+                ("ssh", "[default]"),
+                ("secrets", "[a]"),
+                ("privileged", "true"),
+                ("entitlements", "[network.host]"),
+                ("additional_contexts", "{a: ../b}"),
+                ("ulimits", "{nofile: 9}"),
+            )
+        ),
         ("{context: ., args: {A: '${MADE}'}}", "would stay in the image"),
         ("{context: ., contxt: x}", "did you mean 'context'?"),
     ],
 )
-def test_what_is_not_built_is_refused_with_its_line(build: str, problem: str) -> None:
+def test_what_cannot_be_built_is_told_with_its_line(build: str, problem: str) -> None:
     text = f"services:\n  web:\n    build: {build}\nx-homeserver: {{secrets: {{generate: [MADE]}}}}\n"
     with pytest.raises(InvalidInput) as caught:
         parse(text, "app.yml", given=Given(brings=there))
     assert str(caught.value).startswith("app.yml:3: services.web.build")
     assert problem in str(caught.value)
+
+
+def test_what_cannot_be_built_here_is_taken_as_an_image_from_elsewhere() -> None:
+    """As where the context is not there; nothing that a build would reach is given away."""
+    text = "services: {web: {build: {context: ., ssh: [default], network: host}}}"
+    found = checked(text, Given(brings=there))
+    assert (found.refused, [option for option, _ in found.needs]) == ((), ["--image web=IMAGE"])
+    assert {one.key for one in found.idle} == {"services.web.build.ssh", "services.web.build.network"}
+    assert not found.builds
+    (web,) = parse(text, given=Given(brings=there, images={"web": "web:1"})).services
+    assert web.image == "web:1"
 
 
 @pytest.mark.parametrize(
@@ -136,7 +152,7 @@ def test_an_image_with_a_name_stands_in_for_what_cannot_be_built() -> None:
     found = checked(text)
     assert not found.refused and not found.needs and not found.builds
     assert found.spec is not None and found.spec.services[0].image == "ada/web"
-    assert [f.key for f in found.idle] == ["services.web.build"]
+    assert [f.key for f in found.idle] == ["services.web.build.ssh", "services.web.build"]
     gone = Given(brings=lambda build: f"no folder {build.context}")
     assert not checked("services: {web: {image: ada/web, build: ./web}}", gone).needs
     (need,) = checked("services: {web: {build: ./web}}", gone).needs

@@ -8,7 +8,7 @@ import pytest
 
 from fractal.api.app import Limits
 from fractal.api.errors import InvalidInput
-from fractal.manifest import parse
+from fractal.manifest import Given, parse
 from fractal.manifest.env_files import named
 
 FILES = {
@@ -89,7 +89,6 @@ def test_a_deployment_on_one_device() -> None:
         ("image: x, device_cgroup_rules: ['c 1:* rwm']", "needs --allow device-rule:c:1:*:rwm"),
         ("image: x, env_file: gone.env", "needs file gone.env"),
         ("image: x, env_file: bad.env", "bad.env:2: expected NAME=VALUE"),
-        ("image: x, env_file: unset.env", "NAME has no value"),
         ("image: x, deploy: {replicas: many}", "whole number"),
         ("image: x, deploy: {mode: worldwide}", "not one of"),
         ("image: x, deploy: {place: {}}", "deploy.place: not supported"),
@@ -101,9 +100,18 @@ def test_a_deployment_on_one_device() -> None:
     ],
 )
 def test_wrong_env_files_deployments_builds_and_networks(service: str, problem: str) -> None:
-    files = {"bad.env": "A=1\nnot a line", "unset.env": "NAME"}
+    files = {"bad.env": "A=1\nnot a line"}
     with pytest.raises(InvalidInput, match=re.escape(problem)):
         parse(f"services: {{main: {{{service}}}}}", files=files)
+
+
+def test_a_name_alone_in_an_env_file_is_a_variable_and_a_colon_stands_for_the_equals_sign() -> None:
+    """As in `environment`: the device's own has no part in it."""
+    text, files = "services: {main: {image: x, env_file: a.env}}", {"a.env": "NAME\nexport OTHER\nC: 'd e'\n"}
+    (main,) = parse(text, files=files).services
+    assert main.env == {"C": "d e"}
+    (main,) = parse(text, given=Given(values={"NAME": "given"}, files=files)).services
+    assert main.env == {"C": "d e", "NAME": "{secret.NAME}"}
 
 
 def test_a_raw_env_file_means_what_it_says_and_holds_no_nul() -> None:

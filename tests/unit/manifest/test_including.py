@@ -133,11 +133,16 @@ def test_what_is_not_there_is_needed() -> None:
     ("text", "files", "words"),
     [
         ("include: [a.yml]\nservices: {x: {image: y}}", {"a.yml": "services: {x: {image: z}}"}, "not alike"),
-        ("include: [a.yml, a.yml]", {"a.yml": "services: {x: {image: z}}"}, "included twice"),
-        ("include: [a.yml]", {"a.yml": "include: [a.yml]\nservices: {x: {image: z}}"}, "included twice"),
+        ("include: [a.yml]", {"a.yml": "include: [a.yml]\nservices: {x: {image: z}}"}, "includes itself"),
+        (
+            "include: [a.yml]",
+            {"a.yml": "include: [{path: [c.yml, b.yml]}]", "b.yml": "include: [./a.yml]", "c.yml": "x-c: 1"},
+            "includes itself",
+        ),
         ("include: [a.yml]", {"a.yml": "services: [\n"}, "is no Compose file: a.yml:"),
-        ("include: [{path: [a.yml, b.yml]}]", {}, "include one file each"),
-        ("include: [{path: a.yml, env_file: x}]", {}, "env_file: not supported"),
+        ("include: [{path: [a.yml], environment: {A: 1}}]", {}, "environment: not supported"),
+        ("include: [{path: a.yml, env_file: a/../../x}]", {"a.yml": "x-a: 1"}, "leads out"),
+        ("include: [{path: a.yml, env_file: x}]", {"a.yml": "x-a: 1", "x": "A B"}, "x:1: expected NAME"),
         ("include: a.yml", {}, "expected a list"),
         ("include: ['']", {}, "expected a file's path"),
         ("include: [.]", {}, "expected a file's path"),
@@ -145,7 +150,6 @@ def test_what_is_not_there_is_needed() -> None:
         ("include: [a.yml]", {"a.yml": "x-homeserver: {web: {service: b}}"}, "write it in the manifest"),
         ("include: [a.yml]", {"a.yml": "services: [b]"}, "services: expected a mapping"),
         ("include: [a.yml]\nservices: nothing", {"a.yml": "services: {b: {image: y}}"}, "expected a mapping"),
-        ("include: [a.yml, ./a.yml]", {"a.yml": "services: {b: {image: y}}"}, "included twice"),
         ("include: [{project_directory: a}]", {}, "needs `path`"),
         (
             "services: {x: {image: y, extends: {file: a.yml, service: z}}}",
@@ -164,6 +168,82 @@ def test_what_cannot_be_one_file_is_refused(text: str, files: dict[str, str], wo
     found = check(text, given=Given(files=files))
     assert any(words in f"{one.key}: {one.text}" for one in found.refused), found.refused
     assert all(one.line >= 1 for one in found.refused)
+
+
+SEVERAL = """
+include:
+  - path: [base/compose.yml, base/more.yml]
+    env_file: [one.env, base/two.env]
+  - {path: [base/compose.yml, base/more.yml], env_file: [one.env, base/two.env]}
+services: {web: {image: x, depends_on: [db], environment: {TAG: "${TAG:-none}"}}}
+"""
+SEVERAL_FILES = {
+    "base/compose.yml": """
+include: [../side.yml]
+services:
+  db:
+    image: "db:${TAG}"
+    command: [serve]
+    environment: {A: 1, COST: "$$5", HOST: "${HOST:-${SECOND}}", PLUS: "${TAG:+with}", LEFT: "${NOBODY:-$$left}"}
+    volumes: ["./data:/data"]
+volumes: {v: {labels: {a: b}}}
+""",
+    "base/more.yml": """
+services: {db: {command: [run], environment: [B=2], volumes: ["./other:/data", "v:/v"]}}
+volumes: {v: {labels: {c: d}}}
+""",
+    "side.yml": 'services: {side: {image: "side:${TAG}", environment: {OURS: "${OURS}"}}}',
+    "one.env": "# what the included files are told\nTAG=one\nOURS=theirs\nSECOND='it costs $1'\n",
+    "base/two.env": 'TAG="two" # the later one goes before\n',
+}
+
+
+def test_several_files_are_one_with_values_of_their_own(tmp_path: Path) -> None:
+    """Later files go over earlier ones, what whoever installs it says over both, and nothing of it is seen outside of them."""
+    for path, text in {"compose.yml": SEVERAL, **SEVERAL_FILES}.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    files = read_files(tmp_path / "compose.yml")
+    assert files == SEVERAL_FILES
+    spec = parse(SEVERAL, given=Given(files=files, values={"OURS": "given"}))
+    found = {one.name: one for one in spec.services}
+    db = found["db"]
+    assert (db.image, db.argv) == ("db:two", ("run",))
+    assert db.env == {
+        "A": "1",
+        "B": "2",
+        "COST": "$5",
+        "HOST": "it costs $1",
+        "PLUS": "with",
+        "LEFT": "$left",
+    }
+    assert [(m.volume, m.target) for m in db.mounts] == [("base-other", "/data"), ("v", "/v")]
+    assert (found["side"].image, found["side"].env["OURS"]) == ("side:two", "{secret.OURS}")
+    assert found["web"].env["TAG"] == "none"
+
+
+def test_a_file_that_is_reached_by_two_ways_is_taken_once() -> None:
+    files = {
+        "a.yml": "include: [c.yml]\nservices: {a: {image: x}}",
+        "b.yml": "include: [c.yml]\nservices: {b: {image: x}}",
+        "c.yml": "services: {c: {image: x, environment: {C: '${C-}'}}}\nnetworks: {n: {internal: true}}",
+    }
+    spec = parse("include: [a.yml, b.yml, ./a.yml]", given=Given(files=files))
+    assert sorted(one.name for one in spec.services) == ["a", "b", "c"]
+    # With other values it is another one, which has to say the same.
+    text = "include: [a.yml, {path: c.yml, env_file: c.env}]"
+    found = check(text, given=Given(files={**files, "c.env": "C=1"}))
+    assert any("services.c is in this file too, and not alike" in one.text for one in found.refused)
+
+
+def test_what_values_are_written_out_to_is_bounded() -> None:
+    many = "services: {b: {image: x, environment: {" + ", ".join(f"A{n}: $A" for n in range(50)) + "}}}"
+    files = {"a.yml": many, "a.env": "A=" + "y" * 10_000}
+    found = check("include: [{path: a.yml, env_file: a.env}]", given=Given(files=files))
+    assert any("with the values of its `env_file` it is longer" in one.text for one in found.refused)
+    deep = "include: [{path: a.yml, env_file: a.env}]\nservices: {a: {image: x}}"
+    files = {"a.yml": "services: {b: {image: 'x:${A'}}", "a.env": "A=1"}
+    assert any("is not closed" in one.text for one in check(deep, given=Given(files=files)).refused)
 
 
 def extending(path: str, count: int = 60) -> str:

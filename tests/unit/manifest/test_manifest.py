@@ -98,7 +98,7 @@ def test_every_problem_is_told_at_once_with_its_line() -> None:
             image: nginx
             ports: [99999]
             restart: maybe
-            isolation: hyperv
+            provider: {type: x}
             environment: {A: }
         volums: {}
         """)
@@ -107,7 +107,7 @@ def test_every_problem_is_told_at_once_with_its_line() -> None:
     assert str(caught.value).splitlines() == [
         "app.yml:9: volums: not supported; did you mean 'volumes'?",
         "app.yml:3: services.web.imgae: not supported; did you mean 'image'?",
-        "app.yml:7: services.web.isolation: not supported: it is for Windows",
+        "app.yml:7: services.web.provider: not supported: only containers are run",
         "app.yml:5: services.web.ports[0]: '99999' is not a port from 1 to 65535, or a range of at most 1000",
         "app.yml:6: services.web.restart: 'maybe' is not one of always, false, no, on-failure, unless-stopped",
     ]
@@ -254,7 +254,7 @@ def options_of(text: str) -> dict[str, str]:
 def test_options_are_kept_with_variables_resolved() -> None:
     assert options_of("labels: {price: 5$$, on: true}, cap_add: [NET_ADMIN]") == {
         "cap_add": '["NET_ADMIN"]',
-        "labels": '{"on":true,"price":"5$"}',
+        "labels": '{"on":"true","price":"5$"}',
     }
 
 

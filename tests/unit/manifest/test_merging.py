@@ -65,7 +65,7 @@ def test_forms_are_merged_alike() -> None:
     )
     assert options(main) == {
         "dns": ["192.0.2.2", "192.0.2.4"],
-        "extra_hosts": ["a:192.0.2.1", "b=192.0.2.3"],
+        "extra_hosts": ["a=192.0.2.1", "b=192.0.2.3"],
         "networks": {"one": False, "two": True},
         "sysctls": {"net.a": "1", "net.b": 2},
         "tmpfs": ["/a", "/b"],

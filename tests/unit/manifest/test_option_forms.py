@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from fractal.api.app import ServiceSpec
-from fractal.manifest import check, from_plain_spec, parse, to_plain_spec
+from fractal.manifest import Given, check, from_plain_spec, parse, to_plain_spec
 
 
 def one(body: str) -> ServiceSpec:
@@ -34,7 +36,6 @@ def test_limits_in_the_words_of_older_files() -> None:
         ("cpu_quota: half", "whole number"),
         ("cpu_quota: 50000, cpu_period: 10", "whole number from 1000"),
         ("cpu_quota: 50000, deploy: {resources: {limits: {cpus: '2'}}}", "says otherwise"),
-        ("cpu_count: 2", "write `cpus`"),
         ("network_mode: 'service:main', dns_search: a.example", "belongs to the service whose network"),
     ],
 )
@@ -47,6 +48,13 @@ def test_limits_that_cannot_be_meant_are_refused_by_name(body: str, words: str) 
     ("body", "words"),
     [
         ("shm_size: lots", "expected a size"),
+        ("hostname: my oak", "not a host's name"),
+        ("extra_hosts: ['a b:192.0.2.1']", "not a host's name"),
+        ("extra_hosts: {oak: elsewhere.example}", "host-gateway"),
+        ("devices: [{target: /dev/x}]", "a device's path"),
+        ("devices: [other.com/gpu=all]", "a device's path"),
+        ("logging: {options: {max-file: none}}", "expected a whole number"),
+        ("logging: {options: {max-size: much}}", "expected a size"),
         ("mem_reservation: [1m]", "expected text"),
         ("hostname: {a: b}", "expected text"),
         ("platform: [linux/amd64]", "expected text"),
@@ -75,6 +83,72 @@ def test_a_form_that_no_runtime_takes_is_refused_with_its_line(body: str, words:
     (found, *_) = check(f"services:\n  main:\n    image: x\n    {body}\n", "app.yml").refused
     assert found.line == 4 and found.key.startswith(f"services.main.{body.partition(chr(58))[0]}")
     assert words in found.text, found
+
+
+@pytest.mark.parametrize(
+    ("body", "key", "option"),
+    [
+        ("ulimits: {nofile: {soft: '1024', hard: '2048'}, core: '0'}", "ulimits", {"nofile": {"soft": 1024, "hard": 2048}, "core": 0}),
+        ("labels: {empty: , com.docker.compose.project: x, io.podman.y: z, a: true}", "labels", {"empty": "", "a": "true"}),
+        ("labels: [bare, a=b=c, com.docker.x=y]", "labels", {"bare": "", "a": "b=c"}),
+        ("extra_hosts: {oak: [192.0.2.1, '[::1]'], elm: host-gateway}", "extra_hosts", ["oak=192.0.2.1", "oak=::1", "elm=host-gateway"]),
+        ("dns: ['${NONE:-}', 192.0.2.1]", "dns", ["192.0.2.1"]),
+        ("shm_size: 512Mi", "shm_size", "512Mi"),
+        ("logging: {driver: local, options: {max-size: 200m, max-file: 20, tag: x}}", "logging", {"options": {"max-size": "67108864", "max-file": "10"}}),
+        ("logging: {options: {max-size: -1, max-file: '3'}}", "logging", {"options": {"max-size": "67108864", "max-file": "3"}}),
+        ("devices: [{source: /dev/dri, target: /dev/x, permissions: r}]", "devices", ["/dev/dri:/dev/x:r"]),
+        ("devices: [nvidia.com/gpu=0, nvidia.com/gpu=all]", "gpus", [{"ids": ["0"]}, {"count": -1}]),
+        ("gpus: [{driver: cdi, device_ids: [nvidia.com/gpu=GPU-1]}]", "gpus", [{"ids": ["GPU-1"]}]),
+        ("network_mode: lan", "networks", {"lan": False}),
+    ],
+)  # fmt: skip
+def test_whatever_form_it_is_said_in(body: str, key: str, option: object) -> None:
+    """Each of these is in files that people have, and was refused once: here, or only when it was installed."""
+    allowed = frozenset({"gpu", "device:/dev/dri"})
+    spec = parse(
+        f"services: {{main: {{image: x, {body}}}, other: {{image: y}}}}\n", given=Given(allowed=allowed)
+    )
+    options = spec.services[0].options
+    assert json.loads(options[key]) == option
+    assert key == "devices" or "devices" not in options
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *("hostname: $HOST", "platform: '${X:-}'", "dns: '${X:-}'", "oom_score_adj: -500"),
+        *("isolation: default", "cpu_count: 2", "mac_address: '02:42:ac:11:00:02'", "cpu_rt_runtime: 400ms"),
+        *("security_opt: ['no-new-privileges:false']", "security_opt: ['label:type:spc_t']"),
+        *("security_opt: ['apparmor:docker-default']", "security_opt: [seccomp=builtin]"),
+        *("network_mode: pasta", "logging: {driver: '${X:-}'}"),
+        "deploy: {resources: {reservations: {generic_resources: [{discrete_resource_spec: {kind: G, value: 1}}]}}}",
+    ],
+)
+def test_what_asks_for_nothing_here_is_in_no_option(body: str) -> None:
+    assert one(body).options == {}
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        ("dns: ['${DNS}']", "DNS"),
+        ("dns_search: $AT", "AT"),
+        ("extra_hosts: ['oak:${IP}']", "IP"),
+        ("group_add: ['${GROUP}']", "GROUP"),
+        ("tmpfs: ['/tmp:size=${SIZE}']", "SIZE"),
+        ("logging: {options: {max-size: '${SIZE}'}}", "SIZE"),
+        ("logging: {driver: '${DRIVER}'}", "DRIVER"),
+        ("devices: [{source: '${STICK}', target: /dev/x}]", "STICK"),
+        ("security_opt: ['seccomp=${FILTER}']", "FILTER"),
+        ("volumes: ['${AT:?where it is}:/x']", "AT"),
+        ("volumes: [{type: bind, source: '${AT:?where it is}', target: /x}]", "AT"),
+        ("profiles: [off], volumes: [{type: bind, source: '${AT:?}', target: /x}]", ""),
+    ],
+)
+def test_what_makes_no_sense_without_a_value_is_needed(body: str, name: str) -> None:
+    found = check(f"services: {{main: {{image: x}}, other: {{image: x, {body}}}}}")
+    assert found.refused == ()
+    assert [option for option, _ in found.needs] == ([f"--set {name}=VALUE"] if name else [])
 
 
 def test_forms_that_compose_takes_are_taken() -> None:
