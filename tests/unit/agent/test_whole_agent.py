@@ -335,7 +335,10 @@ async def test_what_an_ending_agent_hands_over_leaves_nothing_with_the_guard(att
     agent = attic.agents["Attic"]
     assert key in await agent.guard.status()
     await agent.hand_over()
-    assert attic.app("Attic").release is not None and key not in await agent.guard.status()
+    app = attic.app("Attic")
+    # The other one may have taken it already, which ends the release.
+    assert app.release is not None or app.owner == kitchen.keys.id
+    assert key not in await agent.guard.status()
 
 
 async def test_an_app_removed_while_its_device_was_down_ends_there(attic: Bed) -> None:
