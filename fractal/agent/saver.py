@@ -301,7 +301,7 @@ class Saver:
 
     def _replaced(self, queued: Queued, highest: int) -> bool:
         """Whether its epoch is over. A store may hide the higher one that the log tells of."""
-        return queued.branch or max(highest, self._job.app.epoch) > queued.epoch
+        return max(highest, self._job.app.epoch) > queued.epoch
 
     async def _note(self, queued: Queued, record: Record, highest: int) -> None:
         """The record stands; it is committed only if no higher epoch stood at a look that began after its put.

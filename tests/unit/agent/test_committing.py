@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -140,3 +141,20 @@ async def test_a_store_that_is_away_is_no_snapshots_fault(monkeypatch: pytest.Mo
 
 async def _nothing(*, keep: set[str]) -> None:
     assert keep
+
+
+async def test_what_was_put_aside_of_an_app_that_nobody_took_is_committed() -> None:
+    """As when it was removed: its root is put aside like that of a replaced epoch, and no later one exists."""
+    tested, facts = saver(Clocks(), Snapshots(same=False))
+    job = cast("Any", tested._job)
+
+    async def prune(**_: object) -> None:
+        pass
+
+    job.data.committed, job.data.prune = lambda _: None, prune
+    await tested.tick()
+    (queued,) = facts.now.queue
+    facts.put(replace(facts.now, queue=(replace(queued, branch=True),)))
+    record = SimpleNamespace(epoch=1, number=2, stored=1)
+    await tested._note(facts.now.queue[0], cast("Record", record), highest=1)
+    assert facts.now.committed == Point(epoch=1, number=2)
