@@ -130,6 +130,7 @@ class AppData:
                 spool=spool,
                 notes=group.agent.notes,
                 line=self._ends,
+                counts=lambda epoch: self._app().counts(epoch),
                 where=f"store {group.state.stores[app.store].name}",
                 mirrors=self._job.mirrors.places,
             )
@@ -149,7 +150,7 @@ class AppData:
         opened = await group.store(store)
         if not opened.highest(self._job.id):
             opened = await group.list_epochs(store)
-        return await self.bases(), opened.highest(self._job.id)
+        return await self._owned_bases(), opened.highest(self._job.id)
 
     # --- reading the archive -------------------------------------------------------------------------------------
 
@@ -165,12 +166,15 @@ class AppData:
                     self._bases[epoch] = base
         return self._bases
 
+    async def _owned_bases(self) -> dict[int, Point]:
+        """Without those of epochs that nobody owned by the log, which have a signed object all the same, and may have been read before that was known."""
+        app = self._app()
+        return {epoch: base for epoch, base in (await self.bases()).items() if app.counts(epoch)}
+
     async def look(self) -> Point:
         """The newest point of the main line, by a listing that starts now."""
         timeline = await (await self.archive()).timeline()
-        app, bases = self._app(), await self.bases()
-        # An epoch that nobody owned by the log has a signed object all the same, and may have a base and records.
-        bases = {epoch: base for epoch, base in bases.items() if app.counts(epoch)}
+        app, bases = self._app(), await self._owned_bases()
         points = [point for point in timeline.points if app.counts(point.epoch)]
         self.newest = tip(points, bases, app.epoch)
         line = [timeline.records[p] for p in main_line(points, bases, app.epoch)]

@@ -13,7 +13,7 @@ from fractal.api.app import run_key
 from fractal.api.errors import BackendError, FractalError
 from fractal.archive.backup import Unreadable
 from fractal.core.keeping import outrun, to_store
-from fractal.core.lease import seconds
+from fractal.core.lease import renews, seconds
 from fractal.core.model import Point
 
 if TYPE_CHECKING:
@@ -346,4 +346,5 @@ class Saver:
         return {stored.name, *(q.name for q in lost)}
 
     def _target_moving(self) -> bool:
-        return bool(self._job.app.move_to and self._job.app.move_to != self._job.group.me)
+        app = self._job.app
+        return bool(app.move_to and app.move_to != self._job.group.me) or renews(app)

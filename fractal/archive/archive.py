@@ -77,6 +77,7 @@ class Archive:
         owner_of: OwnerOf | None = None,
         list_owners: Callable[[], Awaitable[object]] | None = None,
         line: Line | None = None,
+        counts: Callable[[int], bool] = lambda _: True,
         where: str = "the store",
         mirrors: Places = nowhere,
     ) -> None:
@@ -95,6 +96,7 @@ class Archive:
             owner_of=owner_of,
             list_owners=list_owners,
             line=line,
+            counts=counts,
         )
         self._read_apart = read
         self._records = read(store=store, notes=notes, mirrors=mirrors)

@@ -50,8 +50,10 @@ class Records:
         owner_of: OwnerOf | None,
         list_owners: Callable[[], Awaitable[object]] | None = None,
         line: Line | None = None,
+        counts: Callable[[int], bool] = lambda _: True,
         mirrors: Places = nowhere,
     ) -> None:
+        """`counts` says of an epoch whether somebody owned it by the log: what others decided in one lets nothing go."""
         self._group = group
         self._app = app
         self.store = store
@@ -65,6 +67,7 @@ class Records:
         """Epochs that had no owner at the last look for one."""
         self._asked = float("-inf")
         self._line = line
+        self._counts = counts
         self._mirrors = mirrors
         self._in_vain = InVain(clock)
         self.rescued: dict[Slot, Rescued] = {}
@@ -307,7 +310,8 @@ class Records:
         self, slots: list[Slot], numbers: list[int], bases: Mapping[int, Point], epoch: int
     ) -> Timeline:
         """As `_judge`; once for the same names, as what stands at them never changes, unless something could not be read."""
-        asked = slots, numbers, dict(bases), epoch
+        nobodys = [n for n, trim in self._trims.items() if not self._counts(trim.body.epoch)]
+        asked = slots, [n for n in numbers if n not in nobodys], dict(bases), epoch
         if (
             self._judged is not None
             and not self._raw
@@ -359,7 +363,7 @@ class Records:
         """The newest of the highest epoch, of those that were decided by moments of the main line."""
 
         def counts(body: TrimBody) -> bool:
-            return body.epoch <= epoch and on_line(body.upto, bases, epoch)
+            return body.epoch <= epoch and self._counts(body.epoch) and on_line(body.upto, bases, epoch)
 
         good = [t for t in valid if self._line is None or counts(t.body)]
         found = max(good, key=lambda t: (t.body.epoch, t.number), default=None)

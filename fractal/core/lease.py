@@ -104,8 +104,9 @@ def read_up_to(state: GroupState, me: str, bound: Mapping[str, int]) -> int:
 
 
 def may_give_word(state: GroupState, me: str, bound: Mapping[str, int]) -> bool:
-    """Whether `me` owes word of an app by which its guard goes already."""
-    return any(bound.get(a.id) == a.unproven for a in _owed(state, me))
+    """Whether `me` owes word of an app by which its guard goes already, and an answer may name a position that gives it."""
+    reach = read_up_to(state, me, bound)
+    return any(bound.get(a.id) == a.unproven <= reach for a in _owed(state, me))
 
 
 def _owed(state: GroupState, me: str) -> Iterator[App]:

@@ -236,6 +236,8 @@ class Device:
         """Highest epoch of which the group's log tells."""
         self.checks_owners = False
         """Whether records count only if the owner of their epoch wrote them, as with agents; from the next `restart` on."""
+        self.unowned: set[int] = set()
+        """Epochs that nobody owned by the log."""
         self.owners: dict[int, str] = {}
         """As it listed them last."""
         self.archive = self.restart()
@@ -265,6 +267,7 @@ class Device:
             owner_of=self.owners.get if self.checks_owners else None,
             list_owners=self.list_owners,
             line=self.line,
+            counts=lambda epoch: epoch not in self.unowned,
             where="store Shelf",
             mirrors=self.world.places,
         )

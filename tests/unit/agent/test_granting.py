@@ -73,3 +73,19 @@ async def test_an_owner_is_bound_by_a_policy_only_when_its_guard_is(tmp_path: Pa
         assert await granted() <= job.terms.timers.proof / 1000
         await beds.until(lambda: all(not run.frozen for run in job.runs()))
         assert (job.app.epoch, len(await beds.starts("attic"))) == (2, 2), "it ran on"
+
+
+async def test_an_idle_app_is_started_anew_for_the_policy_also_by_an_agent_that_stored_nothing_yet(
+    tmp_path: Path,
+) -> None:
+    """Copying rounds come before it, and their number was only counted for other devices: it ticked on and on."""
+    async with bed(tmp_path) as beds:
+        await beds.start("attic")
+        await beds.found("attic")
+        await beds.install("attic")
+        saver = beds.job("attic").saver
+        await beds.until(lambda: saver.caught_up and beds.job("attic").facts.now.committed)
+        saver.last_round = None  # as of an agent that was started beside the app
+        await beds.call("attic", "app.policy", app="test", failover="manual", on_isolation="keep")
+        await beds.until(lambda: beds.job("attic").app.serving == 2)
+        assert beds.job("attic").app.unproven

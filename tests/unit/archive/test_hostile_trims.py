@@ -9,6 +9,7 @@ from fractal.archive import layout
 from fractal.archive.archive import Rules
 from fractal.archive.sealed import seal_statement
 from fractal.archive.trims import KIND, TrimBody
+from fractal.core.chain import EMPTY
 from fractal.core.model import Point, Timers
 from fractal.core.retention import Keep
 from fractal.testing.archive_world import APP, GROUP, Device, Files, World
@@ -79,6 +80,25 @@ async def test_an_heir_removes_nothing_that_its_own_rules_keep_and_takes_it_back
     assert (await loft.fetch(stored[-1]))["a"] == b"1.5"
     assert (await kitchen.thin()).back == 0
     assert await a_day(world, kitchen) == 0
+
+
+async def test_what_was_decided_in_an_epoch_that_nobody_owned_lets_nothing_go(world: World) -> None:
+    """A removed device created epoch 2 and let all of epoch 1 go. The log burnt it; who took 3 began with nothing."""
+    attic, shed, kitchen = world.device("Attic"), world.device("Shed"), world.device("Kitchen")
+    await attic.epochs.create(APP, 1, TIMERS)
+    await attic.epochs.create_base(APP, 1, EMPTY)
+    last = await lived(world, attic, 1, 2, None)
+    stored = (await kitchen.archive.timeline()).points
+    await shed.epochs.create(APP, 2, TIMERS)
+    forged(
+        world, shed, 1, TrimBody(epoch=2, upto=last, gone={"1": ((1, len(stored)),)}, levels=(), wall_ms=1)
+    )
+    await kitchen.epochs.create(APP, 3, TIMERS)
+    assert (await kitchen.archive.timeline()).points == (), "or this test shows nothing"
+    kitchen.unowned = {2}  # the listing is the same, the log has told more
+    assert (await kitchen.archive.timeline()).points == stored
+    kitchen.unowned = set()
+    assert (await kitchen.archive.timeline()).points == ()
 
 
 async def test_nor_does_it_in_a_mirror(world: World) -> None:

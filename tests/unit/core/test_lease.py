@@ -367,6 +367,8 @@ class TestKeep:
         assert not may_give_word(of, "a", {})
         assert may_give_word(of, "a", {"x": 7})
         assert not may_give_word(of, "b", {"x": 7})
+        # An answer could name no position that says so: the next one would say no more, and so on at the log's speed.
+        assert not may_give_word(of, "a", {"y": 9})
 
 
 class TestTimers:
