@@ -13,7 +13,7 @@ from fractal.agent.app_job import AppJob
 from fractal.agent.local import LocalFacts
 from fractal.agent.notes import MemoryNotes
 from fractal.agent.saver import Saver
-from fractal.core.model import Point
+from fractal.core.model import Point, Policy
 
 if TYPE_CHECKING:
     from fractal.archive.records import Record
@@ -55,7 +55,7 @@ def saver(clock: Clocks, snapshots: Snapshots) -> tuple[Saver, LocalFacts]:
     facts.change(root=1, committed=Point(epoch=1, number=1), committed_ms=clock.wall)
     agent = SimpleNamespace(clock=clock, snapshotter=snapshots, instant_snapshots=True)
     group = SimpleNamespace(agent=agent, id="g", pulse=SimpleNamespace(beat=lambda: None))
-    policy = SimpleNamespace(interval=60_000)
+    policy = Policy(interval=60_000)
     job = SimpleNamespace(
         app=SimpleNamespace(policy=policy, move_to="", epoch=1, name="ledger"),
         data=SimpleNamespace(volume="v", holding=nullcontext),
