@@ -46,12 +46,23 @@ def running(world: World, _: Machine, __: Fault) -> None:
         world.wrong("I5", f"the app does not run {world.why_not(world.apps[0])}")
 
 
+def told(world: World, _: Machine, __: Fault) -> None:
+    """Somebody asks why the app does not run."""
+    app = world.apps[0]
+    said = [
+        m.group.jobs[app].problem() for m in world.machines if m.group is not None and app in m.group.jobs
+    ]
+    if not any("it got healthy on none of its devices" in text for text in said):
+        world.wrong("status", f"nobody says why the app does not run: {said}")
+
+
 @pytest.fixture(autouse=True)
 def kinds(monkeypatch: pytest.MonkeyPatch) -> None:
     """What only these runs do."""
     known = cast("MutableMapping[str, object]", faults.KINDS)
     monkeypatch.setitem(known, "bases are spoilt", garbage)
     monkeypatch.setitem(known, "somebody looks", running)
+    monkeypatch.setitem(known, "somebody asks", told)
 
 
 def test_epochs_whose_base_was_filled_with_garbage_are_left_behind() -> None:
@@ -108,7 +119,8 @@ def test_a_log_that_dies_while_the_last_snapshot_is_stored_does_so_too(after: fl
 
 def test_an_app_that_no_device_gets_healthy_is_tried_again_after_a_rest() -> None:
     """All tried it while something was wrong with all of them; it stayed stopped for ever, and nothing said why."""
-    script = tuple(fault(n, 0.5, "app gets sick", n, seconds=900.0, value=0.0) for n in range(3))
+    sick = [fault(n, 0.5, "app gets sick", n, seconds=900.0, value=0.0) for n in range(3)]
+    script = (*sick, fault(3, 500.0, "somebody asks", 0))
     result = simulate(0, script=script, scene=replace(SCENE, faults_for=1000.0, rest=400.0))
     assert not result.violations, say(result)
     assert result.counts["entry: released, unhealthy"] == 3, say(
