@@ -36,13 +36,15 @@ class Life:
     frozen: bool = False
     asleep: float | None = None
     """Since when its machine sleeps: its timers stand still meanwhile, as those of asyncio do on CLOCK_MONOTONIC."""
-    stopped: list[tuple[float, int, _Handle | asyncio.Future[None]]] = field(default_factory=list)
+    stopped: list[_Timer] = field(default_factory=list)
     """Timers that would have gone off while the machine slept."""
     held: list[_Handle] = field(default_factory=list)
     """What would have run while it was frozen; kept for ever once it is dead, as a killed program cleans nothing up."""
 
 
 LIFE: ContextVar[Life | None] = ContextVar("life", default=None)
+_Timer = tuple[float, int, "_Handle | asyncio.Future[Any]", Life | None, Any]
+"""When, in which order, what, whose, and the result if it is a future."""
 _numbers = itertools.count(1)
 _push, _pop = heapq.heappush, heapq.heappop
 
@@ -104,7 +106,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self.now = 0.0
         """Seconds since the beginning of the simulation. Only the loop itself changes it."""
         self._ready: deque[_Handle] = deque()
-        self._timers: list[tuple[float, int, _Handle | asyncio.Future[None], Life | None]] = []
+        self._timers: list[_Timer] = []
         self._order = itertools.count()
         self._closed = False
         self.steps = 0
@@ -155,14 +157,15 @@ class VirtualLoop(asyncio.AbstractEventLoop):
             self.now = timers[0][0]
         now = self.now
         while timers and timers[0][0] <= now:
-            when, order, due, life = _pop(timers)
+            timer = _pop(timers)
+            due, life = timer[2], timer[3]
             if life is not None and life.asleep is not None:
-                life.stopped.append((when, order, due))
+                life.stopped.append(timer)
             elif type(due) is _Handle:
                 if due.callback is not None:
                     ready.append(due)
             elif not due.done():  # type: ignore[union-attr]  # a future: handles have no other type
-                due.set_result(None)  # type: ignore[union-attr]
+                due.set_result(timer[4])  # type: ignore[union-attr]
 
     def thaw(self, life: Life) -> None:
         """Let a frozen program go on: whatever became due meanwhile runs now."""
@@ -175,8 +178,8 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         if life.asleep is None:
             return
         slept, life.asleep = self.now - life.asleep, None
-        moved = [t if t[3] is not life else (t[0] + slept, *t[1:]) for t in self._timers]
-        moved += [(when + slept, order, due, life) for when, order, due in life.stopped]
+        moved = [t if t[3] is not life else _later(t, slept) for t in self._timers]
+        moved += [_later(timer, slept) for timer in life.stopped]
         life.stopped = []
         heapq.heapify(moved)
         self._timers = moved
@@ -185,8 +188,12 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def until(self, when: float) -> asyncio.Future[None]:
         """Done at that time: what a sleep waits for."""
         future: asyncio.Future[None] = _Future(loop=self)
-        _push(self._timers, (when, next(self._order), future, LIFE.get()))
+        _push(self._timers, (when, next(self._order), future, LIFE.get(), None))
         return future
+
+    def settle(self, delay: float, future: asyncio.Future[T], result: T) -> None:
+        """Give a future its result after `delay` seconds, unless it is done by then; whoever sleeps hears it when awake."""
+        _push(self._timers, (self.now + delay, next(self._order), future, None, result))
 
     # --- what asyncio calls ---
 
@@ -213,7 +220,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.TimerHandle:
         """As in asyncio."""
         timer: Any = _Handle(callback, args, context, self.now + delay)
-        _push(self._timers, (timer.time, next(self._order), timer, timer.life))
+        _push(self._timers, (timer.time, next(self._order), timer, timer.life, None))
         return cast("asyncio.TimerHandle", timer)
 
     def call_at(
@@ -221,7 +228,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     ) -> asyncio.TimerHandle:
         """As in asyncio."""
         timer: Any = _Handle(callback, args, context, when)
-        _push(self._timers, (when, next(self._order), timer, timer.life))
+        _push(self._timers, (when, next(self._order), timer, timer.life, None))
         return cast("asyncio.TimerHandle", timer)
 
     def create_future(self) -> asyncio.Future[Any]:
@@ -259,6 +266,10 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         error = context.get("exception")
         if error is not None and not isinstance(error, Crashed) and not self._closed:
             self.errors.append(f"{context.get('message')}: {error!r}")
+
+
+def _later(timer: _Timer, seconds: float) -> _Timer:
+    return (timer[0] + seconds, *timer[1:])
 
 
 def new_loop() -> VirtualLoop:

@@ -129,7 +129,7 @@ class Network:
             late += self.weather.slow_log * self._random.random()
         elif service == STORE:
             late += self.weather.slow_store * self._random.random()
-        self._later(self.delay() + late, self._tell, answer, result)
+        self._loop.settle(self.delay() + late, answer, result)
 
     def _carry_out(self, effect: Callable[[], Any]) -> None:
         try:
@@ -139,10 +139,6 @@ class Network:
 
     def _later(self, delay: float, callback: Callable[..., None], *arguments: Any) -> None:
         self._loop.call_later(delay, callback, *arguments, context=self._outside)
-
-    def _tell(self, answer: asyncio.Future[T], result: T) -> None:
-        if not answer.done():
-            answer.set_result(result)
 
     def _raise(self, answer: asyncio.Future[T], error: FractalError) -> None:
         if not answer.done():
@@ -209,5 +205,5 @@ class Network:
         """Done when the log grows, at the latest after `seconds`."""
         future: asyncio.Future[None] = self._loop.create_future()
         self.waiting.append(future)
-        self._later(seconds, self._tell, future, None)
+        self._loop.settle(seconds, future, None)
         return future
