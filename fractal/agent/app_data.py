@@ -42,6 +42,8 @@ class AppData:
         self._line: list[Moment] | None = None
         """The main line as last listed, with what was committed here since; None before the first look."""
         self._fulls: set[Point] = set()
+        self._anchors: set[Point] | None = None
+        """Of both; None if they changed since it was asked."""
         self._in_use: list[str] = []
         """Local snapshots that something reads or takes just now."""
         self._restoring = 0
@@ -177,9 +179,10 @@ class AppData:
         app, bases = self._app(), await self._owned_bases()
         points = [point for point in timeline.points if app.counts(point.epoch)]
         self.newest = tip(points, bases, app.epoch)
-        line = [timeline.records[p] for p in main_line(points, bases, app.epoch)]
-        self._line = [Moment(r.point, r.wall_ms) for r in line]
-        self._fulls = {r.point for r in timeline.counting.values() if r.parent is None}
+        line = main_line(points, bases, app.epoch)
+        self._line = [Moment(p, timeline.records[p].wall_ms) for p in line]
+        self._fulls = {slot[0] for slot, r in timeline.counting.items() if r.parent is None}
+        self._anchors = None
         return self.newest
 
     def committed(self, record: Record) -> None:
@@ -189,6 +192,13 @@ class AppData:
             self._fulls.add(record.point)
         if self._line is not None:
             self._line.append(Moment(record.point, record.wall_ms))
+        self._anchors = None
+
+    def _parents(self) -> set[Point]:
+        """Moments that coming merges build on, as far as the main line is known."""
+        if self._anchors is None:
+            self._anchors = anchors(self._line or [], self._fulls)
+        return self._anchors
 
     async def held(self) -> frozenset[Point]:
         """Moments whose snapshots are on this device."""
@@ -270,7 +280,7 @@ class AppData:
         facts = self._job.facts
         here = {s.name for s in await self._job.group.agent.snapshotter.snapshots(self.volume)}
         now = facts.now
-        for point in anchors(self._line or [], self._fulls):
+        for point in self._parents():
             if (name := now.name_of(point)) in here:
                 now = now.named(point, name)
         facts.put(now)
@@ -280,12 +290,13 @@ class AppData:
         facts, snapshotter = self._job.facts, self._job.group.agent.snapshotter
         snapshots = await snapshotter.snapshots(self.volume)
         outdone = outdone_strays(s.name for s in snapshots)
-        for snapshot in snapshots:
-            # Asked for each anew: while one is deleted others are taken, named and opened.
-            spared = self._spared(snapshot.name) and snapshot.name not in outdone
-            if not spared and snapshot.name not in self._needed(keep):
-                await snapshotter.delete(self.volume, snapshot.name)
         needed = self._needed(keep)
+        for snapshot in snapshots:
+            spared = self._spared(snapshot.name) and snapshot.name not in outdone
+            if not spared and snapshot.name not in needed:
+                await snapshotter.delete(self.volume, snapshot.name)
+                # Asked anew: while one is deleted others are taken, named and opened.
+                needed = self._needed(keep)
         facts.change(names={k: n for k, n in facts.now.names.items() if n in needed})
         self.crowded = False
 
@@ -318,7 +329,7 @@ class AppData:
             # What coming merges need is not known before the first look, which an unreadable archive may put off for ever.
             keep |= {facts.names[k] for k in sorted(facts.names, key=_point)[-UNREAD:]}
         else:
-            keep |= {facts.name_of(p) for p in anchors(self._line, self._fulls)}
+            keep |= {facts.name_of(p) for p in self._parents()}
         return keep
 
     # --- the volume root -----------------------------------------------------------------------------------------
