@@ -215,10 +215,12 @@ class Epochs:
                 # device with old credentials, could use up all numbers, or stop an app with one that nobody can announce.
                 if epoch > max(last, announced) + MAX_LEAP:
                     break
-                if name not in self._parsed and name not in self._raw:
-                    unread.append(name)
-                    continue
-                record = self._parse(app, epoch)
+                record = self._parsed.get(name)
+                if record is None:
+                    if name not in self._raw:
+                        unread.append(name)
+                        continue
+                    record = self._parse(app, epoch)
                 if not record.burnt or epoch == last + 1:
                     known[epoch] = record
                     last = epoch

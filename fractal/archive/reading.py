@@ -16,7 +16,7 @@ from fractal.archive.rescue import LIMIT, InVain, Rescued, asked_for, rescue
 from fractal.archive.sealed import GroupKey, SignKeyOf, at_once, listed, open_statement, read_small
 from fractal.archive.timeline import Timeline, name
 from fractal.archive.trims import Trim, TrimBody, trim_of
-from fractal.core.chain import on_line
+from fractal.core.chain import in_order, on_line
 from fractal.core.model import Point
 from fractal.core.retention import Slot
 
@@ -255,7 +255,7 @@ class Records:
         also = [(self._read_note(note)[0], 0) for note in noted]
         found = await self._of_somebody([slot for slot in slots if slot is not None], also)
         await self._fetch([self._key(s) for s in found if s not in self._known])
-        return sorted(found)
+        return sorted(found, key=_place)
 
     async def _of_somebody(self, slots: list[Slot], also: Sequence[Slot] = ()) -> list[Slot]:
         """Those of epochs that somebody created, as far as it can be known now. Of `also` it is only found out.
@@ -340,14 +340,16 @@ class Records:
         recent = self._clock.boottime() - self.store.staleness
         stored |= {s: r for s, r in self._known.items() if self._seen.get(s, recent) > recent}
         newest: dict[int, Record] = {}
-        for point, level in sorted(stored):
-            if not level:
-                newest[point.epoch] = stored[point, 0]
+        for slot in sorted(stored, key=_place):
+            if not slot[1]:
+                newest[slot[0].epoch] = stored[slot]
         for record in newest.values():
             self.remember(record)
         trim = self._counting([self._trims[n] for n in numbers if n in self._trims], bases, epoch)
         ticks = {
-            p: burnt.pop(self._key((p, 0))) for p, lvl in slots if not lvl and self._key((p, 0)) in burnt
+            slot[0]: burnt.pop(self._key(slot))
+            for slot in (slots if burnt else ())
+            if not slot[1] and self._key(slot) in burnt
         }
         standing = {p for p, _ in stored}
         return Timeline(
@@ -412,11 +414,10 @@ class Records:
     def _refuse_vanished(self, slots: Sequence[Slot], timeline: Timeline) -> None:
         """A record that was listed and could not be read: unless it was let go, the store contradicts itself."""
         for slot in slots:
+            if slot in timeline.stored or slot[0] in timeline.burnt:
+                continue
             key = self._key(slot)
-            gone = (
-                slot not in timeline.stored and slot[0] not in timeline.burnt and key not in timeline.unread
-            )
-            if gone and not slot[1] and not timeline.let_go(slot[0]):
+            if key not in timeline.unread and not slot[1] and not timeline.let_go(slot[0]):
                 raise Rollback(f"{key} was listed and is not there", retryable=True)
 
     def _refuse_rollback(self, timeline: Timeline, noted: list[tuple[str, bytes]]) -> None:
@@ -458,12 +459,18 @@ class Records:
             )
 
 
+def _place(slot: Slot) -> tuple[int, int, int]:
+    """What slots are sorted by: as they are compared, and quicker."""
+    point, level = slot
+    return point.epoch, point.number, level
+
+
 def _gaps(records: Iterable[Point], burnt: Mapping[Point, str], trim: Trim | None) -> tuple[Point, ...]:
     """The first few of them: a hostile writer may have left 10^14 numbers out."""
     newest: dict[int, int] = {}
     for point in records:
         newest[point.epoch] = max(newest.get(point.epoch, 0), point.number)
-    standing = sorted({*records, *(p for p in burnt if p.number < newest.get(p.epoch, 0))})
+    standing = sorted({*records, *(p for p in burnt if p.number < newest.get(p.epoch, 0))}, key=in_order)
     found: list[Point] = []
     epoch, expected = 0, 1
     for point in standing:

@@ -37,7 +37,7 @@ class Timeline:
 
     @cached_property
     def records(self) -> Mapping[Point, Record]:
-        """Each moment with the record that tells of it: its own, or the highest merge if that was let go."""
+        """Each moment, oldest first, with the record that tells of it: its own, or the highest merge if that was let go."""
         found: dict[Point, Record] = {}
         for slot in sorted(self.counting, key=lambda s: (s[0].epoch, s[0].number, -s[1])):
             found[slot[0]] = self.counting[slot]
@@ -59,7 +59,7 @@ class Timeline:
     @property
     def points(self) -> tuple[Point, ...]:
         """Oldest first."""
-        return tuple(sorted(self.records))
+        return tuple(self.records)
 
     def let_go(self, point: Point) -> bool:
         """Whether retention let a moment's own record go."""

@@ -7,11 +7,14 @@ along bases; records beyond the point where a later epoch branched off are kept 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from operator import attrgetter
 
 from fractal.core.model import Point
 
 EMPTY = Point(epoch=0, number=0)
 """The beginning of every app: no data."""
+in_order = attrgetter("epoch", "number")
+"""What points are sorted by: as they are compared, and quicker."""
 
 
 def tip(points: Iterable[Point], bases: Mapping[int, Point], epoch: int) -> Point:
@@ -35,7 +38,7 @@ def tip(points: Iterable[Point], bases: Mapping[int, Point], epoch: int) -> Poin
 
 def main_line(points: Iterable[Point], bases: Mapping[int, Point], epoch: int) -> tuple[Point, ...]:
     """Points of the main line that ends with `epoch`, oldest first."""
-    known = sorted(set(points))
+    known = sorted(set(points), key=in_order)
     line: list[Point] = []
     end = tip(known, bases, epoch)
     while end.number:
