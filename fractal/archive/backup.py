@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from fractal.api.context import Clock, Entropy, Workers
@@ -78,7 +79,7 @@ class Backup:
     folder: Path
     _next: dict[int, tuple[int, Record | None]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def uploader(self) -> Uploader:
         """Where its objects go."""
         return Uploader(
@@ -89,8 +90,9 @@ class Backup:
         """The record of the snapshot. What is in the spool already is neither sent nor uploaded again; what is there of
         another snapshot is given up.
         """
-        folder = self.folder / f"{source.epoch}-{source.name}"
-        await self.workers.run(spool.keep_only, self.folder, {folder.name})
+        called = f"{source.epoch}-{source.name}"
+        folder = self.folder / called
+        await self.workers.run(spool.keep_only, self.folder, {called})
         stored = await self._done(source.epoch, folder)
         if stored is not None and source.good(stored.body):
             return stored

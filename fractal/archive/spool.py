@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, TypeVar, TypeVarTuple
+from typing import TypeVar, TypeVarTuple
 
 from fractal.api.canonical import decode, encode
 from fractal.api.context import Workers
@@ -249,10 +249,15 @@ def done_as(folder: Path) -> int | None:
 
 def keep_only(folder: Path, names: Collection[str]) -> None:
     """Delete every object in `folder` but those: the others are done with, or were given up."""
-    if folder.is_dir():
-        for other in folder.iterdir():
-            if other.name not in names:
-                discard(other)
+    try:
+        with os.scandir(folder) as found:
+            others = [entry.name for entry in found if entry.name not in names]
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise _failed(folder, error) from error
+    for name in others:
+        discard(folder / name)
 
 
 def holds(folder: Path, index: int, segment: Segment) -> bool:
@@ -286,8 +291,8 @@ def read_at(path: Path, offset: int) -> bytes:
 
 
 def append(path: Path, data: bytes, at: int) -> None:
-    """Write `data` at the end of a file that has `at` bytes; 0 makes it anew."""
-    with _disk_errors(path), _open_to_append(path, at) as file:
+    """Write `data` at the end of a file that has `at` bytes; 0 makes it anew, in a folder that there is (`room_for`)."""
+    with _disk_errors(path), path.open("ab" if at else "wb") as file:
         file.write(data)
 
 
@@ -304,13 +309,6 @@ async def to_its_end(workers: Workers, function: Callable[[*Arguments], T], *arg
 def discard(folder: Path) -> None:
     """Delete an object's folder; nothing if it is absent."""
     shutil.rmtree(folder, ignore_errors=True)
-
-
-def _open_to_append(path: Path, at: int) -> BinaryIO:
-    if at == 0:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return path.open("wb")
-    return path.open("ab")
 
 
 def _sync(path: Path) -> None:

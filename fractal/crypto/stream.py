@@ -25,6 +25,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b, sha256
 
 import zstandard
@@ -160,9 +161,17 @@ class _Desk:
     """
 
     def __init__(self) -> None:
-        self.thorough = zstandard.ZstdCompressor(level=LEVEL)
-        self.quick = zstandard.ZstdCompressor(compression_params=QUICK)
         self._room = memoryview(mmap.mmap(-1, FRAME))
+
+    @cached_property
+    def thorough(self) -> zstandard.ZstdCompressor:
+        """Most objects are of one frame, and need one of the two."""
+        return zstandard.ZstdCompressor(level=LEVEL)
+
+    @cached_property
+    def quick(self) -> zstandard.ZstdCompressor:
+        """The other."""
+        return zstandard.ZstdCompressor(compression_params=QUICK)
 
     @contextmanager
     def gather(self, chunks: list[bytes]) -> Iterator[memoryview]:
