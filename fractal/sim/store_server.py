@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from bisect import bisect_left, insort
 from collections.abc import AsyncIterator
 from functools import lru_cache
-from itertools import islice, takewhile
 from typing import TYPE_CHECKING
 
 from fractal.api.names import check_prefix
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from fractal.sim.machine import Machine
 
 
+BEHIND = chr(sys.maxunicode)
+"""Sorts behind whatever may follow a prefix in a key."""
 _info = lru_cache(maxsize=20_000)(ObjectInfo)
 """The same object each time: listings show the same names again and again."""
 
@@ -79,10 +81,9 @@ class SimStore(Store):
         objects = network.objects.by_key
 
         def effect() -> list[ObjectInfo]:
-            after = islice(network.keys, bisect_left(network.keys, prefix), None)
-            found = [
-                _info(key, len(objects[key])) for key in takewhile(lambda key: key.startswith(prefix), after)
-            ]
+            keys = network.keys
+            below = keys[bisect_left(keys, prefix) : bisect_left(keys, prefix + BEHIND)]
+            found = [_info(key, len(objects[key])) for key in below]
             lag = network.store_lag + network.excess_lag
             if lag:
                 until = network.now() - network.random.uniform(0.0, lag)

@@ -20,10 +20,12 @@ FORMAT = "sim/1"
 WRITE_EVERY = 1.0
 """Seconds between two writes of a simulated app."""
 
+_ENCODER = json.JSONEncoder(sort_keys=True)
+
 
 def digest(files: Files) -> str:
     """What identifies the content of a volume."""
-    return hashlib.blake2b(json.dumps(files, sort_keys=True).encode(), digest_size=12).hexdigest()
+    return hashlib.blake2b(_ENCODER.encode(files).encode(), digest_size=12).hexdigest()
 
 
 class Disk:
@@ -166,7 +168,7 @@ class SimSnapshotter:
         old = self._held(volume, parent) if parent is not None else {}
         changed = {k: v for k, v in new.items() if old.get(k) != v}
         gone = sorted(old.keys() - new.keys())
-        text = json.dumps([changed, gone, parent is not None and digest(old)], sort_keys=True).encode()
+        text = _ENCODER.encode([changed, gone, parent is not None and digest(old)]).encode()
         half = len(text) // 2
         yield text[:half]
         await self._work()
