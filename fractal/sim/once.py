@@ -2,7 +2,8 @@
 
 Whether a signature holds, what opens with a key and what a beat or an entry says depends on bytes alone, so that remembering it
 changes no history, only its price. What somebody here signed or sealed is known to hold and to open, and what he said in a beat to
-be what is read there, before anybody asks. Every byte that is sealed, signed and stored in a simulation is real.
+be what is read there, before anybody asks. The fold is such a function too, of the state, the entry and the reader's keys: an agent
+that starts again folds the same entries again. Every byte that is sealed, signed and stored in a simulation is real.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from typing import Any, TypeVar
 
 import fractal.agent.care as care
 import fractal.agent.jobs.beating as beating
+import fractal.agent.journal as journal
 import fractal.crypto.keys as keys
 import fractal.crypto.seal as seal
 from fractal.agent.beats import Beat, beat_bytes, read_beat
 from fractal.archive.archive import Archive
+from fractal.core.log import fold
+from fractal.core.model import GroupState
 from fractal.crypto.keys import DeviceKeys
-from fractal.crypto.seal import Envelope, parse_envelope
+from fractal.crypto.seal import Envelope, GroupOpener, parse_envelope
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -31,6 +35,8 @@ DAY = 120.0
 have been an orphan, are as much shorter."""
 MOST = 20_000
 """Results that are remembered; then all are forgotten."""
+STATES = 2_000
+"""The same for folded states, which are larger."""
 
 
 @contextmanager
@@ -39,6 +45,7 @@ def once() -> Iterator[None]:
     real: Any = keys
     sealing: Any = seal
     jobs: Any = beating
+    logs: Any = journal
     bindings = real.bindings
     read: dict[tuple[bytes, str], tuple[bytes | None, Beat]] = {}
     parsed: dict[bytes, Envelope] = {}
@@ -59,14 +66,31 @@ def once() -> Iterator[None]:
             return beat
         return replace(known[1], heard=heard)
 
-    told = jobs.read_beat, jobs.beat_bytes, sealing.parse_envelope
-    jobs.read_beat, jobs.beat_bytes, sealing.parse_envelope = read_one, said, parse
+    told = jobs.read_beat, jobs.beat_bytes, sealing.parse_envelope, logs.fold
+    jobs.read_beat, jobs.beat_bytes, sealing.parse_envelope, logs.fold = read_one, said, parse, _folding()
     real.bindings = sealing.bindings = SimpleNamespace(**{**vars(bindings), **_remembering(bindings)})
     try:
         yield
     finally:
         real.bindings = sealing.bindings = bindings
-        jobs.read_beat, jobs.beat_bytes, sealing.parse_envelope = told
+        jobs.read_beat, jobs.beat_bytes, sealing.parse_envelope, logs.fold = told
+
+
+def _folding() -> Callable[[GroupState, bytes, GroupOpener], GroupState]:
+    """`fold` that folds an entry after the very same state for the very same keys once; from the beginning on states are the same."""
+    beginnings: dict[str, GroupState] = {}
+    folded: dict[tuple[Any, ...], tuple[GroupState, GroupState]] = {}
+
+    def step(state: GroupState, raw: bytes, opener: GroupOpener) -> GroupState:
+        if not state.position and state == GroupState(id=state.id):
+            state = beginnings.setdefault(state.id, state)
+        inside: Any = opener
+        # What is remembered holds the state, so that its id is no other's meanwhile.
+        key = id(state), raw, inside._keys, frozenset(inside._extra.items())
+        known = folded.get(key) or _remember(folded, key, (state, fold(state, raw, opener)), STATES)
+        return known[1]
+
+    return step
 
 
 def _remembering(bindings: Any) -> dict[str, Callable[..., bytes]]:
@@ -120,8 +144,8 @@ def _remembering(bindings: Any) -> dict[str, Callable[..., bytes]]:
     }
 
 
-def _remember(known: dict[K, V], key: K, value: V) -> V:
-    if len(known) > MOST:
+def _remember(known: dict[K, V], key: K, value: V, most: int = MOST) -> V:
+    if len(known) > most:
         known.clear()
     known[key] = value
     return value
