@@ -95,7 +95,7 @@ class Remote:
             self._waiting.pop(number, None)
         return _told(known.name, answer)
 
-    async def receive(self, payload: bytes) -> bool:
+    def receive(self, payload: bytes) -> bool:
         """Take in a message; False if it is none of ours. What cannot be read or is not allowed is dropped."""
         if not payload.startswith(MAGIC):
             return False

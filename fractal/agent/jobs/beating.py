@@ -62,13 +62,14 @@ async def hear(group: GroupAgent) -> None:
     """Take in what arrived; what cannot be read is no sign of life."""
     agent = group.agent
     generation, key = group.journal.group_key()
+    aad = AAD + generation.to_bytes(4, "big")
     now = agent.clock.boottime()
     woken = False
     for signal in (await agent.coordinator.signals(group.journal.address))[:MOST]:
-        if await group.remote.receive(signal.payload):
+        if group.remote.receive(signal.payload):
             continue
         try:
-            plain = open_group(signal.payload, key, AAD + generation.to_bytes(4, "big"))
+            plain = open_group(signal.payload, key, aad)
             beat = read_beat(plain, now, group.id, group.sign_key_of)
         except FractalError:
             continue

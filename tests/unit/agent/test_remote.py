@@ -70,8 +70,8 @@ async def test_only_who_manages_an_app_has_commands_carried_out_and_each_once(
     assert answer["result"]["exit_code"] == 0
     (asked,) = sent
     for _ in range(3):
-        assert await attic.remote.receive(asked)
-        assert await den.remote.receive(asked), "reflected to who sent it"
+        assert attic.remote.receive(asked)
+        assert den.remote.receive(asked), "reflected to who sent it"
     with pytest.raises(RemoteError, match="not on this device"):
         await attic.remote.ask(den.me, "app.exec", run(mine))
 
@@ -88,9 +88,9 @@ async def test_what_makes_no_sense_is_dropped(beds: Bed) -> None:
     attic, den = beds.at("attic"), beds.at("den")
     box = attic.agent.keys.box_public
     for noise in (b"", b"{}", b'{"body":1,"sig":2}', b"\xff" * 100, b'{"body":"e30","sig":"e30"}'):
-        assert await attic.remote.receive(MAGIC + noise)
-        assert await attic.remote.receive(MAGIC + seal_to(box, noise, attic.agent.entropy))
-    assert not await attic.remote.receive(b"something else")
+        assert attic.remote.receive(MAGIC + noise)
+        assert attic.remote.receive(MAGIC + seal_to(box, noise, attic.agent.entropy))
+    assert not attic.remote.receive(b"something else")
     await den.remote._send(attic.me, {"ask": "1", "nonce": attic.remote.nonce})
     await den.remote._send(attic.me, {"ask": "2", "nonce": attic.remote.nonce, "command": [], "params": 3})
     await den.remote._send(attic.me, {"tell": "unknown"})
