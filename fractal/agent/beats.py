@@ -7,7 +7,7 @@ neither the log server, which may have recorded old ones, nor another device of 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from fractal.agent.notes import Notes
 from fractal.api.canonical import decode, encode, pack, unpack
@@ -66,8 +66,6 @@ class Beat:
     """Free memory in MiB."""
     wall_ms: int = 0
     """The sender's wall clock, so that one that is wrong can be told; nothing else goes by it."""
-    heard: float = 0.0
-    """Receiver's boottime; not sent."""
 
 
 def beat_bytes(beat: Beat, group: str, keys: DeviceKeys) -> bytes:
@@ -77,11 +75,11 @@ def beat_bytes(beat: Beat, group: str, keys: DeviceKeys) -> bytes:
     return b'{"beat":%s,"sig":"%s"}' % (said, pack(keys.sign(_signed(group, said))).encode())
 
 
-def read_beat(data: bytes, heard: float, group: str, sign_key_of: Callable[[str], bytes | None]) -> Beat:
+def read_beat(data: bytes, group: str, sign_key_of: Callable[[str], bytes | None]) -> Beat:
     """A received beat of the device that it names. Raises InvalidInput."""
     value = decode(data, limit=32 << 10)
     plain, sig = value.get("beat"), value.get("sig")
-    if not isinstance(plain, dict) or "heard" in plain or not isinstance(sig, str) or len(value) != 2:
+    if not isinstance(plain, dict) or not isinstance(sig, str) or len(value) != 2:
         raise InvalidInput("not a beat")
     # A newer agent may say more than this one knows.
     beat = from_plain(Beat, plain, drop_unknown=True)
@@ -90,7 +88,7 @@ def read_beat(data: bytes, heard: float, group: str, sign_key_of: Callable[[str]
     said = data[len(b'{"beat":') : -len(b',"sig":""}') - len(sig)]
     if key is None or not verify(key, _signed(group, said), unpack(sig)):
         raise InvalidInput(f"a beat that device {beat.device[:40]!r} did not sign")
-    return replace(beat, heard=heard)
+    return beat
 
 
 def _signed(group: str, said: bytes) -> bytes:

@@ -60,6 +60,9 @@ class GroupAgent:
         journal.heard = self.heard_log
         self.stores: dict[str, OpenStore] = {}
         self.beats: dict[str, Beat] = {}
+        """What each other device said last ..."""
+        self.heard: dict[str, float] = {}
+        """... and when that was heard (boottime)."""
         self.ear = Ear()
         self.voice = Voice(agent.notes, group)
         self.suspicion = Suspicion(since=agent.clock.boottime())
@@ -249,10 +252,10 @@ class GroupAgent:
         """Whether the device gave a sign of life lately. A hint, never proof."""
         if device == self.me:
             return True
-        beat = self.beats.get(device)
+        heard = self.heard.get(device)
         timers = self.state.timers
         limit = (timers.patience + timers.beat) / 1000
-        return beat is not None and self.agent.clock.boottime() - beat.heard <= limit
+        return heard is not None and self.agent.clock.boottime() - heard <= limit
 
     def unstored(self) -> list[str]:
         """Names of apps of which this device holds something that no store has yet."""

@@ -106,9 +106,9 @@ def alarms(group: GroupAgent) -> list[str]:
 def device_status(group: GroupAgent, device: Device) -> dict[str, Any]:
     """A device as others last heard it."""
     member = group.state.members.get(device.member)
-    beat = group.beats.get(device.id)
+    heard = group.heard.get(device.id)
     this = device.id == group.me
-    seen = 0.0 if this else None if beat is None else group.agent.clock.boottime() - beat.heard
+    seen = 0.0 if this else None if heard is None else group.agent.clock.boottime() - heard
     return {
         "id": device.id,
         "name": device.name,
@@ -131,7 +131,7 @@ def owner_says(group: GroupAgent, app: App) -> tuple[AppBeat, float] | None:
     said = beat.apps.get(app.id) if beat else None
     if beat is None or said is None or said.epoch != app.epoch:
         return None
-    return said, group.agent.clock.boottime() - beat.heard
+    return said, group.agent.clock.boottime() - group.heard[app.owner]
 
 
 def app_status(group: GroupAgent, app: App) -> dict[str, Any]:

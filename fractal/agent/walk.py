@@ -319,7 +319,7 @@ def _clocks(group: GroupAgent, app: App) -> Iterator[Break]:
         beat = group.beats.get(device)
         if beat is None or not beat.wall_ms:
             continue
-        there = beat.wall_ms + 1000 * (clock.boottime() - beat.heard)
+        there = beat.wall_ms + 1000 * (clock.boottime() - group.heard[device])
         skew = abs(clock.wall_ms() - there)
         if skew > SKEW_MS:
             yield Break(

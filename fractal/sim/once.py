@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
@@ -58,13 +57,13 @@ def once() -> Iterator[None]:
         _remember(read, (data, group), (keys.sign_public, beat))
         return data
 
-    def read_one(data: bytes, heard: float, group: str, sign_key_of: Callable[[str], bytes | None]) -> Beat:
+    def read_one(data: bytes, group: str, sign_key_of: Callable[[str], bytes | None]) -> Beat:
         known = read.get((data, group))
         if known is None or sign_key_of(known[1].device) != known[0]:
-            beat = read_beat(data, heard, group, sign_key_of)
+            beat = read_beat(data, group, sign_key_of)
             _remember(read, (data, group), (sign_key_of(beat.device), beat))
             return beat
-        return replace(known[1], heard=heard)
+        return known[1]
 
     told = jobs.read_beat, jobs.beat_bytes, sealing.parse_envelope, logs.fold
     jobs.read_beat, jobs.beat_bytes, sealing.parse_envelope, logs.fold = read_one, said, parse, _folding()

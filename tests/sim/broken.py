@@ -94,7 +94,7 @@ def signals_treated_as_proof(patch: pytest.MonkeyPatch) -> None:
 
     def trusting(self: GroupAgent, app: App) -> Proofs:
         found = proofs(self, app)
-        heard = max((b.heard for b in self.beats.values()), default=0.0)
+        heard = max(self.heard.values(), default=0.0)
         return replace(found, log=max(found.log or 0.0, heard))
 
     patch.setattr(GroupAgent, "proofs", trusting)

@@ -70,7 +70,7 @@ async def hear(group: GroupAgent) -> None:
             continue
         try:
             plain = open_group(signal.payload, key, aad)
-            beat = read_beat(plain, now, group.id, group.sign_key_of)
+            beat = read_beat(plain, group.id, group.sign_key_of)
         except FractalError:
             continue
         known = group.state.devices.get(beat.device)
@@ -78,7 +78,7 @@ async def hear(group: GroupAgent) -> None:
         if known is None or known.removed or beat.device == group.me or not group.ear.news(beat):
             continue
         woken = woken or last is None or _news(last, beat)
-        group.beats[beat.device] = beat
+        group.beats[beat.device], group.heard[beat.device] = beat, now
         group.suspicion = group.suspicion.heard(beat.device, now, group.state.timers)
     if woken:
         group.pulse.beat()

@@ -29,9 +29,8 @@ def beat(keys: DeviceKeys = ATTIC, run: int = 1, number: int = 1) -> Beat:
     )
 
 
-def test_a_beat_is_read_back_with_when_it_was_heard() -> None:
-    heard = read_beat(beat_bytes(beat(), GROUP, ATTIC), 7.5, GROUP, KEYS.get)
-    assert heard.heard == 7.5
+def test_a_beat_is_read_back() -> None:
+    heard = read_beat(beat_bytes(beat(), GROUP, ATTIC), GROUP, KEYS.get)
     assert (heard.device, heard.run, heard.number, heard.apps) == (ATTIC.id, 1, 1, beat().apps)
 
 
@@ -52,7 +51,7 @@ def test_what_is_read_is_all_that_was_said() -> None:
         beat(), apps={"a" * 16: app}, warm={"a" * 16: point, "c" * 16: point}, capacity=512, wall_ms=1
     )
     for said in (full, beat(), replace(beat(), apps={}, nonce="")):
-        assert read_beat(beat_bytes(said, GROUP, ATTIC), 7.5, GROUP, KEYS.get) == replace(said, heard=7.5)
+        assert read_beat(beat_bytes(said, GROUP, ATTIC), GROUP, KEYS.get) == said
 
 
 def test_nothing_stands_beside_what_is_signed() -> None:
@@ -60,7 +59,7 @@ def test_nothing_stands_beside_what_is_signed() -> None:
     beside: list[dict[str, object]] = [{"a": 1}, {"beaten": {}}, {"c": "x"}, {"z": []}]
     for more in beside:
         with pytest.raises(InvalidInput):
-            read_beat(encode({**value, **more}), 0.0, GROUP, KEYS.get)
+            read_beat(encode({**value, **more}), GROUP, KEYS.get)
 
 
 def test_another_device_of_the_group_cannot_speak_for_a_dead_one() -> None:
@@ -69,16 +68,16 @@ def test_another_device_of_the_group_cannot_speak_for_a_dead_one() -> None:
         encode({"beat": decode(beat_bytes(beat(), GROUP, ATTIC))["beat"]}),
     ):
         with pytest.raises(InvalidInput):
-            read_beat(forged, 0.0, GROUP, KEYS.get)
+            read_beat(forged, GROUP, KEYS.get)
 
 
 def test_a_beat_means_nothing_when_altered_or_in_another_group() -> None:
     value = decode(beat_bytes(beat(), GROUP, ATTIC))
     for name, other in (("number", 2), ("run", 2), ("nonce", "mine"), ("heard", 1)):
         with pytest.raises(InvalidInput):
-            read_beat(encode({**value, "beat": {**value["beat"], name: other}}), 0.0, GROUP, KEYS.get)
+            read_beat(encode({**value, "beat": {**value["beat"], name: other}}), GROUP, KEYS.get)
     with pytest.raises(InvalidInput):
-        read_beat(encode(value), 0.0, "1" * 32, KEYS.get)
+        read_beat(encode(value), "1" * 32, KEYS.get)
 
 
 def test_strangers_and_noise_are_not_heard() -> None:
@@ -91,7 +90,7 @@ def test_strangers_and_noise_are_not_heard() -> None:
         b'{"beat":{},"sig":1}',
     ):
         with pytest.raises(InvalidInput):
-            read_beat(data, 0.0, GROUP, KEYS.get)
+            read_beat(data, GROUP, KEYS.get)
 
 
 def test_what_was_heard_is_no_news_however_it_is_played_again() -> None:

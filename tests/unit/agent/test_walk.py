@@ -85,12 +85,11 @@ async def test_all_is_well_and_then_each_stretch_breaks(attic: Bed) -> None:
         run=1,
         number=1,
         wall_ms=agent.clock.wall_ms() + 3 * SKEW_MS,
-        heard=agent.clock.boottime(),
     )
     device = replace(here.state.devices[here.me], id=other, name="Other")
 
     def meet() -> None:
-        here.beats[other] = skewed
+        here.beats[other], here.heard[other] = skewed, agent.clock.boottime()
         state = here.journal._state
         here.journal._state = replace(state, devices={**state.devices, other: device})
 
@@ -99,6 +98,7 @@ async def test_all_is_well_and_then_each_stretch_breaks(attic: Bed) -> None:
     state = here.journal._state
     here.journal._state = replace(state, devices={k: d for k, d in state.devices.items() if k != other})
     here.beats.clear()
+    here.heard.clear()
     # The app itself.
     await here.journal.append(AppChanged(app=app.id, desired=Desired.STOPPED))
     await walked(attic, about="stopped by wish")
