@@ -89,7 +89,8 @@ class Records:
     async def timeline(self, *, strict: bool = True) -> Timeline:
         """By a listing sent now. Raises Rollback if a record that was seen before is missing (if `strict`), BackendError."""
         # What is written while the listing is under way may be missing in it.
-        noted, noted_trim = self._notes.scan(self._note), self._noted_trim()
+        noted = dict(map(self._read_note, self._notes.scan(self._note)))
+        noted_trim = self._noted_trim()
         slots = await self._list(layout.records_prefix(self._group, self._app), noted)
         # Trims after records: whatever was deleted before the first listing was let go by one that stands in the second.
         numbers = await self._list_trims()
@@ -212,7 +213,7 @@ class Records:
         slots: Sequence[Slot],
         numbers: Sequence[int],
         timeline: Timeline,
-        noted: list[tuple[str, bytes]],
+        noted: Mapping[Point, bytes],
         bases: Mapping[int, Point],
         epoch: int,
     ) -> Timeline:
@@ -223,7 +224,7 @@ class Records:
         standing = {s for s in self.rescued if s in self._known}
         if standing - listed:
             timeline = self._judge(sorted(listed | standing), numbers, bases, epoch)
-        wanted = asked_for(timeline, dict(map(self._read_note, noted)))
+        wanted = asked_for(timeline, noted)
         if not wanted:
             return timeline
         found = await rescue(
@@ -249,15 +250,14 @@ class Records:
     def _key(self, slot: Slot) -> str:
         return layout.slot_key(self._group, self._app, slot)
 
-    async def _list(self, prefix: str, noted: Sequence[tuple[str, bytes]] = ()) -> list[Slot]:
+    async def _list(self, prefix: str, noted: Iterable[Point] = ()) -> list[Slot]:
         names = listed(self.store, prefix, MAX_LISTED)
         slots = [layout.parse_slot_key(self._group, self._app, key) async for key in names]
-        also = [(self._read_note(note)[0], 0) for note in noted]
-        found = await self._of_somebody([slot for slot in slots if slot is not None], also)
+        found = await self._of_somebody([slot for slot in slots if slot is not None], noted)
         await self._fetch([self._key(s) for s in found if s not in self._known])
         return sorted(found, key=_place)
 
-    async def _of_somebody(self, slots: list[Slot], also: Sequence[Slot] = ()) -> list[Slot]:
+    async def _of_somebody(self, slots: list[Slot], also: Iterable[Point] = ()) -> list[Slot]:
         """Those of epochs that somebody created, as far as it can be known now. Of `also` it is only found out.
 
         A record may be written before its epoch is created, by whoever may write into the store: it must not count then, and
@@ -266,7 +266,8 @@ class Records:
         owner_of = self._owner_of
         if owner_of is None:
             return slots
-        strange = {e for e in {p.epoch for p, _ in (*slots, *also)} if owner_of(e) is None}
+        epochs = {p.epoch for p, _ in slots} | {p.epoch for p in also}
+        strange = {e for e in epochs if owner_of(e) is None}
         now = self._clock.boottime()
         if self._list_owners and (strange - self._nobodys or (strange and now - self._asked >= OWNERS_AGAIN)):
             await self._list_owners()
@@ -336,9 +337,10 @@ class Records:
             if number not in self._trims and self._trim_key(number) in self._raw:
                 self._parse_trim(number, burnt)
         stored = {s: self._known[s] for s in slots if s in self._known}
-        # What this device read or wrote a moment ago may be missing from a listing that is allowed to lag.
-        recent = self._clock.boottime() - self.store.staleness
-        stored |= {s: r for s, r in self._known.items() if self._seen.get(s, recent) > recent}
+        if self.store.staleness:
+            # What this device read or wrote a moment ago may be missing from a listing that is allowed to lag.
+            recent = self._clock.boottime() - self.store.staleness
+            stored |= {s: r for s, r in self._known.items() if self._seen.get(s, recent) > recent}
         newest: dict[int, Record] = {}
         for slot in sorted(stored, key=_place):
             if not slot[1]:
@@ -420,9 +422,8 @@ class Records:
             if key not in timeline.unread and not slot[1] and not timeline.let_go(slot[0]):
                 raise Rollback(f"{key} was listed and is not there", retryable=True)
 
-    def _refuse_rollback(self, timeline: Timeline, noted: list[tuple[str, bytes]]) -> None:
-        for note in noted:
-            point, digest = self._read_note(note)
+    def _refuse_rollback(self, timeline: Timeline, noted: Mapping[Point, bytes]) -> None:
+        for point, digest in noted.items():
             found = timeline.stored.get((point, 0))
             if found is None and (timeline.let_go(point) or self._never_counted(point, digest, timeline)):
                 continue

@@ -195,11 +195,12 @@ class SegmentsReader:
     def read(self, size: int) -> bytes:
         """At most `size` bytes, b"" at the end."""
         while not self._ahead and self._index < self._count:
+            wanted = max(size, AHEAD)
             with _disk_errors(self._folder), (self._folder / str(self._index)).open("rb") as file:
                 file.seek(self._offset)
-                self._ahead = file.read(max(size, AHEAD))
+                self._ahead = file.read(wanted)
             self._offset += len(self._ahead)
-            if not self._ahead:
+            if len(self._ahead) < wanted:  # that was its end
                 self._index, self._offset = self._index + 1, 0
         data, self._ahead = self._ahead[:size], self._ahead[size:]
         return data
