@@ -272,7 +272,8 @@ class Mirrors:
         pulse = 0
         try:
             while True:
-                wanted = {place.id for place in self.places()} if self._tends else set[str]()
+                tends = bool(job.app.mirrors) and self._tends
+                wanted: set[str] = {place.id for place in self.places()} if tends else set()
                 for store, task in list(tasks.items()):
                     if task.done():
                         del tasks[store]
