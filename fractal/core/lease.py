@@ -105,8 +105,8 @@ def read_up_to(state: GroupState, me: str, bound: Mapping[str, int]) -> int:
 
 def may_give_word(state: GroupState, me: str, bound: Mapping[str, int]) -> bool:
     """Whether `me` owes word of an app by which its guard goes already, and an answer may name a position that gives it."""
-    reach = read_up_to(state, me, bound)
-    return any(bound.get(a.id) == a.unproven <= reach for a in _owed(state, me))
+    ready = [a.unproven for a in _owed(state, me) if bound.get(a.id) == a.unproven]
+    return bool(ready) and min(ready) <= read_up_to(state, me, bound)
 
 
 def _owed(state: GroupState, me: str) -> Iterator[App]:
@@ -223,14 +223,19 @@ def to_challenge(
 
 def watched(state: GroupState, me: str, wall_ms: int) -> tuple[str, ...]:
     """Devices that this one would challenge if they were silent."""
+    devices = state.devices
+    return tuple(
+        d for d in of_both(state, me, _watchable) if not 0 < devices[d].away_until - wall_ms <= 300_000
+    )
+
+
+def _watchable(state: GroupState, me: str) -> tuple[str, ...]:
+    """The same, also those that said that they will be away for a moment."""
     found = []
     apps = [a for a in state.apps.values() if _at_risk(a)]
     for device in sorted({a.owner or a.placed for a in apps} - {me, ""}):
         known = state.devices.get(device)
         if known is None or known.removed or device in state.challenges:
-            continue
-        away = known.away_until
-        if 0 < away - wall_ms <= 300_000:
             continue
         if any((a.owner or a.placed) == device and may_host(state, a, me) for a in apps):
             found.append(device)

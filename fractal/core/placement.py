@@ -9,6 +9,7 @@ from typing import TypeVar, cast
 
 from fractal.core.model import App, Device, DeviceRole, GroupState, Role
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -126,23 +127,24 @@ def _ranking(state: GroupState, app: App) -> tuple[str, ...]:
 
 
 _KEPT = 256
-_known: dict[tuple[int, int, int], tuple[GroupState, App, object]] = {}
+_known: dict[tuple[int, int, int], tuple[GroupState, object, object]] = {}
 """Results by the identity of what they were computed of, which is kept beside them, as another value could get its address."""
 
 
-def of_both(state: GroupState, app: App, compute: Callable[[GroupState, App], T]) -> T:
-    """`compute(state, app)`, remembered: states change seldom, and every device asks several times a second.
+def of_both(state: GroupState, other: S, compute: Callable[[GroupState, S], T]) -> T:
+    """`compute(state, other)`, remembered: states change seldom, and every device asks several times a second.
 
-    `compute` is a function of a module, which is always the same object.
+    `other` is an app of the state, or what else nobody makes anew for each question; `compute` is a function of a module, which is
+    always the same object.
     """
-    key = (id(state), id(app), id(compute))
+    key = (id(state), id(other), id(compute))
     known = _known.get(key)
     if known is not None:
         return cast("T", known[2])
-    result = compute(state, app)
+    result = compute(state, other)
     if len(_known) >= _KEPT:
         _known.pop(next(iter(_known)), None)
-    _known[key] = (state, app, result)
+    _known[key] = (state, other, result)
     return result
 
 

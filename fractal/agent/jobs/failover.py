@@ -68,14 +68,15 @@ async def answer(group: GroupAgent) -> None:
 async def challenge(group: GroupAgent) -> None:
     """Challenge devices that are silent for longer than patience."""
     clock = group.agent.clock
-    answers = dict(group.state.answers)
+    answers = group.state.answers
     pulse = 0
     while True:
         now = clock.boottime()
-        for device, position in group.state.answers.items():
-            if answers.get(device) != position:
-                group.suspicion = group.suspicion.answered(device, now, group.state.timers)
-        answers = dict(group.state.answers)
+        if group.state.answers is not answers:
+            for device, position in group.state.answers.items():
+                if answers.get(device) != position:
+                    group.suspicion = group.suspicion.answered(device, now, group.state.timers)
+            answers = group.state.answers
         if not group.deaf and not group.blind and not check_timers(group.state.timers):
             for device in to_challenge(group.state, group.me, group.suspicion, now, clock.wall_ms()):
                 group.logger.info(
@@ -117,12 +118,19 @@ async def take_over(group: GroupAgent) -> None:
     clock = group.agent.clock
     unannounced: dict[tuple[str, int], float] = {}
     tries: dict[str, tuple[float, float]] = {}
+    observed: GroupState | None = None
+    free: tuple[Take, ...] = ()
     pulse = 0
     while True:
         now = clock.boottime()
-        group.seen = observe(group.state, group.seen, now)
+        news = group.state is not observed
+        if news:
+            observed = group.state
+            group.seen = observe(observed, group.seen, now)
         await _announce_found(group, unannounced, now)
-        found = [] if group.blind or group.agent.stopping else list(takes(group.state, group.me, group.seen))
+        if news or group.state is not observed:  # it comes of the log and of `seen` alone
+            free = takes(group.state, group.me, group.seen)
+        found = () if group.blind or group.agent.stopping else free
         due = [t for t in found if t.at <= now and tries.get(t.app, (0.0, 0.0))[0] <= now]
         if due and not check_timers(group.state.timers):
             await _take(group, due, tries)
