@@ -236,9 +236,9 @@ class GroupAgent:
             raise
         if opened.sent is not None and sent < opened.sent:
             return opened  # a look that began later was quicker
-        changed = listed != opened.listed
-        opened.listed, opened.sent, opened.problem = listed, sent, ""
-        if changed:
+        opened.sent, opened.problem = sent, ""
+        if listed != opened.listed:  # the same value stays, so that what was made of it does too
+            opened.listed = listed
             self.pulse.beat()
         return opened
 

@@ -22,6 +22,9 @@ class Health(Enum):
     STOPPED = "stopped"
 
 
+_WORST_FIRST = (Health.STOPPED, Health.UNHEALTHY, Health.STARTING, Health.HEALTHY)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceStatus:
     """What the runtime sees of one service of one run."""
@@ -60,8 +63,8 @@ class RunStatus:
     @property
     def health(self) -> Health:
         """The worst of the services' health; STOPPED if none runs."""
-        order = (Health.STOPPED, Health.UNHEALTHY, Health.STARTING, Health.HEALTHY)
-        return min((s.health for s in self.services), key=order.index, default=Health.STOPPED)
+        found = [service.health for service in self.services]
+        return next((health for health in _WORST_FIRST if health in found), Health.STOPPED)
 
 
 @dataclass(frozen=True, slots=True)
