@@ -78,6 +78,27 @@ class AppJob:
         self._restore_at = 0.0
         self._restore_tried = ""
         self._restore_trouble = ""
+        self._actions: dict[Step, Callable[[], Awaitable[None]]] = {
+            Step.KILL: self._kill,
+            Step.SET_ASIDE: self.data.set_aside,
+            Step.FETCH: self._fetch,
+            Step.PREPARE: self._prepare,
+            Step.FINISH_WAIT: self._finish_wait,
+            Step.RESTORE: self._restore,
+            Step.STOP: self.stop,
+            Step.UPDATE: self.stop,
+            Step.BRING: self.bringing.step,
+            Step.START: self._start,
+            Step.ANNOUNCE: self._announce,
+            Step.GIVE_UP: self.handover.give_up,
+            Step.REST: self.handover.rest,
+            Step.LET_GO: self.handover.let_go,
+            Step.HAND_OVER: self.handover.hand_over,
+            Step.RELEASE: self.handover.release,
+            Step.TICK: self.saver.tick,
+            Step.MAKE_ROOM: self.data.make_room,
+            Step.CLEAN_UP: self.data.clean_up,
+        }
 
     @staticmethod
     def left_here(group: GroupAgent, app: str) -> bool:
@@ -240,29 +261,8 @@ class AppJob:
 
     async def _attempt(self, step: Step) -> None:
         clock = self.group.agent.clock
-        actions: dict[Step, Callable[[], Awaitable[None]]] = {
-            Step.KILL: self._kill,
-            Step.SET_ASIDE: self.data.set_aside,
-            Step.FETCH: self._fetch,
-            Step.PREPARE: self._prepare,
-            Step.FINISH_WAIT: self._finish_wait,
-            Step.RESTORE: self._restore,
-            Step.STOP: self.stop,
-            Step.UPDATE: self.stop,
-            Step.BRING: self.bringing.step,
-            Step.START: self._start,
-            Step.ANNOUNCE: self._announce,
-            Step.GIVE_UP: self.handover.give_up,
-            Step.REST: self.handover.rest,
-            Step.LET_GO: self.handover.let_go,
-            Step.HAND_OVER: self.handover.hand_over,
-            Step.RELEASE: self.handover.release,
-            Step.TICK: self.saver.tick,
-            Step.MAKE_ROOM: self.data.make_room,
-            Step.CLEAN_UP: self.data.clean_up,
-        }
         try:
-            await actions[step]()
+            await self._actions[step]()
         except FractalError as error:
             trouble = f"{step.value}: {error}"
             if trouble != self.trouble:
