@@ -1,7 +1,7 @@
 """What is not quite as on a real device: pure functions are computed once for all, and an archive's day is short.
 
-Whether a signature holds, what opens with a key and what a beat or an entry says depends on bytes alone, so that remembering it
-changes no history, only its price. What somebody here signed or sealed is known to hold and to open, and what he said in a beat to
+Whether a signature holds, what opens with a key and what a beat, an entry or a small object of the store says depends on bytes
+and keys alone, so that remembering it changes no history, only its price. What somebody here signed or sealed is known to hold and to open, and what he said in a beat to
 be what is read there, before anybody asks. The fold is such a function too, of the state, the entry and the reader's keys: an agent
 that starts again folds the same entries again. Every byte that is sealed, signed and stored in a simulation is real.
 """
@@ -9,19 +9,26 @@ that starts again folds the same entries again. Every byte that is sealed, signe
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import fractal.agent.care as care
 import fractal.agent.jobs.beating as beating
 import fractal.agent.journal as journal
+import fractal.archive.epochs as epochs
+import fractal.archive.reading as reading
 import fractal.crypto.keys as keys
 import fractal.crypto.seal as seal
 from fractal.agent.beats import Beat, beat_bytes, read_beat
+from fractal.api.canonical import Value
+from fractal.api.errors import FractalError
 from fractal.archive.archive import Archive
+from fractal.archive.records import Record, record_of
+from fractal.archive.sealed import GroupKey, SignKeyOf, Statement, open_statement
 from fractal.core.log import fold
 from fractal.core.model import GroupState
+from fractal.core.retention import Slot
 from fractal.crypto.keys import DeviceKeys
 from fractal.crypto.seal import Envelope, GroupOpener, parse_envelope
 
@@ -45,6 +52,8 @@ def once() -> Iterator[None]:
     sealing: Any = seal
     jobs: Any = beating
     logs: Any = journal
+    records: Any = reading
+    locks: Any = epochs
     bindings = real.bindings
     read: dict[tuple[bytes, str], tuple[bytes | None, Beat]] = {}
     parsed: dict[bytes, Envelope] = {}
@@ -67,12 +76,59 @@ def once() -> Iterator[None]:
 
     told = jobs.read_beat, jobs.beat_bytes, sealing.parse_envelope, logs.fold
     jobs.read_beat, jobs.beat_bytes, sealing.parse_envelope, logs.fold = read_one, said, parse, _folding()
+    records.open_statement = locks.open_statement = _opening()
+    records.record_of = _recording()
     real.bindings = sealing.bindings = SimpleNamespace(**{**vars(bindings), **_remembering(bindings)})
     try:
         yield
     finally:
         real.bindings = sealing.bindings = bindings
+        records.open_statement = locks.open_statement = open_statement
+        records.record_of = record_of
         jobs.read_beat, jobs.beat_bytes, sealing.parse_envelope, logs.fold = told
+
+
+def _opening() -> Callable[..., Statement]:
+    """`open_statement` that opens an object of the store once, for all who have the same keys of the group and of its writer."""
+    opened: dict[tuple[str, str, bytes], tuple[tuple[int, bytes], bytes | None, Statement]] = {}
+
+    def still(
+        by: tuple[int, bytes], public: bytes | None, said: Statement, own: GroupKey, of: SignKeyOf
+    ) -> bool:
+        with suppress(FractalError, LookupError):
+            return own(by[0]) == by and of(said.by) == public
+        return False
+
+    def opening(
+        kind: str, key: str, data: bytes, *, sign_key_of: SignKeyOf, group_key: GroupKey
+    ) -> Statement:
+        known = opened.get((kind, key, data))
+        if known is not None and still(*known, group_key, sign_key_of):
+            return known[2]
+        used: list[tuple[int, bytes]] = []
+
+        def asked(generation: int | None) -> tuple[int, bytes]:
+            used.append(group_key(generation))
+            return used[-1]
+
+        said = open_statement(kind, key, data, sign_key_of=sign_key_of, group_key=asked)
+        _remember(opened, (kind, key, data), (used[-1], sign_key_of(said.by), said))
+        return said
+
+    return opening
+
+
+def _recording() -> Callable[[str, Slot, str, Value], Record]:
+    """`record_of` that reads the body of a statement once."""
+    made: dict[tuple[str, Slot, str, int], tuple[Value, Record]] = {}
+
+    def recording(key: str, slot: Slot, device: str, body: Value) -> Record:
+        # What is remembered holds the body, so that its id is no other's meanwhile.
+        place = key, slot, device, id(body)
+        known = made.get(place) or _remember(made, place, (body, record_of(key, slot, device, body)))
+        return known[1]
+
+    return recording
 
 
 def _folding() -> Callable[[GroupState, bytes, GroupOpener], GroupState]:
