@@ -24,9 +24,8 @@ from fractal.agent.beats import Beat, beat_bytes, read_beat
 from fractal.api.canonical import Value
 from fractal.api.errors import FractalError
 from fractal.archive.archive import Archive
-from fractal.archive.records import Record, record_of
-from fractal.archive.sealed import GroupKey, SignKeyOf, Statement, open_statement
-from fractal.core.log import fold
+from fractal.archive.records import Record
+from fractal.archive.sealed import GroupKey, SignKeyOf, Statement
 from fractal.core.model import GroupState
 from fractal.core.retention import Slot
 from fractal.crypto.keys import DeviceKeys
@@ -34,6 +33,7 @@ from fractal.crypto.seal import Envelope, GroupOpener, parse_envelope
 
 K = TypeVar("K")
 V = TypeVar("V")
+Fold = Callable[[GroupState, bytes, GroupOpener], GroupState]
 SEED_SIZE = 32
 """Bytes of a signing key before its public half (Ed25519, as libsodium keeps it)."""
 DAY = 120.0
@@ -74,21 +74,21 @@ def once() -> Iterator[None]:
             return beat
         return known[1]
 
-    told = jobs.read_beat, jobs.beat_bytes, sealing.parse_envelope, logs.fold
-    jobs.read_beat, jobs.beat_bytes, sealing.parse_envelope, logs.fold = read_one, said, parse, _folding()
-    records.open_statement = locks.open_statement = _opening()
-    records.record_of = _recording()
+    told = jobs.read_beat, jobs.beat_bytes, sealing.parse_envelope
+    jobs.read_beat, jobs.beat_bytes, sealing.parse_envelope = read_one, said, parse
+    stored = logs.fold, records.open_statement, locks.open_statement, records.record_of
+    logs.fold, records.record_of = _folding(logs.fold), _recording(records.record_of)
+    records.open_statement, locks.open_statement = map(_opening, stored[1:3])
     real.bindings = sealing.bindings = SimpleNamespace(**{**vars(bindings), **_remembering(bindings)})
     try:
         yield
     finally:
         real.bindings = sealing.bindings = bindings
-        records.open_statement = locks.open_statement = open_statement
-        records.record_of = record_of
-        jobs.read_beat, jobs.beat_bytes, sealing.parse_envelope, logs.fold = told
+        logs.fold, records.open_statement, locks.open_statement, records.record_of = stored
+        jobs.read_beat, jobs.beat_bytes, sealing.parse_envelope = told
 
 
-def _opening() -> Callable[..., Statement]:
+def _opening(open_statement: Callable[..., Statement]) -> Callable[..., Statement]:
     """`open_statement` that opens an object of the store once, for all who have the same keys of the group and of its writer."""
     opened: dict[tuple[str, str, bytes], tuple[tuple[int, bytes], bytes | None, Statement]] = {}
 
@@ -118,7 +118,9 @@ def _opening() -> Callable[..., Statement]:
     return opening
 
 
-def _recording() -> Callable[[str, Slot, str, Value], Record]:
+def _recording(
+    record_of: Callable[[str, Slot, str, Value], Record],
+) -> Callable[[str, Slot, str, Value], Record]:
     """`record_of` that reads the body of a statement once."""
     made: dict[tuple[str, Slot, str, int], tuple[Value, Record]] = {}
 
@@ -131,7 +133,7 @@ def _recording() -> Callable[[str, Slot, str, Value], Record]:
     return recording
 
 
-def _folding() -> Callable[[GroupState, bytes, GroupOpener], GroupState]:
+def _folding(fold: Fold) -> Fold:
     """`fold` that folds an entry after the very same state for the very same keys once; from the beginning on states are the same."""
     beginnings: dict[str, GroupState] = {}
     folded: dict[tuple[Any, ...], tuple[GroupState, GroupState]] = {}

@@ -58,7 +58,7 @@ def drawn(random: Random) -> Scene:
     point = random.random()
     bounds = ((0.12, "gentle"), (0.30, "deaths"), (0.37, "hostile"), (0.375, "idle"), (1.0, "hard"))
     kind = next(name for limit, name in bounds if point < limit)
-    size = random.choice((3, 3, 4) if kind == "deaths" else (2, 2, 3, 3, 4))
+    size = random.choice((3, 3, 3, 4) if kind == "deaths" else (2, 2, 2, 3, 3, 4))
     profile = random.choice(("standard", "standard", "fast", "patient"))
     if kind in ("gentle", "idle") and profile == "fast":
         profile = "standard"  # `fast` moves healthy owners under faults, and says so
@@ -68,7 +68,7 @@ def drawn(random: Random) -> Scene:
         kind=kind,
         profile=profile,
         size=size,
-        apps=random.choice((1, 1, 2)),
+        apps=random.choice((1, 1, 1, 2)),
         mortal=mortal,
         store_lag=random.choice((2.0, 5.0, 10.0)) if lagging and random.random() < 0.6 else 0.0,
         log_lag=random.choice((0.5, 1.5)) if lagging and random.random() < 0.6 else 0.0,
