@@ -238,6 +238,8 @@ class Machine:
         self.agent: Agent | None = None
         self.fuse: tuple[str, int] | None = None
         """(kind of moment, how many of them) until it crashes."""
+        self.parting = False
+        """Its agent is ending in order, and takes its machine with it."""
         self.doomed = 0.0
         """The fuse is one of the whole machine, which stays off for so many seconds; 0: only the agent's."""
         self.down = 0
@@ -274,6 +276,7 @@ class Machine:
         """Start the agent."""
         assert self.life is None or self.life.dead
         life = self.life = Life(self.name)
+        self.parting = False
         if self.guard.dead:
             self.guard = SimGuard(self)
         context = copy_context()
@@ -416,6 +419,7 @@ class Machine:
         agent, life = self.agent, self.life
         if agent is None or life is None or life.dead:
             return
+        self.parting = True
 
         async def end() -> None:
             await agent.hand_over()

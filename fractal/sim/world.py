@@ -349,6 +349,8 @@ class World:
             if machine.life is not None and machine.life.frozen and not machine.life.dead:
                 self.loop.thaw(machine.life)
             machine.down = 0
+            if machine.parting:  # or it would be off later, and for good
+                machine.power_off()
             machine.revive()
             self.later(
                 1.0,

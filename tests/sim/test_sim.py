@@ -142,6 +142,16 @@ def test_an_unfit_owner_that_was_cut_off_gives_the_app_up_when_it_is_back() -> N
     assert result.counts["entry: released, clean"] == 2, say(result)
 
 
+def test_a_device_whose_orderly_end_lasts_longer_than_the_faults_is_on_again() -> None:
+    """It was off for good, beside the one that stays off: nobody was left to run the app (seed 4452)."""
+    script = (
+        Fault(number=0, at=20.0, kind="cut off from the store", devices=(0,), seconds=80.0, value=0.0),
+        Fault(number=1, at=26.0, kind="orderly end", devices=(0,), seconds=10.0, value=0.0),
+    )
+    result = simulate(0, script=script, scene=Scene(size=2, mortal=1, faults_for=100.0, rest=60.0))
+    assert not result.violations, say(result)
+
+
 @pytest.mark.parametrize(
     ("seed", "at", "seconds", "bent"),
     [
