@@ -49,18 +49,12 @@ _numbers = itertools.count(1)
 _push, _pop = heapq.heappush, heapq.heappop
 
 
-class _Future(asyncio.Future[Any]):
-    """Hashed by the order of first use instead of by address: the order in a set repeats."""
-
-    def __hash__(self) -> int:
-        try:
-            return self._number
-        except AttributeError:
-            self._number: int = next(_numbers)
-            return self._number
-
-
 class _Task(asyncio.Task[Any]):
+    """Hashed by the order of first use instead of by address: the order in a set repeats.
+
+    Futures that are no tasks are asyncio's own, which tasks wait for in C; nobody has a set of them whose order matters.
+    """
+
     def __hash__(self) -> int:
         try:
             return self._number
@@ -128,7 +122,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
     def _run(self, main: asyncio.Task[Any]) -> None:
         ready, done, jump, steps = self._ready, main.done, self._jump, 0
         while not done():
-            while not ready:
+            if not ready:
                 jump()
             handle = ready.popleft()
             callback, life = handle.callback, handle.life
@@ -149,23 +143,22 @@ class VirtualLoop(asyncio.AbstractEventLoop):
         self.steps += steps
 
     def _jump(self) -> None:
-        """To the next timer. One whose sleeper or callback is gone meanwhile leaves nothing ready."""
+        """To the next timer whose sleeper or callback is not gone meanwhile."""
         timers, ready = self._timers, self._ready
-        if not timers:
-            raise Stuck("no timer is left")
-        if timers[0][0] > self.now:
-            self.now = timers[0][0]
-        now = self.now
-        while timers and timers[0][0] <= now:
+        while not ready:
+            if not timers:
+                raise Stuck("no timer is left")
             timer = _pop(timers)
-            due, life = timer[2], timer[3]
+            when, _, due, life, result = timer
+            if when > self.now:
+                self.now = when
             if life is not None and life.asleep is not None:
                 life.stopped.append(timer)
             elif type(due) is _Handle:
                 if due.callback is not None:
                     ready.append(due)
             elif not due.done():  # type: ignore[union-attr]  # a future: handles have no other type
-                due.set_result(timer[4])  # type: ignore[union-attr]
+                due.set_result(result)  # type: ignore[union-attr]
 
     def thaw(self, life: Life) -> None:
         """Let a frozen program go on: whatever became due meanwhile runs now."""
@@ -187,7 +180,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def until(self, when: float) -> asyncio.Future[None]:
         """Done at that time: what a sleep waits for."""
-        future: asyncio.Future[None] = _Future(loop=self)
+        future: asyncio.Future[None] = asyncio.Future(loop=self)
         _push(self._timers, (when, next(self._order), future, LIFE.get(), None))
         return future
 
@@ -233,7 +226,7 @@ class VirtualLoop(asyncio.AbstractEventLoop):
 
     def create_future(self) -> asyncio.Future[Any]:
         """As in asyncio."""
-        return _Future(loop=self)
+        return asyncio.Future(loop=self)
 
     def create_task(
         self,
