@@ -32,7 +32,7 @@ from fractal.sim.counting import counting
 from fractal.sim.faults import Fault, apply, draw
 from fractal.sim.invariants import Truth, in_base64
 from fractal.sim.loop import new_loop
-from fractal.sim.machine import WAKING, InlineWorkers, Machine, SeededEntropy, quiet_logger
+from fractal.sim.machine import WAKING, InlineWorkers, Machine, SeededEntropy, SimLogger
 from fractal.sim.network import Network
 from fractal.sim.once import hurried, once
 from fractal.sim.scene import Scene, drawn
@@ -226,18 +226,14 @@ class World:
 
     def logger(self, machine: Machine) -> logging.Logger:
         """The agent's log is part of the timeline; an unexpected exception in it is a violation."""
-        world = self
 
-        class Lines(logging.Handler):
-            def emit(self, record: logging.LogRecord) -> None:
-                text = record.getMessage()
-                if record.exc_info and record.exc_info[1] is not None:
-                    error = record.exc_info[1]
-                    world.wrong("agent", f"{machine.name}: {text}: {error!r}")
-                else:
-                    world.say(machine, text)
+        def tell(text: str, error: BaseException | None) -> None:
+            if error is not None:
+                self.wrong("agent", f"{machine.name}: {text}: {error!r}")
+            else:
+                self.say(machine, text)
 
-        return quiet_logger(f"fractal-sim.{machine.name}", Lines())
+        return SimLogger(f"fractal-sim.{machine.name}", tell)
 
     def absence(self) -> float:
         """Seconds for which an app's owner said that it is still away: until then nobody challenges it."""
