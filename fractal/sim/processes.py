@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 HEALTHY_AFTER = 1.0
 """Seconds that the simulated app needs to get healthy."""
+SLOW_LOOKS = 0.25
+"""Share of looks at what runs whose answer takes a while."""
 
 
 @dataclass(slots=True, eq=False)
@@ -270,8 +272,11 @@ class SimRuntime:
             self._machine.world.truth.moved(self._machine, tree)
 
     async def observe(self) -> Sequence[RunStatus]:
-        """Every tree that has processes."""
-        await self._work(0.001, 0.02)
+        """Every tree that has processes. Asked every second: most answers come at once, and those that do not are enough to be late."""
+        if self._machine.world.random.random() < SLOW_LOOKS:
+            await self._work(0.001, 0.02)
+        else:
+            self._machine.moment("runtime")
         return [self._status(t) for _, t in sorted(self._machine.guard.trees.items()) if t.alive]
 
     def _status(self, tree: Tree) -> RunStatus:
