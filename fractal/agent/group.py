@@ -245,7 +245,8 @@ class GroupAgent:
     def heard_log(self, answered: bool) -> None:
         """A read of the log was answered in time, or was not. Silence counts only while reads work, and from zero after an outage."""
         if self.deaf or not answered:
-            self.suspicion = self.suspicion.deaf(self.agent.clock.boottime())
+            now = self.agent.clock.boottime()
+            self.suspicion, self.seen = self.suspicion.deaf(now), self.seen.deaf(now)
         self.deaf = not answered
 
     def online(self, device: str) -> bool:

@@ -284,6 +284,10 @@ class Seen:
     vacancies: Mapping[tuple[str, int], float] = field(default_factory=dict)
     """(app, epoch) without an able owner -> instant."""
 
+    def deaf(self, now: float) -> Seen:
+        """One's own reads did not work: whoever is challenged could not answer either, and has all of the window again from `now`."""
+        return replace(self, challenges=dict.fromkeys(self.challenges, now)) if self.challenges else self
+
 
 def vacancy(state: GroupState, app: App) -> Why | None:
     """Why nobody is going to run the app's present epoch, as far as the log says; silence is not among it."""

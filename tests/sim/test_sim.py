@@ -173,3 +173,18 @@ def test_a_log_that_is_away_as_silence_gets_long_moves_nothing(
     scene = Scene(kind="gentle", size=2, apps=2, bent=bent, faults_for=85.0, rest=20.0)
     result = simulate(seed, script=(*muted, down), scene=scene)
     assert not result.violations, say(result)
+
+
+@pytest.mark.parametrize("after", [0.06, 0.08, 0.1, 0.12])
+def test_a_log_that_goes_away_as_it_takes_a_challenge_in_moves_nothing(after: float) -> None:
+    """Its owner's read hung beyond the outage, and a read of the taker's was answered first: silence of 8 s, all but one in the outage (seed 7271)."""
+    muted = Fault(number=0, at=60.0, kind="muted", devices=(0,), seconds=30.0, value=0.0)
+    scene = Scene(kind="gentle", size=3, faults_for=95.0, rest=20.0)
+    challenged = next(
+        float(line.split()[0])
+        for line in simulate(1, script=(muted,), scene=scene).timeline
+        if "challenging" in line
+    )
+    down = Fault(number=1, at=challenged + after, kind="log down", devices=(0,), seconds=9.5, value=0.0)
+    result = simulate(1, script=(muted, down), scene=scene)
+    assert not result.violations, say(result)

@@ -11,6 +11,7 @@ from fractal.api.errors import BackendError, Conflict, FractalError
 from fractal.core.entries import Answered, Challenged, Found, Took
 from fractal.core.fold_lease import MAX_LEAP
 from fractal.core.lease import (
+    Seen,
     Take,
     check_timers,
     clean_succession,
@@ -119,17 +120,18 @@ async def take_over(group: GroupAgent) -> None:
     unannounced: dict[tuple[str, int], float] = {}
     tries: dict[str, tuple[float, float]] = {}
     observed: GroupState | None = None
+    known: tuple[GroupState, Seen] | None = None
     free: tuple[Take, ...] = ()
     pulse = 0
     while True:
         now = clock.boottime()
-        news = group.state is not observed
-        if news:
+        if group.state is not observed:
             observed = group.state
             group.seen = observe(observed, group.seen, now)
         await _announce_found(group, unannounced, now)
-        if news or group.state is not observed:  # it comes of the log and of `seen` alone
-            free = takes(group.state, group.me, group.seen)
+        if known is None or group.state is not known[0] or group.seen is not known[1]:
+            known = group.state, group.seen
+            free = takes(group.state, group.me, group.seen)  # they come of these alone
         found = () if group.blind or group.agent.stopping else free
         due = [t for t in found if t.at <= now and tries.get(t.app, (0.0, 0.0))[0] <= now]
         if due and not check_timers(group.state.timers):

@@ -11,7 +11,7 @@ from fractal.agent.group import GroupAgent
 from fractal.agent.jobs.failover import _challenge_one
 from fractal.api.errors import BackendError
 from fractal.core.entries import Entry
-from fractal.core.lease import Suspicion
+from fractal.core.lease import Seen, Suspicion
 from fractal.testing.group import World
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class Log:
 def group(log: Log) -> GroupAgent:
     made = GroupAgent.__new__(GroupAgent)
     made.agent = cast("Agent", SimpleNamespace(clock=SimpleNamespace(boottime=lambda: 100.0)))
-    made.suspicion, made.deaf = Suspicion(since=0.0), False
+    made.suspicion, made.seen, made.deaf = Suspicion(since=0.0), Seen(challenges={("attic", 9): 50.0}), False
     made.journal = cast("Journal", log)
     log.heard = made.heard_log
     return made
@@ -68,7 +68,9 @@ def test_silence_counts_from_zero_when_reads_work_again(world: World) -> None:
     here = group(Log(world.state, readable=True))
     here.heard_log(True)
     assert here.suspicion.since == 0.0
+    assert list(here.seen.challenges.values()) == [50.0]
     here.heard_log(False)
     here.suspicion = Suspicion(since=0.0)
     here.heard_log(True)
     assert here.suspicion.since == 100.0, "the end of the outage"
+    assert list(here.seen.challenges.values()) == [100.0], "whoever is challenged could not answer in it"

@@ -258,6 +258,13 @@ class TestTakes:
         again = state(challenges={"a": Challenge(device="a", by="b", position=20)})
         assert [t.at for t in takes(again, "b", observe(again, later, 60.0))] == [68.0]
 
+    def test_the_window_counts_anew_after_an_outage_of_ones_own(self) -> None:
+        released = app(id="w", release=Release(epoch=3, clean=False), policy=Policy())
+        challenged = state(app(), released, challenges={"a": Challenge(device="a", by="b", position=9)})
+        seen = observe(challenged, Seen(), 50.0).deaf(61.0)
+        assert [t.at for t in takes(challenged, "b", observe(challenged, seen, 62.0))] == [53.0, 69.0]
+        assert Seen().deaf(61.0) == Seen()
+
     def test_first_start_is_for_the_placed_device_alone(self) -> None:
         fresh = state(app(epoch=0, owner="", serving=0, placed="c"))
         assert due(fresh, "c") == [(50.0, Why.FIRST)]
