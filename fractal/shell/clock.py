@@ -25,7 +25,10 @@ class SystemClock(Clock):
     async def sleep(self, seconds: float) -> None:
         """Wait until `seconds` of CLOCK_BOOTTIME have passed; at least one turn of the event loop."""
         end = self.boottime() + seconds
-        await asyncio.sleep(0)
-        while (left := end - self.boottime()) > 0:  # noqa: ASYNC110 - waits for time itself, no event tells of it
+        left = seconds
+        while True:
             # Naps end together: many who wait for long wake the process once, not each at a time of its own.
-            await asyncio.sleep(min(left, _LONGEST_NAP - asyncio.get_running_loop().time() % _LONGEST_NAP))
+            nap = _LONGEST_NAP - asyncio.get_running_loop().time() % _LONGEST_NAP
+            await asyncio.sleep(max(0.0, min(left, nap)))  # of 0 it is one turn of the loop
+            if (left := end - self.boottime()) <= 0:
+                return
