@@ -126,10 +126,12 @@ class ImageCare:
     # --- looking after them -------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Look for ever. A failure is told and tried again; the app runs on."""
+        """Look for ever, where the runtime knows images at all. A failure is told and tried again; the app runs on."""
         clock, logger = self._job.group.agent.clock, self._job.logger
+        if self._runtime is None:
+            return  # a device keeps its runtime for as long as its agent runs
         while True:
-            pause = LOOK if self._runtime is not None else AGAIN
+            pause = LOOK
             try:
                 await self._look()
                 self.trouble = ""

@@ -31,8 +31,8 @@ AGAIN, LONGEST = 5.0, 300.0
 """Seconds before a round that failed is tried again: the first time, and at most."""
 LISTING_LIMIT = 1800.0
 """Seconds that a comparison may take."""
-LOOK = 5.0
-"""Seconds between two looks at the app's policy when nothing wakes the job."""
+LOOK, LOOK_WITHOUT = 5.0, 60.0
+"""Seconds between two looks at the app's policy when nothing wakes the job; and where it names no mirror, as only the log can."""
 ENDING = 5.0
 """Seconds for which a copy that is cancelled may take to end: a store that hangs keeps no agent from ending."""
 REMEMBERED = 2000
@@ -288,7 +288,7 @@ class Mirrors:
                     tasks[store] = asyncio.create_task(
                         supervise(words, copy.run, job.group.agent.clock, job.logger)
                     )
-                pulse = await job.group.pulse.wait(pulse, LOOK)
+                pulse = await job.group.pulse.wait(pulse, LOOK if job.app.mirrors else LOOK_WITHOUT)
         finally:
             self.copies = {}
             for task in tasks.values():

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 RETRY = 10.0
 """Seconds after which a snapshot that failed is taken again, if the interval is not shorter."""
 SHORTEST = 0.02
-LOOK = 5.0
-"""Seconds between two looks for something to store when nothing wakes the job."""
+LOOK = 15.0
+"""Seconds between two looks for something to store when nothing wakes the job: whatever queues a snapshot does."""
 LONGEST_QUEUE = 12
 """Snapshots that wait on the device while the store is away; beyond that every second one is given up."""
 
