@@ -35,12 +35,17 @@ class _Wish:
     """Runs of epochs that are over."""
 
 
-def _wish(job: AppJob, shared: tuple[object, ...], last: _Wish | None) -> _Wish:
-    """What the guard is to know now: found anew whenever anything differs that `AppJob.right`, `run_keys` and `replaced` read.
+def _basis(group: GroupAgent) -> tuple[object, ...]:
+    """All that the wishes of all apps are found of: mostly nothing of it differs from one look to the next."""
+    stores = [(store.sent, store.listed) for store in group.stores.values()]
+    facts = [(job, job.facts.now) for job in group.jobs.values()]
+    return (group.state, group.journal.proof_sent, group.agent.runs, stores, facts)
 
-    `shared` is what they read that is the same for all apps.
-    """
+
+def _wish(job: AppJob, last: _Wish | None) -> _Wish:
+    """What the guard is to know now: found anew whenever anything differs that `AppJob.right`, `run_keys` and `replaced` read."""
     group, app = job.group, job.app
+    shared = (group.state.timers, group.blind)
     basis = (app, job.facts.now, job.runs(), group.proofs(app), group.stored(app), shared)
     if last is not None and last.basis == basis:
         return last
@@ -76,14 +81,16 @@ async def grant(group: GroupAgent) -> None:
     clock = group.agent.clock
     beside = _Beside()
     wishes: dict[str, _Wish] = {}
+    basis: tuple[object, ...] = ()
     told = ""
     granted: tuple[dict[str, float], float] = ({}, 0.0)
     pulse = 0
     try:
         while True:
             now = clock.boottime()
-            shared = (group.state.timers, group.blind)
-            wishes = {app: _wish(job, shared, wishes.get(app)) for app, job in group.jobs.items()}
+            if (found := _basis(group)) != basis:
+                basis = found
+                wishes = {app: _wish(job, wishes.get(app)) for app, job in group.jobs.items()}
             unbound = [job for job in group.jobs.values() if _unbound(job)]
             for job in unbound:
                 beside.start(job.id, partial(_bind, group, job))
@@ -108,8 +115,9 @@ async def grant(group: GroupAgent) -> None:
 
 def _grants(wishes: Mapping[str, _Wish], now: float, *, without: Collection[str]) -> dict[str, float]:
     """Deadlines of all runs that have a right at present, but for those of some apps."""
+    kept = now // AGAIN * AGAIN + KEPT  # no news each time: it is said again as often as what stays
     return {
-        key: min(deadline, now + KEPT)
+        key: min(deadline, kept)
         for app, wish in wishes.items()
         if app not in without
         for key, deadline in wish.deadlines.items()

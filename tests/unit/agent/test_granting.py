@@ -17,23 +17,29 @@ async def test_a_deadline_is_found_anew_when_anything_differs_that_it_hangs_on(t
         job = beds.job("attic")
         group, epoch = job.group, job.app.epoch
 
+        glances: list[tuple[object, ...]] = []
+
         def told(last: guarding._Wish | None) -> guarding._Wish:
-            return guarding._wish(job, (group.state.timers, group.blind), last)
+            glances.append(guarding._basis(group))
+            return guarding._wish(job, last)
 
         # From here on nothing is awaited: the agent itself changes nothing in between.
         first = told(None)
         ((key, until),) = first.deadlines.items()
         assert until == job.right().deadline
         assert told(first) is first
+        assert glances[-1] == glances[-2]
 
         assert group.journal.proof_sent is not None
         group.journal.proof_sent += 1.0
         proved = told(first)
         assert proved.deadlines == {key: job.right().deadline} != first.deadlines
+        assert glances[-1] != glances[-2]
 
         before = job.facts.now
         job.facts.now = replace(before, released=epoch)
         assert told(proved).deadlines == {}
+        assert glances[-1] != glances[-2]
         job.facts.now = before
         assert told(proved) == proved
 
@@ -42,6 +48,7 @@ async def test_a_deadline_is_found_anew_when_anything_differs_that_it_hangs_on(t
         store.listed = {**store.listed, job.id: {**known, epoch + 1: known[epoch]}}
         over = told(proved)
         assert (over.deadlines, over.replaced) == ({}, (key,))
+        assert glances[-1] != glances[-2]
 
 
 async def test_an_owner_is_bound_by_a_policy_only_when_its_guard_is(tmp_path: Path) -> None:
