@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -79,6 +79,8 @@ class GuardClient:
         self._tickets = itertools.count(1)
         self._lock = asyncio.Lock()
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._services: dict[str, tuple[object, Mapping[str, GuardService]]] = {}
+        """By run: services as the guard told them last, and as they were read."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -159,7 +161,12 @@ class GuardClient:
     async def status(self) -> Mapping[str, GuardRun]:
         """Every registered run."""
         answer = await self._call({"op": "status"})
-        return {key: _guard_run(key, value) for key, value in answer["runs"].items()}
+        known, self._services = self._services, {}
+        for key, value in answer["runs"].items():
+            told, last = value["services"], known.get(key)
+            # The same value stays: it is asked for every second, and seldom another.
+            self._services[key] = last if last is not None and last[0] == told else (told, _services(told))
+        return {key: _guard_run(key, value, self._services[key][1]) for key, value in answer["runs"].items()}
 
     async def end(self) -> None:
         """End the guard and with it every process tree; cgroups stay frozen."""
@@ -230,8 +237,14 @@ async def _connect(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWrit
         os.close(folder)
 
 
-def _guard_run(key: str, value: Mapping[str, Any]) -> GuardRun:
-    services: Iterable[tuple[str, Mapping[str, Any]]] = value["services"].items()
+def _services(told: Mapping[str, Mapping[str, Any]]) -> Mapping[str, GuardService]:
+    return {
+        n: GuardService(pid=s["pid"], started=s["started"], code=s["code"], ended=s["ended"])
+        for n, s in told.items()
+    }
+
+
+def _guard_run(key: str, value: Mapping[str, Any], services: Mapping[str, GuardService]) -> GuardRun:
     return GuardRun(
         run=key,
         frozen=value["frozen"],
@@ -240,8 +253,5 @@ def _guard_run(key: str, value: Mapping[str, Any]) -> GuardRun:
         final=value["final"],
         deadline=value["deadline"],
         pids=tuple(value["pids"]),
-        services={
-            n: GuardService(pid=s["pid"], started=s["started"], code=s["code"], ended=s["ended"])
-            for n, s in services
-        },
+        services=services,
     )

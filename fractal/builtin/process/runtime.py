@@ -52,6 +52,8 @@ class ProcessRuntime:
         self._folders = lru_cache(maxsize=1024)(self._folders_of)
         self._seen: dict[str, tuple[object, RunRecord]] = {}
         """What the last looks found, with the mark of the file that says it; nobody changes these."""
+        self._statuses: dict[str, tuple[tuple[object, ...], RunStatus]] = {}
+        """What was made of them where all services run, with all that it was made of."""
         self._rotated = -ROTATE
 
     async def close(self) -> None:
@@ -175,6 +177,7 @@ class ProcessRuntime:
         with _guard_errors():
             states = await self._guard.status()
         self._seen = {key: seen for key, seen in self._seen.items() if key in states}
+        self._statuses = {key: status for key, status in self._statuses.items() if key in states}
         found: list[tuple[RunRecord, GuardRun]] = []
         for key, state in states.items():
             record = self._look(key) or (_stranger(state) if state.pids else None)
@@ -188,7 +191,7 @@ class ProcessRuntime:
         if tasks:
             await asyncio.wait(tasks, timeout=CHECK_WAIT)
         self._forget_watches({(s.run, n, v.pid) for _, s in found for n, v in s.services.items()})
-        return [self._status(record, state) for record, state in found]
+        return [self._observed(record, state) for record, state in found]
 
     async def logs(
         self, key: str, service: str, *, tail: int = 100, follow: bool = False
@@ -308,6 +311,17 @@ class ProcessRuntime:
             await clock.sleep(POLL)
         detail = f": {status.detail}" if status is not None and status.detail else ""
         raise BackendError(f"{key}: service {needed_by}: {name} did not get healthy{detail}", retryable=True)
+
+    def _observed(self, record: RunRecord, state: GuardRun) -> RunStatus:
+        """As `_status`, of a record that nobody changes: the same value while nothing differs, as mostly nothing does."""
+        watches = [self._watches.get((state.run, name, s.pid)) for name, s in state.services.items()]
+        judged = [watch and (watch.health, watch.detail) for watch in watches]
+        basis = (record, state.services, state.frozen, judged)
+        last = self._statuses.pop(state.run, None)
+        status = last[1] if last is not None and last[0] == basis else self._status(record, state)
+        if all(service.running for service in status.services):  # of what ended the log's last line is told
+            self._statuses[state.run] = (basis, status)
+        return status
 
     def _status(self, record: RunRecord, state: GuardRun) -> RunStatus:
         services = tuple(self._service_status(record, state, s) for s in record.services.values())
