@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fractal.api.errors import InvalidInput
 from fractal.manifest.document import Items, Node, Problems, Scalar, Table, read
@@ -34,55 +34,68 @@ def whole(root: Where) -> Node:
         return node
     line, given = node.entries["include"]
     root.problems.known.setdefault("include", line)
-    tree = Table(node.line, {key: entry for key, entry in node.entries.items() if key != "include"})
-    done: set[Inclusion] = set()
+    own = Table(node.line, {key: entry for key, entry in node.entries.items() if key != "include"})
+    included, taken = Table(node.line, {}), _Taken({}, {})
     for item in root.at("include", given).items():
-        tree = _add(tree, item, done, (), {})
-    return tree
+        included, _ = _add(included, item, taken, (), {})
+    return _under(own, included)
 
 
 Inclusion = tuple[tuple[str, ...], str, tuple[tuple[str, str], ...]]
 """Paths of files that are one, the folder that theirs are told from, and values of variables."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Taken:
+    """What is included so far."""
+
+    reach: dict[Inclusion, frozenset[Inclusion]]
+    """Each one -> itself and those that it includes, by others too."""
+    origin: dict[tuple[str, str], frozenset[Inclusion]]
+    """A section and a name in it -> those that say something of it."""
+
+
 def _add(
-    tree: Table, item: Where, done: set[Inclusion], chain: tuple[str, ...], outer: Mapping[str, str]
-) -> Table:
-    """`tree` with what `item` includes, and what that includes itself. `chain` are the files that lead here, `outer` the values
-    that they were included with, which go before its own."""
+    tree: Table, item: Where, taken: _Taken, chain: tuple[str, ...], outer: Mapping[str, str]
+) -> tuple[Table, frozenset[Inclusion]]:
+    """`tree` with what `item` includes and what that includes itself, and which ones these are. `chain` are the files that lead
+    here, `outer` the values that they were included with, which go before its own."""
+    none: frozenset[Inclusion] = frozenset()
     table = item.table(KEYS) if isinstance(item.node, Table) else {"path": item}
     if "path" not in table:
         item.wrong("needs `path`")
-        return tree
+        return tree, none
     several = table["path"].items() if isinstance(table["path"].node, Items) else [table["path"]]
     values = {**(defaults(table["env_file"], item.given.files) if "env_file" in table else {}), **outer}
     if not several or [path for path in several if path.incomplete()]:
-        return tree
+        return tree, none
     names = tuple(posixpath.normpath(path.text()) for path in several)
     folder = (
         table["project_directory"].text() if "project_directory" in table else posixpath.dirname(names[0])
     )
     if again := set(names) & set(chain):
         item.wrong(f"{min(again)[:80]!r} includes itself")
-        return tree
+        return tree, none
     inclusion = (names, folder, tuple(sorted(values.items())))
-    if inclusion in done:
-        return tree  # by another way: once is enough
-    if sum(len(one) for one, _, _ in {*done, inclusion}) > MAX_FILES:
+    if inclusion in taken.reach:
+        return tree, taken.reach[inclusion]  # by another way: once is enough
+    if sum(len(one) for one, _, _ in {*taken.reach, inclusion}) > MAX_FILES:
         item.wrong(f"more than {MAX_FILES} files are included")
-        return tree
-    done.add(inclusion)
+        return tree, none
+    taken.reach[inclusion] = reach = frozenset({inclusion})
     found = [other for path in several if (other := file(path, folder)) is not None]
     if len(found) < len(several):
-        return tree
+        return tree, reach
     other = found[0]
     for over in found[1:]:
         other = _over(other, over)
     other = _valued(other, values, item)
     _, more = other.entries.get("include", (0, Items(0, ())))
     for below in more.items if isinstance(more, Items) else (more,):
-        tree = _add(tree, replace(item, node=below), done, (*chain, *names), values)
-    return _with(tree, other, item)
+        tree, further = _add(tree, replace(item, node=below), taken, (*chain, *names), values)
+        reach |= further
+    taken.reach[inclusion] = reach
+    return _with(tree, other, item, inclusion, taken), reach
 
 
 def _over(under: Table, over: Table) -> Table:
@@ -93,14 +106,35 @@ def _over(under: Table, over: Table) -> Table:
         if key in SECTIONS and isinstance(there, Table) and isinstance(said, Table):
             both = dict(there.entries)
             for name, (at, one) in said.entries.items():
-                # Below a service keys have forms of their own, see `merging`; elsewhere none do.
-                path = () if key == "services" else ("",)
-                both[name] = (at, merged(both[name][1], one, path) if name in both else one)
+                both[name] = (at, _one(key, both[name][1], one) if name in both else one)
             said = Table(there.line, both)
         elif key == "include" and isinstance(there, Items) and isinstance(said, Items) and there is not said:
             said = Items(there.line, (*there.items, *said.items))
         entries[key] = (line, said)
     return Table(under.line, entries)
+
+
+def _one(section: str, under: Node, over: Node) -> Node:
+    """What two files say of one name, `over` before `under`."""
+    if _is_null(over) or _bare(under) == _bare(over):
+        return under
+    # Below a service keys have forms of their own, see `merging`; elsewhere none do.
+    return merged(under, over, () if section == "services" else ("",))
+
+
+def _under(own: Table, included: Table) -> Table:
+    """What a file says itself goes over what it includes: https://github.com/compose-spec/compose-go/pull/835"""
+    entries = dict(own.entries)
+    for section, (at, added) in included.entries.items():
+        line, said = entries.get(section, (at, Table(at, {})))
+        if not isinstance(added, Table) or not (isinstance(said, Table) or _is_null(said)):
+            continue  # told as such when its turn comes
+        both = dict(said.entries) if isinstance(said, Table) else {}
+        for name, (there, under) in added.entries.items():
+            above, over = both.get(name, (there, under))
+            both[name] = (above, over if over is under else _one(section, under, over))
+        entries[section] = (line, Table(line, both))
+    return Table(own.line, entries)
 
 
 def _valued(tree: Table, values: Mapping[str, str], item: Where) -> Table:
@@ -134,7 +168,8 @@ def _valued(tree: Table, values: Mapping[str, str], item: Where) -> Table:
     return found
 
 
-def _with(tree: Table, other: Table, item: Where) -> Table:
+def _with(tree: Table, other: Table, item: Where, inclusion: Inclusion, taken: _Taken) -> Table:
+    """`tree` with `other`, which goes over the files that it includes; others have to say the same."""
     entries = dict(tree.entries)
     for key, (_, said) in other.entries.items():
         where = item.at(key, said)
@@ -150,14 +185,16 @@ def _with(tree: Table, other: Table, item: Where) -> Table:
         _, added = other.entries.get(section, (0, None))
         if not isinstance(added, Table):
             continue
-        line, own = entries.get(section, (added.line, Table(added.line, {})))
-        if not isinstance(own, Table) and not _is_null(own):
-            continue  # told as such when its turn comes
-        have = dict(own.entries) if isinstance(own, Table) else {}
-        for name, entry in added.entries.items():
-            if name in have and _bare(have[name][1]) != _bare(entry[1]):
-                item.wrong(f"{section}.{name[:80]} is in this file too, and not alike")
-            have.setdefault(name, entry)
+        line, there = entries.get(section, (added.line, Table(added.line, {})))
+        assert isinstance(there, Table)
+        have = dict(there.entries)
+        for name, (at, said) in added.entries.items():
+            by = taken.origin.get((section, name), frozenset())
+            if by <= taken.reach[inclusion]:
+                have[name] = (at, _one(section, have[name][1], said) if name in have else said)
+            elif _bare(have[name][1]) != _bare(said):
+                item.wrong(f"{section}.{name[:80]} is in another file too, and not alike")
+            taken.origin[section, name] = by | {inclusion}
         entries[section] = (line, Table(line, have))
     return Table(tree.line, entries)
 

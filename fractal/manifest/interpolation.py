@@ -1,5 +1,6 @@
 """Variables in Compose files: `$X`, `${X}`, `${X:-y}`, `${X-y}`, `${X:?e}`, `${X?e}`, `${X:+y}`, `${X+y}`, nested, and `$$`.
 
+A `$` that neither a name, a brace nor another `$` follows is itself, as Docker Compose takes it: `(.*)$`, `$1`, `^/(sys|proc)($|/)`.
 The form is that of the Compose Specification: https://github.com/compose-spec/compose-spec/blob/main/12-interpolation.md
 """
 
@@ -25,12 +26,12 @@ class Use:
 
 
 class Malformed(ValueError):
-    """A `$` that begins nothing."""
+    """A `${` that begins nothing."""
 
 
 def expand(text: str, value: Callable[[Use], str], limit: int = 1 << 17, sign: str = "$") -> str:
-    """`text` with every variable replaced by what `value` says of it, and `$$` by `sign`. Raises Malformed, also for more than
-    `limit` characters."""
+    """`text` with every variable replaced by what `value` says of it, and each dollar sign by `sign`. Raises Malformed, also for
+    more than `limit` characters."""
     if "$" not in text:
         return text
     parts, at, seen, size = list[str](), 0, 0, 0
@@ -52,7 +53,8 @@ def expand(text: str, value: Callable[[Use], str], limit: int = 1 << 17, sign: s
             parts.append(value(Use(match[0], "", "")))
             at = match.end()
         else:
-            raise Malformed("`$` begins no variable: write $$ for a dollar sign")
+            parts.append(sign)
+            at = dollar + 1
     return "".join([*parts, text[at:]])
 
 

@@ -5,6 +5,8 @@ https://github.com/compose-spec/compose-spec/blob/main/13-merge.md
 
 from __future__ import annotations
 
+import re
+
 from fractal.manifest.document import Items, Node, Scalar, Table
 
 Path = tuple[str, ...]
@@ -23,6 +25,9 @@ LISTS: frozenset[Path] = frozenset({("env_file",), ("dns",), ("dns_search",), ("
 BY_TARGET: frozenset[Path] = frozenset({("volumes",), ("devices",)})
 """Sequences of which one item stands for each place inside."""
 
+DRIVE = re.compile(r"([A-Za-z]):(?=\\|/[^:]*:/)")
+"""Begins a path of Windows, before where it is mounted: `c:/x` alone is a volume named `c`."""
+
 
 def merged(under: Node, over: Node, path: Path = ()) -> Node:
     """`over` goes before."""
@@ -34,8 +39,8 @@ def merged(under: Node, over: Node, path: Path = ()) -> Node:
             entries[name] = (line, below)
         return Table(over.line, entries)
     if isinstance(under, Items) and isinstance(over, Items) and path not in REPLACED:
-        taken = {_target(item) for item in over.items} - {""} if path in BY_TARGET else set[str]()
-        return Items(over.line, (*(i for i in under.items if _target(i) not in taken), *over.items))
+        taken = {target(item) for item in over.items} - {""} if path in BY_TARGET else set[str]()
+        return Items(over.line, (*(i for i in under.items if target(i) not in taken), *over.items))
     return over
 
 
@@ -78,12 +83,13 @@ def _as_items(table: Table) -> Node:
     return Items(table.line, tuple(items))
 
 
-def _target(node: Node) -> str:
+def target(node: Node) -> str:
     """The place inside, of the short or the long form; "" if it says none."""
     if isinstance(node, Table):
-        _, target = node.entries.get("target", (0, None))
-        return target.text.rstrip("/") if isinstance(target, Scalar) else ""
-    parts = _parts(node.text) if isinstance(node, Scalar) else [""]
+        _, said = node.entries.get("target", (0, None))
+        return said.text.rstrip("/") if isinstance(said, Scalar) else ""
+    text = node.text if isinstance(node, Scalar) else ""
+    parts = _parts(text[2:] if DRIVE.match(text) else text)
     return (parts[1] if len(parts) > 1 else parts[0]).rstrip("/")
 
 

@@ -11,6 +11,7 @@ from fractal.api.app import Mount
 from fractal.manifest import rules
 from fractal.manifest.document import Scalar
 from fractal.manifest.env_files import ABOVE, beside, sought
+from fractal.manifest.merging import DRIVE, target
 from fractal.manifest.values import Where
 
 _MOUNT_KEYS = frozenset({"type", "source", "target", "read_only", "bind", "volume", "tmpfs", "consistency"})
@@ -25,8 +26,7 @@ _FILE = re.compile(
 FLAGS = frozenset({"ro", "rw", "z", "Z", "U", "nocopy", "cached", "delegated", "consistent", "bind", "rbind"})
 PROPAGATION = frozenset({"shared", "rshared", "slave", "rslave", "private", "rprivate"})
 BACK = "\\"
-_DRIVE = re.compile(r"([A-Za-z]):(?=\\|/[^:]*:/)")
-"""Begins a path of Windows, before where it is mounted: `c:/x` alone is a volume named `c`."""
+COVERED = "another volume is at the same place, and the last one counts"
 WINDOWS = "a folder of the app's own stands for a path of Windows"
 CLOCK = frozenset({"/etc/localtime", "/etc/timezone"})
 NO_CLOCK = "the device's time zone is not the app's, which may run on another one: set TZ in `environment`"
@@ -49,9 +49,13 @@ def mounted(
     where: Where, service: str, devices: Mapping[str, str], engine: Mapping[str, Mapping[str, str]]
 ) -> Mounted:
     """Every mount of a service. `devices` are top-level volumes that are folders of the device, `engine` those that it mounts."""
-    found = Mounted(engine=engine)
-    for item in where.items():
-        if isinstance(item.node, Scalar):
+    found, items = Mounted(engine=engine), where.items()
+    places = [target(item.node) or index for index, item in enumerate(items)]
+    last = {place: index for index, place in enumerate(places)}
+    for index, item in enumerate(items):
+        if last[places[index]] != index:
+            item.idle(COVERED)
+        elif isinstance(item.node, Scalar):
             _short(item, service, devices, found)
         else:
             _long(item, service, devices, found)
@@ -78,7 +82,7 @@ def _short(where: Where, service: str, devices: Mapping[str, str], found: Mounte
 
 def _unixlike(where: Where, text: str) -> str:
     """A source as Windows has it, `C:\\Users\\x` or `.\\x`, as the folder of the app's own that stands for it."""
-    if match := _DRIVE.match(text):
+    if match := DRIVE.match(text):
         where.idle(WINDOWS)
         source, colon, rest = text[2:].partition(":")
         return f"./{match[1].lower()}{source.replace(BACK, '/')}{colon}{rest}"

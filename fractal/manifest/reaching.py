@@ -93,6 +93,16 @@ def _device(where: Where) -> str:
     return "" if waiting else ":".join(part.text() for part in parts)
 
 
+def _with_mode(text: str) -> str:
+    """A device whose permissions are in the order that engines have them; "" if they are none. `ro`, as volumes have it, is `r`."""
+    text = text.rstrip(":")
+    head, colon, last = text.rpartition(":")
+    if not colon or last.startswith("/"):
+        return text
+    mode = "r" if last == "ro" else "".join(letter for letter in "rwm" if letter in last)
+    return f"{head}:{mode}" if mode and sorted(mode) == sorted("r" if last == "ro" else last) else ""
+
+
 def _devices(table: Mapping[str, Where], found: dict[str, str]) -> None:
     devices = []
     for item in table["devices"].items() if "devices" in found else ():
@@ -102,6 +112,8 @@ def _devices(table: Mapping[str, Where], found: dict[str, str]) -> None:
             continue  # waits for a value, or is a GPU
         if not path.startswith("/dev/") or ".." in path.split("/"):
             item.wrong("expected a device's path such as /dev/dri")
+        elif not (text := _with_mode(text)):
+            item.wrong("expected PATH, PATH:INSIDE or PATH:INSIDE:MODE, where MODE is some of `rwm`")
         else:
             item.allowed(f"device:{path}", "it is the device's, and another one may have none")
             devices.append(text)

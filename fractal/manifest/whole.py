@@ -116,7 +116,7 @@ def _extended(where: Where, name: str, tables: dict[str, Where], chain: tuple[st
 
 
 def _with_volumes(where: Where, found: dict[str, Where]) -> Node:
-    """The volumes of the services in `volumes_from` added."""
+    """The volumes of the services in `volumes_from` added, which its own go over."""
     node = where.node
     if not isinstance(node, Table) or "volumes_from" not in node.entries:
         return node
@@ -132,4 +132,4 @@ def _with_volumes(where: Where, found: dict[str, Where]) -> Node:
         items += volumes.items if isinstance(volumes, Items) else ()
     _, own = node.entries.get("volumes", (line, Items(line, ())))
     own_items = own.items if isinstance(own, Items) else ()
-    return Table(node.line, {**node.entries, "volumes": (line, Items(line, (*own_items, *items)))})
+    return Table(node.line, {**node.entries, "volumes": (line, Items(line, (*items, *own_items)))})

@@ -50,7 +50,7 @@ services:
     extra_hosts: ["elm:10.1.2.3", "ash=10.1.2.4"]
     stop_signal: SIGINT
     stop_grace_period: 3s
-    labels: {{maker: Ada, price: 5$$}}
+    labels: {{maker: Ada, price: 5$$, paths: "^/(a|b)($|/)$1"}}
     x-homeserver: {{secrets: [TOKEN]}}
   bounded:
     image: {BUSYBOX}
@@ -93,7 +93,7 @@ services:
     networks: {{default: {{aliases: [strong.example]}}}}
   reaching:
     image: {BUSYBOX}
-    devices: ["/dev/fuse:/dev/fused:r"]
+    devices: ["/dev/fuse:/dev/fused:ro"]
     sysctls: {{net.ipv4.ip_unprivileged_port_start: 99}}
     group_add: [44, "1234"]
     cpu_shares: 77
@@ -305,6 +305,9 @@ def config(name: str) -> Callable[[Any], Any]:
         ),
         pytest.param("given", lambda c: c["Config"]["Labels"]["maker"], "Ada", id="labels"),
         pytest.param("given", lambda c: c["Config"]["Labels"]["price"], "5$", id="labels-dollar"),
+        pytest.param(
+            "given", lambda c: c["Config"]["Labels"]["paths"], "^/(a|b)($|/)$1", id="labels-lone-dollar"
+        ),
         pytest.param("bounded", host("Init"), True, id="init"),
         pytest.param("bounded", host("ReadonlyRootfs"), True, id="read_only"),
         pytest.param(

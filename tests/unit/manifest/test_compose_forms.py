@@ -41,6 +41,8 @@ def whole(body: str, given: Given | None = None, rest: str = "") -> AppSpec:
         ('${X:-{"a": 1}}', '{"a": 1}', '{"a": 1}', "v"),
         ("$$X $${X} 5$$", "$X ${X} 5$", "$X ${X} 5$", "$X ${X} 5$"),
         ("a${X}b$X", "ab", "ab", "avbv"),
+        ("^/(sys|${X})($|/)(.*)$", "^/(sys|)($|/)(.*)$", "^/(sys|)($|/)(.*)$", "^/(sys|v)($|/)(.*)$"),
+        ("/$1/$@$-$$$", "/$1/$@$-$$", "/$1/$@$-$$", "/$1/$@$-$$"),
     ],
 )
 def test_variables_in_all_forms(text: str, without: str | None, empty: str | None, full: str) -> None:
@@ -55,7 +57,7 @@ def test_variables_in_all_forms(text: str, without: str | None, empty: str | Non
         assert (expected.replace('"', '\\"') + '"') in found
 
 
-@pytest.mark.parametrize("text", ["$", "$1", "${", "${}", "${1}", "${X!}", "${X:}", "a ${X:-${Y}"])
+@pytest.mark.parametrize("text", ["${", "${}", "${1}", "${X!}", "${X:}", "a ${X:-${Y}"])
 def test_variables_in_no_form_are_refused(text: str) -> None:
     with pytest.raises(InvalidInput, match="write \\$\\$ for a dollar sign"):
         one(f"environment: ['A={text}']")
@@ -504,5 +506,12 @@ def test_what_is_meant_to_do_harm_is_refused_in_lines(text: str, words: str) -> 
 
 
 def test_volumes_from_each_other_do_not_multiply() -> None:
-    found = parse(chain("volumes: [d%.0s:/d], volumes_from: [%s]".replace("d%.0s", "d"), 60)).services
-    assert max(len(service.mounts) for service in found) == 60
+    first, *rest = chain("volumes: [d:/d], volumes_from: [%s]", 60).split("d:/d")
+    text = first + "".join(f"d:/d{number}{part}" for number, part in enumerate(rest))
+    assert max(len(service.mounts) for service in parse(text).services) == 60
+
+
+def test_volumes_of_a_service_go_over_those_that_it_takes_from_others() -> None:
+    text = "services: {a: {image: x, volumes: ['o:/d', 'o:/e']}, b: {image: x, volumes: ['m:/d/'], volumes_from: [a]}}"
+    _, second = parse(text).services
+    assert sorted((one.volume, one.target.rstrip("/")) for one in second.mounts) == [("m", "/d"), ("o", "/e")]

@@ -187,3 +187,53 @@ def test_a_volume_that_a_plugin_only_binds_is_a_folder_of_the_device() -> None:
     assert [option for option, _ in check(text % "'${AT:?where}'").needs] == ["--set AT=VALUE"]
     (refused,) = check((text % "/srv/v").replace("local-persist", "rclone")).refused
     assert refused.key == "volumes.v.driver" and "mount it on the device" in refused.text
+
+
+def test_of_volumes_at_one_place_the_last_one_counts() -> None:
+    """As Compose has it; what is not mounted is asked for by nobody. Engines take one volume at a place only."""
+    volumes = r"""
+      - ./one:/in/
+      - /srv/other:/other
+      - C:\x:/w
+      - C:\y:/v
+      - {type: bind, source: ./two, target: /in, read_only: true}
+      - ./three:/other
+      - ./root:/
+      - ${A:-a}:/${B:-b}
+      - ${C:-c}:/${B:-b}"""
+    text = f"volumes: {{a: , c: }}\nservices:\n  main:\n    image: x\n    volumes:{volumes}"
+    (main,) = parse(text).services
+    assert [(one.volume, one.target, one.read_only) for one in main.mounts] == [
+        ("c-x", "/w", False),
+        ("c-y", "/v", False),
+        ("two", "/in", True),
+        ("three", "/other", False),
+        ("root", "/", False),
+        ("c", "/b", False),
+    ]
+    covered = [one.key for one in check(text).idle if "at the same place" in one.text]
+    assert covered == [f"services.main.volumes[{index}]" for index in (0, 1, 7)]
+
+
+@pytest.mark.parametrize(
+    ("written", "device"),
+    [
+        ("/dev/kmsg:/dev/kmsg:ro", "/dev/kmsg:/dev/kmsg:r"),
+        ("{source: /dev/a, target: /dev/b, permissions: mrw}", "/dev/a:/dev/b:rwm"),
+        ("/dev/a:wr", "/dev/a:rw"),
+        ("/dev/a:/dev/b", "/dev/a:/dev/b"),
+        ("'/dev/a::'", "/dev/a"),
+        ("/dev/a:/dev/b:rx", ""),
+        ("/dev/a:/dev/b:rr", ""),
+        ("/dev/a:/dev/b:row", ""),
+    ],
+)
+def test_permissions_of_devices_are_as_engines_take_them(written: str, device: str) -> None:
+    text = f"services: {{main: {{image: x, devices: [{written}]}}}}"
+    if not device:
+        (refused,) = check(text).refused
+        assert refused.key == "services.main.devices[0]" and "some of `rwm`" in refused.text
+        return
+    name = f"device:{device.partition(':')[0]}"
+    (main,) = parse(text, given=Given(allowed=frozenset({name}))).services
+    assert json.loads(main.options["devices"]) == [device]

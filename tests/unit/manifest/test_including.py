@@ -132,7 +132,11 @@ def test_what_is_not_there_is_needed() -> None:
 @pytest.mark.parametrize(
     ("text", "files", "words"),
     [
-        ("include: [a.yml]\nservices: {x: {image: y}}", {"a.yml": "services: {x: {image: z}}"}, "not alike"),
+        (
+            "include: [a.yml, b.yml]\nservices: {x: {image: w}}",
+            {"a.yml": "services: {x: {image: y}}", "b.yml": "services: {x: {image: z}}"},
+            "not alike",
+        ),
         ("include: [a.yml]", {"a.yml": "include: [a.yml]\nservices: {x: {image: z}}"}, "includes itself"),
         (
             "include: [a.yml]",
@@ -233,7 +237,77 @@ def test_a_file_that_is_reached_by_two_ways_is_taken_once() -> None:
     # With other values it is another one, which has to say the same.
     text = "include: [a.yml, {path: c.yml, env_file: c.env}]"
     found = check(text, given=Given(files={**files, "c.env": "C=1"}))
-    assert any("services.c is in this file too, and not alike" in one.text for one in found.refused)
+    assert any("services.c is in another file too, and not alike" in one.text for one in found.refused)
+
+
+OVER = """
+include: [{path: sub/a.yml, env_file: sub/a.env}]
+services:
+  db:
+    entrypoint: [serve]
+    command: [ours]
+    env_file: ours.env
+    environment: [B=ours]
+    ports: ["5432:5432"]
+    volumes: ["data:/data", "./init:/init:ro"]
+    healthcheck: {test: [CMD, ours]}
+  web: {image: web, depends_on: [db]}
+volumes: {data: , more: {labels: {c: ours}}}
+"""
+OVER_FILES = {
+    "sub/a.yml": """
+include: [deep.yml]
+services:
+  db:
+    image: "db:${TAG}"
+    command: [theirs]
+    environment: {A: "${TAG:+theirs}", B: theirs}
+    ports: ["5432:5432", "9:9"]
+    volumes: ["./data:/data", {type: tmpfs, target: /init}]
+    healthcheck: {test: theirs, interval: 7s}
+    depends_on: [cache]
+volumes: {data: {labels: {a: theirs}}, more: {labels: {a: theirs}}}
+""",
+    "sub/a.env": "TAG=1\n",
+    "sub/deep.yml": """
+services:
+  cache: {image: cache}
+  db: {image: deep, hostname: deep, environment: {D: "${TAG}", A: deep}}
+volumes: {data: {labels: {a: theirs}}}
+""",
+    "ours.env": "A=file\nE=file\n",
+}
+
+
+def test_what_a_file_says_goes_over_what_it_includes(tmp_path: Path) -> None:
+    """As two files do that are merged, on every floor; an environment is of all of them."""
+    for path, text in {"compose.yml": OVER, **OVER_FILES}.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    files = read_files(tmp_path / "compose.yml")
+    assert files == OVER_FILES
+    spec = parse(OVER, given=Given(files=files))
+    found = {one.name: one for one in spec.services}
+    assert found.keys() == {"db", "web", "cache"}
+    db = found["db"]
+    assert (db.image, db.entrypoint, db.argv) == ("db:1", ("serve",), ("ours",))
+    assert db.env == {"A": "theirs", "B": "ours", "D": "1", "E": "file"}
+    assert [one.container for one in db.ports] == [5432, 9]
+    assert [(m.volume, m.target) for m in db.mounts] == [("data", "/data"), ("init", "/init")]
+    assert db.options == {"hostname": '"deep"'}
+    assert db.health is not None and (db.health.test, db.health.interval) == (("ours",), 7.0)
+
+
+def test_only_who_includes_a_file_goes_over_it() -> None:
+    """Whichever way it was reached first; two that stand beside each other have to say the same."""
+    base = {"base.yml": "services: {c: {image: x, user: '1'}}", "plain.yml": "include: [base.yml]"}
+    over = {**base, "over.yml": "include: [base.yml]\nservices: {c: {user: '2'}}"}
+    for first in ("include: [plain.yml, over.yml]", "include: [over.yml, plain.yml]"):
+        (service,) = parse(first, given=Given(files=over)).services
+        assert (service.image, service.user) == ("x", "2")
+    beside = {**over, "beside.yml": "include: [base.yml]\nservices: {c: {user: '3'}}"}
+    (refused,) = check("include: [over.yml, beside.yml]", given=Given(files=beside)).refused
+    assert refused.key == "include[1]" and "services.c is in another file too, and not alike" in refused.text
 
 
 def test_what_values_are_written_out_to_is_bounded() -> None:

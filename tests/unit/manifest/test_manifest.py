@@ -172,7 +172,7 @@ def test_no_file_is_written_elsewhere(name: str) -> None:
         ("services: {a: {image: 'x; rm -rf /'}}", "not an image's name"),
         ("services: {a: {image: x, command: 'unclosed \"'}}", "cannot be split"),
         ("services: {a: {image: x, environment: ['A=${HOME:?of whom}']}}", "of whom; needs --set HOME=VALUE"),
-        ("services: {a: {image: x, environment: ['A=$']}}", "write $$"),
+        ("services: {a: {image: x, environment: ['A=${']}}", "write $$"),
         ("services: {a: {image: x, stop_grace_period: 10}}", "not a duration"),
         ("services: {a: {image: x, stop_grace_period: 9999h}}", "at most an hour"),
         ("x-homeserver: {web: {service: a, port: w}}\nservices: {a: {image: x}}", "no port named 'w'"),
