@@ -303,7 +303,7 @@ def test_a_network_that_is_another_ones_is_known_however_it_is_written() -> None
         ("healthcheck: {test: [CMD, x, '${S}']}", "healthcheck"),
         ("volumes: ['a:/']", "volumes"),
         ("volumes: ['a:/run/secrets'], x-homeserver: {secrets: [S]}", "volumes"),
-        ("volumes: ['a:/x', 'b:/x']", "volumes"),
+        ("volumes: ['a:/x', 'b:/${B:-x}']", "volumes"),
         ("volumes: ['a:/proc/self']", "volumes"),
         ("stop_signal: 'RT; rm'", "stop_signal"),
         ("ports: [53/udp], x-homeserver: {health: {port: 53-udp}}", "health"),
